@@ -11,6 +11,10 @@ from dpaudit._errors import UnsupportedModel as UnsupportedModel
 from dpaudit._errors import UnsupportedStage as UnsupportedStage
 from dpaudit._guarantee import Guarantee as Guarantee
 from dpaudit._ledger import Ledger as Ledger
+from dpaudit._protocols import Budget as Budget
+from dpaudit._protocols import Calibrate as Calibrate
+from dpaudit._protocols import Journal as Journal
+from dpaudit._protocols import MemoryJournal as MemoryJournal
 from dpaudit._stage import Clip as Clip
 from dpaudit._stage import Mechanism as Mechanism
 from dpaudit._stage import Relation as Relation

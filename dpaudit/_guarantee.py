@@ -41,8 +41,14 @@ class Guarantee:
 
     def __post_init__(self) -> None:
         if not self.rigorous and (self.epsilon_upper is not None or self.epsilon_lower is not None):
-            raise InvalidValue(f"accountant {self.accountant!r} is not rigorous and may not fill an upper or lower bound.")
-        if self.epsilon_lower is not None and self.epsilon_upper is not None and self.epsilon_lower > self.epsilon_upper:
+            raise InvalidValue(
+                f"accountant {self.accountant!r} is not rigorous and may not fill an upper or lower bound."
+            )
+        if (
+            self.epsilon_lower is not None
+            and self.epsilon_upper is not None
+            and self.epsilon_lower > self.epsilon_upper
+        ):
             raise InvalidValue(
                 f"accountant {self.accountant!r}: epsilon_lower={self.epsilon_lower} exceeds"
                 f" epsilon_upper={self.epsilon_upper}; report this ledger as a defect."

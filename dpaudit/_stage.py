@@ -163,8 +163,16 @@ class Stage:
         missing = [k for k in ("sampling_probability", "noise_multiplier", "steps", "sampling") if k not in value]
         if missing:
             raise InvalidValue(f"stage key {missing[0]!r} is missing; a stage states it explicitly.")
-        for name in ("sampling_probability", "noise_multiplier", "clipping_norm", "expected_batch_size", "quantile_sigma"):
-            if value.get(name) is not None and (isinstance(value[name], bool) or not isinstance(value[name], (int, float))):
+        for name in (
+            "sampling_probability",
+            "noise_multiplier",
+            "clipping_norm",
+            "expected_batch_size",
+            "quantile_sigma",
+        ):
+            if value.get(name) is not None and (
+                isinstance(value[name], bool) or not isinstance(value[name], (int, float))
+            ):
                 raise InvalidValue(f"stage key {name}={value[name]!r} must be a number.")
         return cls(**value)
 
@@ -175,7 +183,9 @@ def merge_identical(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     for stage in stages:
         if merged:
             last = merged[-1]
-            if dataclasses.replace(last, steps=0, stop_reason=None) == dataclasses.replace(stage, steps=0, stop_reason=None):
+            if dataclasses.replace(last, steps=0, stop_reason=None) == dataclasses.replace(
+                stage, steps=0, stop_reason=None
+            ):
                 # Restarts of a shuffled sampler each draw a fresh permutation, so they are not one stage.
                 if stage.sampling is not Sampling.SHUFFLE:
                     merged[-1] = dataclasses.replace(
