@@ -1,0 +1,6 @@
+"""``python -m dpaudit``."""
+
+from dpaudit.cli import run
+
+if __name__ == "__main__":
+    run()

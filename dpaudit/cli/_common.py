@@ -1,0 +1,82 @@
+"""What several commands share: printing, common options, progress, exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+EXIT_CODES = {"consistent": 0, "violated": 1, "accounting_mismatch": 1, "inconclusive": 2, "invalid_audit": 3}
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``: one JSON object on standard output and nothing else there."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(function)
+
+
+def delta_option(function: F) -> F:
+    """Add the required ``--delta``."""
+    return click.option("--delta", type=float, required=True, help="δ of the guarantee, in (0, 1); no default.")(
+        function
+    )
+
+
+def plain(value: Any) -> Any:
+    """Replace infinities and NaN by the strings "inf", "-inf", "nan", so that the JSON stays standard."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return plain(value.item())
+    return value
+
+
+def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print the payload as JSON, or the text for people."""
+    click.echo(json.dumps(plain(payload), ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def on_terminal() -> bool:
+    """Whether progress may be drawn: standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Progress bar on standard error when it is a terminal, silent otherwise; yields ``advance(n)``."""
+    if not on_terminal():
+        yield lambda n: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, file=sys.stderr, leave=False) as bar:
+        yield lambda n: (bar.update(n), None)[1]
+
+
+def quiet_transformers() -> None:
+    """Switch off transformers' own progress bars and warnings, which would break ``--json`` and pipes."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not on_terminal():
+        logging.disable_progress_bar()
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """Align columns of text with two spaces."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
