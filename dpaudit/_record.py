@@ -222,7 +222,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Versions, commit and dirty flag of what is running; no user or host names."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for library in LIBRARIES:
         try:
             versions[library] = metadata.version(library)
