@@ -1,1 +1,31 @@
-"""dpaudit."""
+"""Private training of language models: plan, Poisson sampling, ghost clipping, noise, optimizers, tasks.
+
+A plan is the single source of what runs, what is counted and what is claimed. ``train`` is the whole loop;
+``GhostClipping`` with ``noisy_mean`` and ``DPOptimizer`` is the bare step for loops of one's own.
+"""
+
+from dpaudit.trainers._loop import StepReport as StepReport
+from dpaudit.trainers._loop import TrainingResult as TrainingResult
+from dpaudit.trainers._loop import train as train
+from dpaudit.trainers._noise import NoiseSource as NoiseSource
+from dpaudit.trainers._noise import NoNoise as NoNoise
+from dpaudit.trainers._optimizers import DPOptimizer as DPOptimizer
+from dpaudit.trainers._optimizers import OptimizerSettings as OptimizerSettings
+from dpaudit.trainers._plan import PrivacyPlan as PrivacyPlan
+from dpaudit.trainers._sampling import FullSampler as FullSampler
+from dpaudit.trainers._sampling import PoissonSampler as PoissonSampler
+from dpaudit.trainers._sampling import Sampler as Sampler
+from dpaudit.trainers._sampling import ScriptedSampler as ScriptedSampler
+from dpaudit.trainers._sampling import TruncatedPoissonSampler as TruncatedPoissonSampler
+from dpaudit.trainers._sampling import sampler_for as sampler_for
+from dpaudit.trainers._step import ClippedSum as ClippedSum
+from dpaudit.trainers._step import Clipper as Clipper
+from dpaudit.trainers._step import Noise as Noise
+from dpaudit.trainers._step import PrivateStep as PrivateStep
+from dpaudit.trainers._step import noisy_mean as noisy_mean
+from dpaudit.trainers._step import trainable as trainable
+from dpaudit.trainers._tasks import causal_lm_losses as causal_lm_losses
+from dpaudit.trainers._tasks import classification_losses as classification_losses
+from dpaudit.trainers._tasks import pad_tokens as pad_tokens
+from dpaudit.trainers._tasks import sequence_classification_losses as sequence_classification_losses
+from dpaudit.trainers._tasks import token_losses as token_losses
