@@ -1,0 +1,58 @@
+"""``dpaudit certify``: all of it, from a TOML file or a trained run folder to certificate and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dpaudit._errors import InvalidValue
+from dpaudit.cli._common import EXIT_CODES, emit, json_option
+
+
+@click.command("certify")
+@click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
+@json_option
+def command(source: Path, out: Path | None, as_json: bool) -> None:
+    """Train (for a TOML file), account, attack, audit, certify and report.
+
+    Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
+
+    \b
+    Example:
+      dpaudit certify examples/certify.toml --out runs/first
+      dpaudit certify runs/first
+    """
+    from dpaudit.cli._config import read_config
+    from dpaudit.cli._run import begin, certify_phase, reopen, summary, train_phase
+
+    if source.is_dir():
+        if out is not None and out.resolve() != source.resolve():
+            raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
+        job = reopen(source)
+    else:
+        if out is None:
+            raise InvalidValue(
+                f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first."
+            )
+        config = read_config(source)
+        job = train_phase(begin(config, source.resolve().parent, out))
+    published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN")
+    verdict = published.certificate["predicate"]["verdict"]["name"]
+    payload = {
+        "schema": "dpaudit.certify/1",
+        "verdict": verdict,
+        "certificate": str(job.folder.certificate),
+        "report": str(job.folder.report),
+        "claimed_epsilon": job.config.claim.epsilon,
+        "delta": job.config.claim.delta,
+        "epsilon_upper": min(
+            (g.epsilon_upper for g in published.guarantees if g.epsilon_upper is not None), default=None
+        ),
+        "epsilon_lower": published.result.epsilon_lower,
+        "ceiling": published.result.ceiling,
+        "power": published.result.power,
+    }
+    emit(payload, as_json, summary(job, published))
+    raise SystemExit(EXIT_CODES[verdict])

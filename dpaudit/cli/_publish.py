@@ -1,0 +1,282 @@
+"""From a trained run folder to scores, verdict, certificate and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpaudit import Guarantee, Ledger
+from dpaudit._commitment import sha256_file
+from dpaudit._errors import InvalidEvidence
+from dpaudit._journal import JournalRecord, read_journal
+from dpaudit._record import RunFolder, RunRecord, folder_digests, read_json
+from dpaudit.cli._config import Config
+from dpaudit.cli._prepare import Prepared
+
+if TYPE_CHECKING:
+    from dpaudit.audit import AuditPlan, AuditResult
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
+    """Write the released model atomically and return the digests of its files.
+
+    The folder is written under a temporary name and renamed, so that a crash leaves no half of a model.
+    """
+    import shutil
+
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+    return folder_digests(folder)
+
+
+def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
+    """Scores of the canaries by the pre-registered attack; higher = member."""
+    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores
+
+    target = canary_losses(model, prepared.secret.canaries)
+    if prepared.config.audit.attack == "loss":
+        return np.asarray(loss_scores(target))
+    return np.asarray(loss_drop_scores(target, canary_losses(base_model, prepared.secret.canaries)))
+
+
+def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:
+    """Write opaque id, score and attack, ordered by id; never coins."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    order = np.argsort(np.asarray(ids))
+    table = pa.table(
+        {
+            "id": pa.array([ids[i] for i in order], pa.string()),
+            "score": pa.array(scores[order], pa.float64()),
+            "attack": pa.array([attack] * len(ids), pa.string()),
+        }
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Scores by id."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["id", "score"])
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidEvidence(
+            f"scores {path} cannot be read ({str(error).splitlines()[0]}); run the attack again."
+        ) from error
+    return dict(zip(table.column("id").to_pylist(), table.column("score").to_pylist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What the last phase made."""
+
+    certificate: Mapping[str, Any]
+    result: AuditResult
+    guarantees: tuple[Guarantee, ...]
+    exposure: Mapping[str, Any]
+
+
+def publish(folder: RunFolder, config: Config, record: RunRecord, *, reproduction: str) -> Published:
+    """Account, audit, certify and report a run whose scores are written."""
+    from dpaudit._certificate import build_certificate, certificate_bytes
+    from dpaudit._journal import _write_atomically
+    from dpaudit.accounting import account
+    from dpaudit.attacks import read_secret
+    from dpaudit.audit import AuditPlan, audit, guess
+    from dpaudit.reports import render_report
+
+    plan = AuditPlan.from_dict(read_json(folder.audit_plan))
+    journal = read_journal(folder.ledger)
+    ledger = journal.ledger.merged()
+    guarantees = account(ledger, delta=config.claim.delta, accountants=config.privacy.accountants)
+    uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
+    secret = read_secret(folder.canaries)
+    by_id = read_scores(folder.scores)
+    if set(by_id) != set(secret.ids):
+        raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
+    scores = np.asarray([by_id[i] for i in secret.ids])
+    result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None))
+    guesses = guess(secret.ids, scores, plan)
+    exposure = exposure_of(secret.ids, scores, np.asarray(secret.coins), copies=plan.copies)
+    canaries = [
+        {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
+    ]
+    certificate = build_certificate(
+        _evidence(
+            folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure, reproduction
+        )
+    )
+    _write_atomically(folder.certificate, certificate_bytes(certificate))
+    series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
+    _write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
+    return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
+
+
+def _evidence(
+    folder: RunFolder,
+    config: Config,
+    record: RunRecord,
+    journal: JournalRecord,
+    ledger: Ledger,
+    guarantees: tuple[Guarantee, ...],
+    plan: AuditPlan,
+    result: AuditResult,
+    canaries: list[dict[str, Any]],
+    secret: Any,
+    exposure: Mapping[str, Any],
+    reproduction: str,
+) -> Any:
+    from dpaudit._certificate import CertificateEvidence, Claim
+
+    facts = record.facts
+    status = {"test": "test", "completed": "complete"}.get(str(facts.get("training_status")), "unfinished")
+    deviations = (
+        [f"{facts['steps_lost']} steps were charged whose update a crash lost."] if facts.get("steps_lost") else []
+    )
+    recovered = sum(reason.startswith("recovered") for reason in journal.reasons)
+    if recovered:
+        deviations.append(f"The run stopped uncleanly {recovered} times; each stop is charged at its reserved steps.")
+    return CertificateEvidence(
+        claim=Claim(
+            epsilon=config.claim.epsilon,
+            delta=config.claim.delta,
+            relation=ledger.relation,
+            unit=config.claim.unit,
+            max_records_per_unit=config.claim.max_records_per_unit,
+        ),
+        trust_model="central: the trainer sees the private records in the clear",
+        release_scope="the last iterate (model weights) and the files of release/",
+        ledger=ledger,
+        ledger_head=journal.head,
+        mechanism=mechanism(config, ledger),
+        guarantees=guarantees,
+        audit_plan=plan.to_dict(),
+        audit_plan_digest=sha256_file(folder.audit_plan),
+        canaries=canaries,
+        copies=plan.copies,
+        scores_digest=sha256_file(folder.scores),
+        nonce=secret.nonce.hex(),
+        audit_result=result.to_dict(),
+        exposure=exposure,
+        findings=(),
+        subjects={f"model/{name}": digest for name, digest in folder_digests(folder.model).items()},
+        provenance={
+            **record.provenance,
+            "config_sha256": record.config_sha256,
+            "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
+            "public_evaluation": {
+                "what": "perplexity per token" if config.model.task == "causal-lm" else "accuracy",
+                "before": facts.get("heldout_before"),
+                "after": facts.get("heldout_after"),
+            },
+        },
+        deviations=deviations,
+        reproduction=reproduction,
+        run_status=status,
+    )
+
+
+def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
+    """What was done to the private records, in words and numbers."""
+    stage = ledger.stages[0]
+    algorithm = (
+        "ghost-clipped DP-AdamW (Li et al., 2110.05679)"
+        if config.privacy.method == "dp-adam"
+        else "stagewise zeroth-order DP-ZOSO (Liu et al., 2402.07818)"
+    )
+    return {
+        "algorithm": algorithm,
+        "clipping_norm": stage.clipping_norm,
+        "clipping_rule": "flat, factor min(1, C/norm) per record"
+        if config.privacy.method == "dp-adam"
+        else str(stage.clip),
+        "normaliser": f"constant {stage.expected_batch_size:g} (q times the public size), never the realised batch",
+        "noise_source": "Gaussian from operating-system entropy, a stream apart from sampling, coins and public seeds",
+        "sampler": "Poisson: every record independently with probability q at every step",
+        "precision": "fp32 sums, noise and moments",
+        "world_size": 1,
+        "hyperparameter_tuning": "none on private records inside this run",
+    }
+
+
+def exposure_of(ids: Sequence[str], scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[str, Any]:
+    """Exposure of the inserted canaries against the canaries that were left out.
+
+    References from the same generator that the model never saw: the coin-0 canaries. Rank 1 = highest score; ties
+    count against the canary's secrecy last (pessimistic for the claim of memorisation).
+    """
+    inside, outside = scores[coins == 1], np.sort(scores[coins == 0])
+    count = len(outside)
+    ranks = 1 + count - np.searchsorted(outside, inside, side="left")
+    values = math.log2(max(count, 1)) - np.log2(np.maximum(ranks, 1))
+    return {
+        "references": count,
+        "canaries": len(inside),
+        "copies": copies,
+        "median": float(np.median(values)) if len(values) else None,
+        "maximum": float(values.max()) if len(values) else None,
+        "largest_possible": math.log2(max(count, 1)),
+        "mean_without_leakage": math.log2(math.e),
+        "values": sorted((round(float(v), 6) for v in values), reverse=True),
+    }
+
+
+def series_of(
+    config: Config, ledger: Ledger, scores: np.ndarray, coins: np.ndarray, exposure: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arrays that the report draws and does not compute."""
+    order = np.argsort(-scores, kind="stable")
+    hits = coins[order]
+    tpr, fpr = np.cumsum(hits) / max(hits.sum(), 1), np.cumsum(1 - hits) / max((1 - hits).sum(), 1)
+    return {
+        "epsilon_over_steps": epsilon_over_steps(config, ledger),
+        "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
+        "scores": {"inside": scores[coins == 1].tolist(), "outside": scores[coins == 0].tolist()},
+        "exposure": list(exposure["values"]),
+    }
+
+
+def epsilon_over_steps(config: Config, ledger: Ledger, points: int = 24) -> dict[str, Any]:
+    """ε spent after a grid of steps, and the steps at which stages end."""
+    from dpaudit.accounting import account
+
+    total, boundaries, reached = ledger.steps, [], 0
+    for stage in ledger.stages:
+        reached += stage.steps
+        boundaries.append(reached)
+    wanted = sorted({max(1, round(total * (i + 1) / points)) for i in range(points)} | set(boundaries)) if total else []
+    epsilon = []
+    for steps in wanted:
+        (found,) = account(
+            first_steps(ledger, steps), delta=config.claim.delta, accountants=config.privacy.accountants[:1]
+        )
+        epsilon.append(found.epsilon_upper)
+    return {"steps": wanted, "epsilon": epsilon, "boundaries": boundaries}
+
+
+def first_steps(ledger: Ledger, steps: int) -> Ledger:
+    """The ledger's first ``steps`` steps."""
+    stages, left = [], steps
+    for stage in ledger.stages:
+        taken = min(stage.steps, left)
+        if taken:
+            stages.append(dataclasses.replace(stage, steps=taken))
+        left -= taken
+    return dataclasses.replace(ledger, stages=tuple(stages))
