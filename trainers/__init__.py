@@ -12,6 +12,9 @@ from dpaudit.trainers._noise import NoNoise as NoNoise
 from dpaudit.trainers._optimizers import DPOptimizer as DPOptimizer
 from dpaudit.trainers._optimizers import OptimizerSettings as OptimizerSettings
 from dpaudit.trainers._plan import PrivacyPlan as PrivacyPlan
+from dpaudit.trainers._preflight import PreflightReport as PreflightReport
+from dpaudit.trainers._preflight import preflight as preflight
+from dpaudit.trainers._preflight_records import generated_batch as generated_batch
 from dpaudit.trainers._sampling import FullSampler as FullSampler
 from dpaudit.trainers._sampling import PoissonSampler as PoissonSampler
 from dpaudit.trainers._sampling import Sampler as Sampler
