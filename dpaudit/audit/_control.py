@@ -1,0 +1,69 @@
+"""A positive control: the same attack on a run of the same configuration with a planted fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dpaudit.audit._guess import check_member, check_scores, count_correct, guess
+from dpaudit.audit._plan import AuditPlan
+from dpaudit.audit._power import power_from_control
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Control:
+    """Scores of a positive control.
+
+    Attributes
+    ----------
+    ids : sequence of str
+        Canary ids of the control run.
+    scores, member : array of shape (n,)
+        Its scores (higher = member) and coins.
+    fault : str
+        The planted fault, in words: it is what the measured power refers to.
+    """
+
+    ids: Sequence[str]
+    scores: ArrayLike
+    member: ArrayLike
+    fault: str = "unspecified"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPower:
+    """Power of an attack as measured on a control: estimate, interval, and the counts it rests on."""
+
+    power: float
+    interval: tuple[float, float]
+    guesses: int
+    correct: int
+    fault: str
+
+
+def control_power(plan: AuditPlan, tested_epsilon: float, control: Control) -> ControlPower:
+    """Probability that this attack, meeting a fault like the control's, would convict at the plan's verdict level.
+
+    The control is guessed at the plan's shares of in and out. Constant scores have power 0.
+    """
+    scores = check_scores(control.scores, name="control scores")
+    coins = check_member(control.member, scores.size)
+    share = scores.size / plan.m
+    k_in = min(round(plan.guesses_in * share), scores.size // 2)
+    k_out = min(round(plan.guesses_out * share), scores.size // 2)
+    if k_in + k_out == 0 or np.unique(scores).size == 1:
+        return ControlPower(power=0.0, interval=(0.0, 0.0), guesses=0, correct=0, fault=control.fault)
+    made, right = count_correct(guess(control.ids, scores, (k_in, k_out)), coins)
+    estimate, interval = power_from_control(
+        plan.m,
+        plan.guesses_in + plan.guesses_out,
+        tested_epsilon,
+        plan.delta,
+        plan.alpha_split.primary,
+        control_guesses=made,
+        control_correct=right,
+    )
+    return ControlPower(power=estimate, interval=interval, guesses=made, correct=right, fault=control.fault)

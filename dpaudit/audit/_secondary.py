@@ -1,0 +1,54 @@
+"""Estimators beside the primary one: printed, labelled by what they assume, never a verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.audit._f_dp import f_dp_epsilon_lower
+from dpaudit.audit._guess import count_correct, guess
+from dpaudit.audit._plan import AuditPlan
+from dpaudit.audit._rates import (
+    bayesian_epsilon_lower,
+    cp_epsilon_lower,
+    gdp_epsilon_lower,
+    katz_epsilon_lower,
+)
+from dpaudit.audit._result import Bound
+
+_ONE_RUN = "canaries of one run share its noise, so that their rates are not independent trials"
+
+
+def one_run_secondary(
+    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan
+) -> tuple[Bound, ...]:
+    """Secondary bounds of a one-run audit at 1 − α each, uncorrected: conditional f-DP, and the rate heuristics.
+
+    The rates are those of the plan's own cut: the top ``guesses_in`` canaries against the rest.
+    """
+    guesses = guess(names, values, plan)
+    made, right = count_correct(guesses, inserted)
+    m, delta, alpha = plan.m, plan.delta, plan.alpha
+    n_pos = int(inserted.sum())
+    tp = int(np.count_nonzero((guesses == 1) & inserted))
+    fp = int(np.count_nonzero((guesses == 1) & ~inserted))
+    counts = (tp, n_pos, fp, m - n_pos)
+    confidence = 1.0 - alpha
+
+    def bound(estimator: str, kind: str, value: float, assumption: str) -> Bound:
+        return Bound(estimator=estimator, kind=kind, epsilon_lower=value, confidence=confidence, assumption=assumption)
+
+    return (
+        bound(
+            "mahloujifar_melis_chaudhuri_gaussian",
+            "conditional",
+            f_dp_epsilon_lower(m, made, right, delta, alpha),
+            "the mechanism is Gaussian (mu-GDP)",
+        ),
+        bound("clopper_pearson", "heuristic", cp_epsilon_lower(*counts, delta, alpha), _ONE_RUN),
+        bound("bayesian", "heuristic", bayesian_epsilon_lower(*counts, delta, alpha), _ONE_RUN + "; credible"),
+        bound(
+            "gaussian_dp", "heuristic", gdp_epsilon_lower(*counts, delta, alpha), _ONE_RUN + "; mechanism is Gaussian"
+        ),
+        bound("katz", "heuristic", katz_epsilon_lower(*counts, alpha), _ONE_RUN + "; normal approximation, delta = 0"),
+    )
