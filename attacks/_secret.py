@@ -20,7 +20,7 @@ from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit.attacks._canaries import CanarySet, commit, from_rows
 from dpaudit.attacks._coins import Coins, as_coins
 
-VERSION = b"1"
+MARK, VERSION = b"dpaudit.canaries", b"1"
 _OPEN = ["id", "text", "input_ids", "scored", "label"]  # what an attack may read
 _SEALED = ["coin", "nonce", "copies"]
 
@@ -72,7 +72,7 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
         }
     ).replace_schema_metadata(
         {
-            b"dpaudit.canaries": VERSION,
+            MARK: VERSION,
             b"kind": canaries.kind.encode(),
             b"params": canonical_json(dict(canaries.params)),
         }
@@ -140,18 +140,34 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
+def is_secret(path: str | os.PathLike[str]) -> bool:
+    """Whether a Parquet file is a secret canary file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return MARK in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidEvidence(f"{path} cannot be read as Parquet ({_reason(error)}); check the path.") from error
+
+
 def _read(path: str | os.PathLike[str], columns: list[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
-        if (schema.metadata or {}).get(b"dpaudit.canaries") != VERSION:
+        if (schema.metadata or {}).get(MARK) != VERSION:
             raise InvalidEvidence(f"{path} is no secret canary file of version 1; give the file that the run wrote.")
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidEvidence(f"{path} cannot be read as a secret canary file ({reason}); check the path.") from error
+        raise InvalidEvidence(
+            f"{path} cannot be read as a secret canary file ({_reason(error)}); check the path."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _canaries(table: Any, path: object) -> tuple[CanarySet, tuple[str, ...]]:
