@@ -1,0 +1,80 @@
+"""One segment of a zeroth-order (DP-ZOSO) run inside the training phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dpaudit._journal import DiskJournal
+from dpaudit.cli._prepare import Prepared
+
+if TYPE_CHECKING:
+    from dpaudit.trainers import PrivacyPlan
+
+LOG_NAME = "zo_log.jsonl"
+
+
+def segment(
+    prepared: Prepared,
+    model: Any,
+    records: list[dict[str, Any]],
+    plan: PrivacyPlan,
+    index: int,
+    journal: DiskJournal,
+    done: int,
+    stop: int,
+    state: Any,
+    advance: Callable[[int], None],
+) -> tuple[str, Any]:
+    """Run stage ``index`` from step ``done`` up to ``stop``; returns the status and the state for the next segment.
+
+    The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
+    """
+    from dpaudit.cli._fit import _PrivateLog, collator, loss_function
+    from dpaudit.trainers._directions import Directions
+    from dpaudit.trainers._zo_log import ZOLogWriter
+    from dpaudit.trainers._zo_stages import ZOPlan, ZOStage
+    from dpaudit.trainers._zo_tasks import fixed_length
+    from dpaudit.trainers._zoso import zo_train
+
+    config, options = prepared.config, prepared.config.zeroth_order
+    assert options is not None
+    stages = ZOPlan(
+        tuple(
+            ZOStage(
+                plan=stage_plan,
+                learning_rate=config.optimizer.learning_rate * 0.5**number,
+                scale=options.scale,
+                proximal=options.proximal,
+            )
+            for number, stage_plan in enumerate(prepared.plans)
+        )
+    )
+    # Public, and of this run alone: two runs on the same records do not share directions.
+    run_key = f"{config.run.seed}/{prepared.audit_plan.coin_commitment}"
+    private_log = _PrivateLog(prepared.folder.private / "steps.jsonl")
+
+    def callback(report: Any) -> None:
+        private_log.write(report.step, report.private)
+        advance(1)
+
+    log = ZOLogWriter(prepared.folder.release / LOG_NAME)
+    try:
+        result = zo_train(
+            model,
+            records,
+            stages,
+            collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
+            loss_fn=loss_function(prepared),
+            journal=journal,
+            directions=Directions(run=run_key, kind=options.distribution),  # type: ignore[arg-type]  # parsed there
+            log=log,
+            physical_batch_size=config.optimizer.physical_batch_size,
+            callback=callback,
+            start=(index, done),
+            stop=(index, stop),
+            state=state,
+        )
+    finally:
+        log.close()
+    return result.status, result.state
