@@ -1,0 +1,233 @@
+"""Uses of one parameter, and their clipped-sum arithmetic: norms, cross terms, weighted sums.
+
+A *use* is one place where a parameter met the data in a forward pass. With a loss per example, every use gives a
+per-example gradient G_i; a use knows |G_i|² and Σ_i c_i G_i without writing G_i down where that is cheaper.
+
+Notation, as in the papers: B examples, T positions, a layer s = a W with a: (B, T, d), b = dL_i/ds: (B, T, p).
+
+- ``MatrixUse``: G_i = a_iᵀ b_i, |G_i|² = Σ_{t,s} (a_it·a_is)(b_it·b_is) (Goodfellow 1510.01799; Li et al. 2110.05679)
+- ``RowUse``: an embedding; a is one-hot, so equal ids are summed first (segment sum) and then squared
+- ``DirectUse``: G_i itself, for parameters so small that writing it down is cheapest (biases, gains)
+
+A parameter used k times has |G_i|² = Σ over all PAIRS of uses of <G_i, G'_i>; leaving the cross terms out would
+under- or over-estimate the norm (tied embeddings) and break the bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpaudit.trainers._cost import Strategy, blocks_of
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in at least fp32; fp64 stays fp64."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _times(tensor: Tensor, factors: Tensor) -> Tensor:
+    """Multiply every example's slice by its factor; ``factors`` has shape (B,)."""
+    return tensor * factors.to(tensor.dtype).view(-1, *([1] * (tensor.dim() - 1)))
+
+
+def _weighted_rows(full: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
+    """Σ_i c_i full_i for full of shape (B, *shape)."""
+    new = torch.mv(full.flatten(1).mT, factors.to(full.dtype)).view(full.shape[1:])
+    return new if total is None else total.add_(new)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Square:
+    """|G_i|² of one use, and how far rounding may have moved it.
+
+    ``value`` (B,): the squared norms. ``scale`` (B,): the size of the terms that were added up to get it; where
+    ``value`` is far below ``scale`` the terms cancelled and the value is recomputed from G_i.
+    """
+
+    value: Tensor
+    scale: Tensor
+
+
+class Grams:
+    """Triangular Gram matrices x xᵀ of one backward pass, shared by uses that read the same tensor."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, list[Tensor]]] = {}
+
+    def of(self, x: Tensor, *, share: bool) -> list[Tensor]:
+        """Blocks (I, J), I <= J, of x xᵀ for x of shape (B, T, d), in the order of :func:`blocks_of`."""
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
+        if key in self._kept:
+            return self._kept[key][1]
+        parts = [wide(x[:, s]) for s in blocks_of(x.shape[1])]
+        blocks = [torch.bmm(parts[i], parts[j].mT) for i in range(len(parts)) for j in range(i, len(parts))]
+        if share:  # the tensor is kept beside its Gram, so that its address is not given away meanwhile
+            self._kept[key] = (x, blocks)
+        return blocks
+
+    def clear(self) -> None:
+        """Forget every Gram."""
+        self._kept.clear()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class MatrixUse:
+    """A weight of s = a W: a (B, T, d), b (B, T, p); ``transposed`` when the weight is stored (p, d)."""
+
+    a: Tensor
+    b: Tensor
+    transposed: bool
+    shape: torch.Size
+    strategy: Strategy = Strategy.GRAM
+    kept: Tensor | None = None
+
+    def square(self, grams: Grams) -> Square:
+        """|G_i|² by the strategy the cost model chose."""
+        if self.a.shape[1] == 1:
+            value = wide(self.a).square().sum((1, 2)) * wide(self.b).square().sum((1, 2))
+            return Square(value, value)
+        if self.strategy is not Strategy.GRAM:
+            full = self.instance()
+            if self.strategy is Strategy.KEEP:
+                self.kept = full
+            value = full.flatten(1).square().sum(1)
+            return Square(value, value)
+        total: Tensor | None = None
+        scale: Tensor | None = None
+        count = len(blocks_of(self.a.shape[1]))
+        pairs = [(i, j) for i in range(count) for j in range(i, count)]
+        for (i, j), ga, gb in zip(pairs, grams.of(self.a, share=True), grams.of(self.b, share=False), strict=True):
+            product = torch.einsum("bts,bts->b", ga, gb)
+            product = product * (1 if i == j else 2)
+            total = product if total is None else total + product
+            if i == j:
+                diagonal = (ga.diagonal(dim1=1, dim2=2) * gb.diagonal(dim1=1, dim2=2)).sum(1)
+                scale = diagonal if scale is None else scale + diagonal
+        assert total is not None and scale is not None
+        return Square(total, scale)
+
+    def instance(self, rows: Tensor | None = None) -> Tensor:
+        """G_i written down, (B, *weight shape), for all examples or for ``rows``."""
+        if self.kept is not None and rows is None:
+            return self.kept
+        a, b = (self.a, self.b) if rows is None else (self.a[rows], self.b[rows])
+        full = torch.bmm(wide(b).mT, wide(a)) if self.transposed else torch.bmm(wide(a).mT, wide(b))
+        return full.view(full.shape[0], *self.shape)
+
+    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+        """Σ_i c_i G_i, added into ``total`` (weight shape, fp32 or fp64) where there is one."""
+        if self.kept is not None:
+            return _weighted_rows(self.kept, factors, total)
+        a, b = wide(self.a), wide(self.b)
+        if a.shape[2] <= b.shape[2]:
+            a = _times(a, factors)
+        else:
+            b = _times(b, factors)
+        a, b = a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2])
+        left, right = (b, a) if self.transposed else (a, b)
+        if total is None:
+            return torch.mm(left.mT, right).view(self.shape)
+        total.view(left.shape[1], right.shape[1]).addmm_(left.mT, right)
+        return total
+
+    def select(self, rows: Tensor) -> MatrixUse:
+        """The same use for some of the examples."""
+        kept = None if self.kept is None else self.kept[rows]
+        return dataclasses.replace(self, a=self.a[rows], b=self.b[rows], kept=kept)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class RowUse:
+    """An embedding: ids (B, T), b (B, T, d) with the padding row's positions already zero."""
+
+    ids: Tensor
+    b: Tensor
+    shape: torch.Size
+
+    def _segments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of b over equal (example, id): sums (U, d), example (U,), id (U,)."""
+        size, width = self.ids.shape
+        key = self.ids + torch.arange(size, device=self.ids.device)[:, None] * self.shape[0]
+        unique, inverse = torch.unique(key.reshape(-1), return_inverse=True)
+        b = wide(self.b).reshape(size * width, -1)
+        sums = b.new_zeros(len(unique), b.shape[1]).index_add_(0, inverse, b)
+        return sums, unique // self.shape[0], unique % self.shape[0]
+
+    def square(self, grams: Grams) -> Square:
+        """|G_i|² after summing the rows of equal ids."""
+        sums, example, _ = self._segments()
+        value = sums.new_zeros(len(self.ids)).index_add_(0, example, sums.square().sum(1))
+        return Square(value, value)
+
+    def instance(self, rows: Tensor | None = None) -> Tensor:
+        """G_i written down, (B, V, d)."""
+        ids, b = (self.ids, wide(self.b)) if rows is None else (self.ids[rows], wide(self.b[rows]))
+        full = b.new_zeros(len(ids), *self.shape)
+        return full.scatter_add_(1, ids[:, :, None].expand(-1, -1, b.shape[2]), b)
+
+    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+        """Σ_i c_i G_i, (V, d), added into ``total`` where there is one."""
+        b = _times(wide(self.b), factors)
+        total = b.new_zeros(self.shape) if total is None else total
+        return total.index_add_(0, self.ids.reshape(-1), b.reshape(-1, b.shape[2]))
+
+    def select(self, rows: Tensor) -> RowUse:
+        """The same use for some of the examples."""
+        return dataclasses.replace(self, ids=self.ids[rows], b=self.b[rows])
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class DirectUse:
+    """A parameter whose per-example gradients are written down: full (B, *parameter shape)."""
+
+    full: Tensor
+
+    def square(self, grams: Grams) -> Square:
+        """|G_i|²."""
+        value = wide(self.full).flatten(1).square().sum(1)
+        return Square(value, value)
+
+    def instance(self, rows: Tensor | None = None) -> Tensor:
+        """G_i, (B, *parameter shape)."""
+        return wide(self.full if rows is None else self.full[rows])
+
+    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+        """Σ_i c_i G_i, added into ``total`` where there is one."""
+        return _weighted_rows(wide(self.full), factors, total)
+
+    def select(self, rows: Tensor) -> DirectUse:
+        """The same use for some of the examples."""
+        return DirectUse(self.full[rows])
+
+
+Use = MatrixUse | RowUse | DirectUse
+
+
+def cross(one: Use, other: Use) -> Square:
+    """<G_i, G'_i> of two uses of one parameter, (B,), without writing either down where both are layers."""
+    match one, other:
+        case MatrixUse(), MatrixUse() if one.transposed == other.transposed:
+            left = torch.bmm(wide(one.a), wide(other.a).mT)
+            right = torch.bmm(wide(one.b), wide(other.b).mT)
+            return _sum_of_products(left, right)
+        case MatrixUse(), RowUse() if one.transposed:
+            # Weight (V, d): G_head = Σ_t b_tᵀ a_t meets G_emb = Σ_s e(id_s)ᵀ δ_s in Σ_{t,s} b_t[id_s] (a_t·δ_s).
+            ids = other.ids[:, None, :].expand(-1, one.b.shape[1], -1)
+            return _sum_of_products(wide(one.b.gather(2, ids)), torch.bmm(wide(one.a), wide(other.b).mT))
+        case RowUse(), MatrixUse():
+            return cross(other, one)
+        case RowUse(), RowUse():
+            same = (one.ids[:, :, None] == other.ids[:, None, :]).to(wide(one.b).dtype)
+            return _sum_of_products(same, torch.bmm(wide(one.b), wide(other.b).mT))
+        case _:
+            value = (one.instance() * other.instance()).flatten(1).sum(1)
+            return Square(value, value.abs())
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Square:
+    product = left * right
+    return Square(product.sum((1, 2)), product.abs().sum((1, 2)))
