@@ -1,1 +1,10 @@
-"""dpaudit."""
+"""Figures and pages drawn from finished values; nothing is computed here."""
+
+from dpaudit.reports._figures import budget as budget
+from dpaudit.reports._figures import epsilon_axis as epsilon_axis
+from dpaudit.reports._figures import histogram as histogram
+from dpaudit.reports._figures import roc as roc
+from dpaudit.reports._figures import tradeoff as tradeoff
+from dpaudit.reports._page import render_report as render_report
+from dpaudit.reports._page import report_drawings as report_drawings
+from dpaudit.reports._svg import Drawing as Drawing
