@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_clipper import LoopClipper
 from torch import nn
 
 from dpaudit import MemoryJournal
@@ -19,6 +18,7 @@ from dpaudit.trainers import (
     pad_tokens,
     train,
 )
+from tests.reference_clipper import LoopClipper
 
 SGD = OptimizerSettings(algorithm="sgd", learning_rate=1.0)
 

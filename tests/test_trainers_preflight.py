@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_clipper import LoopClipper
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -15,6 +14,7 @@ from dpaudit.trainers import (
     preflight,
     sequence_classification_losses,
 )
+from tests.reference_clipper import LoopClipper
 
 SCHEMA = pad_tokens([[1, 2, 3, 4, 5, 6, 7], [4, 5]])
 

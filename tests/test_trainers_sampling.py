@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
-from test_trainers_plan import plan
 
 from dpaudit._errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers import FullSampler, PoissonSampler, ScriptedSampler, TruncatedPoissonSampler, sampler_for
 from dpaudit.trainers._sampling import countable
+from tests.test_trainers_plan import plan
 
 RNG = np.random.default_rng
 

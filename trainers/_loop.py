@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,9 @@ from dpaudit import Journal, Stage, _validate
 from dpaudit._errors import InvalidValue
 from dpaudit.trainers._noise import NoiseSource
 from dpaudit.trainers._optimizers import DPOptimizer, OptimizerSettings
+from dpaudit.trainers._physical import PhysicalBatch
 from dpaudit.trainers._plan import PrivacyPlan
+from dpaudit.trainers._release import Releaser, clipper_for
 from dpaudit.trainers._sampling import Sampler, countable, sampler_for
 from dpaudit.trainers._step import (
     Batch,
@@ -27,7 +28,6 @@ from dpaudit.trainers._step import (
     PrivateStep,
     Reduce,
     accumulate,
-    noisy_mean,
     trainable,
 )
 
@@ -96,7 +96,7 @@ def train(
     loss_fn: LossFunction,
     journal: Journal,
     optimizer: OptimizerSettings | None = None,
-    physical_batch_size: int = 16,
+    physical_batch_size: int | Literal["auto"] = 16,
     callback: Callable[[StepReport], None] | None = None,
     sampler: Sampler | None = None,
     noise: Noise | None = None,
@@ -124,8 +124,9 @@ def train(
         ``loss_fn(model, batch) -> (B,)``; each loss may depend on its own example alone (see :func:`preflight`).
     journal : Journal
         Every step is counted in it before its noisy release.
-    physical_batch_size : int
-        Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory.
+    physical_batch_size : int or "auto"
+        Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory; "auto"
+        fits it to the memory that the first steps leave free.
     callback : callable or None
         Called after every step with a :class:`StepReport`.
     sampler, noise, clipper : optional
@@ -146,7 +147,6 @@ def train(
     """
     stage = plan.stage(0)
     _validate.integer_at_least(0, start_step=start_step)
-    _validate.integer_at_least(1, physical_batch_size=physical_batch_size)
     if start_step > plan.steps:
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
     settings = optimizer or OptimizerSettings()
@@ -157,33 +157,38 @@ def train(
     draws = sampler_for(plan, countable(records)) if sampler is None else sampler
     source = NoiseSource() if noise is None else noise
     is_test = bool(source.is_test or draws.is_test)
-    held, clip = _clipper(model, plan, clipper)
-    mode, begun, executed, micro = model.training, time.monotonic(), 0, physical_batch_size
+    micro = PhysicalBatch(physical_batch_size)
+    held: AbstractContextManager[Any] = nullcontext()
+    if clipper is None:
+        clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
+    mode, begun, executed = model.training, time.monotonic(), 0
     sums = ClippedSum(parameters)
     reason = "interrupted"
-    journal.begin(stage)
-    try:
-        with held:
+    with held:
+        release = Releaser(plan, clipper, source, reduce=reduce, adds_noise=adds_noise)
+        journal.begin(stage)
+        try:
             for step in range(start_step, plan.steps):
                 if model.training is not mode:
                     model.train(mode)
                 indices = draws.draw().tolist()
                 journal.count()
                 executed += 1
-                private, micro = _clipped(model, records, indices, micro, collate, loss_fn, clip, sums)
-                std = _noise_std(plan, plan.clipping_norm)
-                released = noisy_mean(
-                    sums.totals(),
-                    noise=source,
-                    noise_std=std,
-                    normaliser=plan.normaliser,
-                    reduce=reduce,
-                    adds_noise=adds_noise,
+                private = clipped_sum(
+                    model,
+                    records,
+                    indices,
+                    micro=micro,
+                    collate=collate,
+                    loss_fn=loss_fn,
+                    clipper=clipper,
+                    sums=sums,
                 )
+                released = release(sums.totals(), private.norms)
                 rate = settings.rate(step, plan.steps)
                 for group in updates.param_groups:
-                    group["lr"] = rate
-                updates.receive(released, std / plan.normaliser)
+                    group["lr"], group["clipping_norm"] = rate, release.clipping_norm
+                updates.receive(released.gradients, released.noise_std)
                 updates.step()
                 if callback is not None:
                     callback(
@@ -191,73 +196,54 @@ def train(
                             step=step + 1,
                             planned_steps=plan.steps,
                             learning_rate=rate,
-                            clipping_norm=plan.clipping_norm,
-                            released=tuple(released),
+                            clipping_norm=released.clipping_norm,
+                            released=tuple(released.gradients),
                             private=private,
                         )
                     )
-        reason = "completed"
-    finally:
-        sums.clear()
-        journal.seal(reason)
+            reason = "completed"
+        finally:
+            sums.clear()
+            journal.seal(reason)
     return TrainingResult(
         status="test" if is_test else "completed",
         steps=start_step + executed,
         stage=dataclasses.replace(stage, steps=executed),
         optimizer_state=updates.state_dict(),
-        physical_batch_size=micro,
+        physical_batch_size=micro.size,
         seconds=time.monotonic() - begun,
     )
 
 
-def _clipped(
+def clipped_sum(
     model: nn.Module,
     records: Sequence[Any],
     indices: list[int],
-    micro: int,
+    *,
+    micro: PhysicalBatch,
     collate: Callable[[list[Any]], Batch],
     loss_fn: LossFunction,
     clipper: Clipper,
     sums: ClippedSum,
-) -> tuple[PrivateStep, int]:
+) -> PrivateStep:
     """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between."""
+    device = next(model.parameters()).device
     while True:
         sums.clear()
         try:
-            batches = (collate([records[i] for i in indices[at : at + micro]]) for at in range(0, len(indices), micro))
-            losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums)
+            with micro.measured(device, len(indices)):
+                starts = range(0, len(indices), micro.size)
+                batches = (collate([records[i] for i in indices[at : at + micro.size]]) for at in starts)
+                losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums)
         except torch.OutOfMemoryError:
-            if micro == 1:
+            if micro.size == 1:
                 raise
         else:
             empty = torch.zeros(0)
-            return (
-                PrivateStep(
-                    losses=torch.cat(losses) if losses else empty,
-                    norms=torch.cat(norms) if norms else empty,
-                    indices=tuple(indices),
-                ),
-                micro,
+            return PrivateStep(
+                losses=torch.cat(losses) if losses else empty,
+                norms=torch.cat(norms) if norms else empty,
+                indices=tuple(indices),
             )
         # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
-        micro = max(1, micro // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _noise_std(plan: PrivacyPlan, clipping_norm: float) -> float:
-    sigma = plan.stage(0).noise_multiplier
-    if sigma and math.isinf(clipping_norm):
-        raise InvalidValue(f"clipping_norm={clipping_norm} with noise_multiplier={sigma} must be finite; give C.")
-    return sigma * clipping_norm if sigma else 0.0
-
-
-def _clipper(
-    model: nn.Module, plan: PrivacyPlan, clipper: Clipper | None
-) -> tuple[AbstractContextManager[Any], Clipper]:
-    if clipper is not None:
-        return nullcontext(), clipper
-    from dpaudit.trainers._ghost import GhostClipping
-
-    made = GhostClipping(model, plan.clipping_norm)
-    return made, made
+        micro.halve()
