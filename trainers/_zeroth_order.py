@@ -151,10 +151,12 @@ def clip_differences(differences: Tensor, clipping_norm: float, clip: Clip) -> T
         return finite.clamp(-clipping_norm, clipping_norm)
     if math.isinf(clipping_norm):
         return finite
-    # Norms of numbers up to 1e308 overflow; scaling by the largest first keeps the bound exact.
+    # Numbers up to 1e308 are first divided by the largest of their column, so that no square overflows and the scaled
+    # vector keeps full precision.
     largest = finite.abs().amax(dim=0).clamp(min=1e-300)
-    norms = (finite / largest).square().sum(dim=0).sqrt() * largest
-    return finite * (clipping_norm / norms).clamp(max=1.0)
+    unit = finite / largest
+    norms = unit.square().sum(dim=0).sqrt()
+    return torch.where(norms > clipping_norm / largest, unit * (clipping_norm / norms.clamp(min=1.0)), finite)
 
 
 def release(
