@@ -194,3 +194,29 @@ def test_bound_is_the_counts_bound():
     made, right = count_correct(guess(ids, scores, plan), member)
     assert result.epsilon_lower == snj_epsilon_lower(1000, made, right, 1e-5, 0.05)
     assert result.to_dict()["design"]["guesses_in"] * 2 == made
+
+
+def test_many_runs_uses_independent_trials():
+    ids, scores, member = simulate(2000, 12.0)
+    plan = plan_for(m=2000, kind="many_runs")
+    result = audit(ids, scores, member, plan)
+    assert result.verdict == "violated" and result.estimator == "clopper_pearson_split"
+    assert 3.0 < result.epsilon_lower_at_verdict <= result.epsilon_lower <= result.ceiling
+    honest = audit(*simulate(2000, gdp_mu(3.0, 1e-5)), plan, curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
+    assert honest.verdict == "inconclusive" and 0 < honest.epsilon_lower < 3.0
+    assert [b.kind for b in honest.secondary] == [
+        "unconditional",
+        "unconditional",
+        "credible",
+        "conditional",
+        "approximate",
+    ]
+
+
+def test_many_runs_power_comes_from_the_control():
+    ids, scores, member = simulate(2000, gdp_mu(3.0, 1e-5))
+    plan = plan_for(m=2000, kind="many_runs")
+    leaky = Control(ids=ids, scores=simulate(2000, 12.0, 1)[1], member=simulate(2000, 12.0, 1)[2], fault="no noise")
+    assert audit(ids, scores, member, plan, control=leaky).verdict == "consistent"
+    same = Control(ids=ids, scores=scores, member=member, fault="none at all")
+    assert audit(ids, scores, member, plan, control=same).power < 0.05

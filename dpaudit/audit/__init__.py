@@ -24,6 +24,11 @@ from dpaudit.audit._guess import count_ties as count_ties
 from dpaudit.audit._guess import guess as guess
 from dpaudit.audit._guess import pair_scores as pair_scores
 from dpaudit.audit._guess import ranking as ranking
+from dpaudit.audit._many_runs import cp_ceiling as cp_ceiling
+from dpaudit.audit._many_runs import dkw_epsilon_lower as dkw_epsilon_lower
+from dpaudit.audit._many_runs import grid_epsilon_lower as grid_epsilon_lower
+from dpaudit.audit._many_runs import rates_curve_p_value as rates_curve_p_value
+from dpaudit.audit._many_runs import split_counts as split_counts
 from dpaudit.audit._one_run import snj_ceiling as snj_ceiling
 from dpaudit.audit._one_run import snj_critical_count as snj_critical_count
 from dpaudit.audit._one_run import snj_epsilon_lower as snj_epsilon_lower

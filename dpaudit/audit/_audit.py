@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dpaudit import _validate
 from dpaudit._errors import InvalidEvidence, InvalidValue
-from dpaudit._stage import Relation
 from dpaudit.audit._coins import COIN_TAIL, member_count_is_plausible
 from dpaudit.audit._control import Control, ControlPower, control_power
 from dpaudit.audit._f_dp import TradeOff, check_curve, f_dp_p_value
-from dpaudit.audit._guess import check_ids, check_member, check_scores, count_correct, count_ties, guess
-from dpaudit.audit._one_run import snj_epsilon_lower, snj_p_value
+from dpaudit.audit._guess import check_ids, check_member, check_scores, count_ties
+from dpaudit.audit._many_runs import rates_curve_p_value
 from dpaudit.audit._plan import AuditPlan
+from dpaudit.audit._primary import Primary, many_runs_primary, one_run_primary
 from dpaudit.audit._result import AuditResult, Bound
 from dpaudit.audit._roc import auc_summary
-from dpaudit.audit._secondary import one_run_secondary
+from dpaudit.audit._secondary import many_runs_secondary, one_run_secondary
 from dpaudit.audit._verdict import Finding, decide
 from dpaudit.audit._words import summarise
 
@@ -30,19 +30,6 @@ LIVE_P_VALUE = 1e-6
 
 CONTROL = "positive_control"
 _ACCOUNTING_TOL = 1e-6
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Primary:
-    epsilon_lower: float
-    at_verdict: float
-    p_value: float | None
-    guesses: int
-    correct: int
-    ceiling: float
-    ceiling_at_verdict: float
-    expected: float
-    optimal: float
 
 
 def audit(
@@ -119,15 +106,18 @@ def audit(
     found += _validity(plan, values.size, members, coins)
     invalid = any(f.status == "invalid_audit" for f in found)
 
-    primary: _Primary | None = None
+    primary: Primary | None = None
     bounds: tuple[Bound, ...] = ()
     if coins != "none" and not invalid:
-        primary = _primary(names, values, inserted, plan, tested)
+        judge = one_run_primary if plan.kind == "one_run" else many_runs_primary
+        primary = judge(names, values, inserted, plan, tested)
         found += _judge(primary, plan, tested, claim_name, group)
         if curve is not None:
             found += _declared_mechanism(plan, primary, curve)
         if secondary:
-            bounds = one_run_secondary(names, values, inserted, plan)
+            bounds = (one_run_secondary if plan.kind == "one_run" else many_runs_secondary)(
+                names, values, inserted, plan
+            )
     auc = auc_summary(values, inserted, plan.alpha)
     if auc["p_value"] > LIVE_P_VALUE:
         found.append(_dead_scores(auc["p_value"]))
@@ -216,7 +206,7 @@ def _accounting(plan: AuditPlan, accounted_upper: float | None) -> list[Finding]
 
 
 def _validity(plan: AuditPlan, m: int, members: int, coins: str) -> list[Finding]:
-    found = []
+    found: list[Finding] = []
     if m != plan.m:
         found.append(
             Finding(
@@ -248,31 +238,11 @@ def _validity(plan: AuditPlan, m: int, members: int, coins: str) -> list[Finding
                 text="Membership was not decided by fair coins: AUC and TPR describe the attack, and bound no epsilon.",
             )
         )
-    elif plan.relation is Relation.REPLACE_ONE and plan.kind == "one_run":
-        pass  # the caller hands in pairs; see pair_scores
     return found
 
 
-def _primary(
-    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan, tested: float | None
-) -> _Primary:
-    made, right = count_correct(guess(names, values, plan), inserted)
-    m, delta = plan.m, plan.delta
-    return _Primary(
-        epsilon_lower=snj_epsilon_lower(m, made, right, delta, plan.alpha),
-        at_verdict=snj_epsilon_lower(m, made, right, delta, plan.alpha_split.primary),
-        p_value=None if tested is None else snj_p_value(m, made, right, tested, delta),
-        guesses=made,
-        correct=right,
-        ceiling=plan.ceiling,
-        ceiling_at_verdict=plan.ceiling_at_verdict,
-        expected=plan.expected_epsilon_lower,
-        optimal=plan.power_if_attack_were_optimal,
-    )
-
-
 def _judge(
-    primary: _Primary, plan: AuditPlan, tested: float | None, claim_name: str, group: float | None
+    primary: Primary, plan: AuditPlan, tested: float | None, claim_name: str, group: float | None
 ) -> list[Finding]:
     bound = primary.at_verdict
     if tested is None:
@@ -298,12 +268,12 @@ def _judge(
         )
         return [
             Finding(
-                name="one_run_bound",
+                name="primary_bound",
                 status="violated",
                 claim=claim,
                 p_value=primary.p_value,
                 text=(
-                    f"{primary.correct} of {primary.guesses} guesses were right, which shows epsilon >= {bound:.4g}"
+                    f"{primary.evidence}, which shows epsilon >= {bound:.4g}"
                     f" with confidence {1 - plan.alpha_split.primary:.3g} and contradicts {what}. It does not say what"
                     " the fault is, nor how large the true epsilon is."
                 ),
@@ -316,9 +286,8 @@ def _judge(
                 status="inconclusive",
                 claim=claim_name,
                 text=(
-                    f"Even a perfect attack could have shown only epsilon={primary.ceiling_at_verdict:.4g} with"
-                    f" {primary.guesses} guesses among {plan.m} canaries, not above {tested:.4g}: this design cannot"
-                    " decide the claim" + _remedy(plan)
+                    f"Even a perfect attack could have shown only epsilon={primary.ceiling_at_verdict:.4g} with this"
+                    f" design (m={plan.m}), not above {tested:.4g}: it cannot decide the claim" + _remedy(plan)
                 ),
             )
         ]
@@ -333,9 +302,12 @@ def _remedy(plan: AuditPlan) -> str:
     return "."
 
 
-def _declared_mechanism(plan: AuditPlan, primary: _Primary, curve: TradeOff) -> list[Finding]:
+def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> list[Finding]:
     check_curve(curve)
-    p = f_dp_p_value(plan.m, primary.guesses, primary.correct, curve)
+    if primary.counts is None:
+        p = f_dp_p_value(plan.m, primary.guesses, primary.correct, curve)
+    else:
+        p = rates_curve_p_value(primary.counts, curve)
     level = plan.alpha_split.declared_mechanism
     rejected = p <= level
     return [

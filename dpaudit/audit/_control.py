@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.audit._guess import check_member, check_scores, count_correct, guess
+from dpaudit.audit._many_runs import cp_power_at, split_counts
 from dpaudit.audit._plan import AuditPlan
 from dpaudit.audit._power import power_from_control
+from dpaudit.audit._rates import rate_lower, rate_upper
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,6 +53,8 @@ def control_power(plan: AuditPlan, tested_epsilon: float, control: Control) -> C
     """
     scores = check_scores(control.scores, name="control scores")
     coins = check_member(control.member, scores.size)
+    if plan.kind == "many_runs":
+        return _many_runs_power(plan, tested_epsilon, control, scores, coins)
     share = scores.size / plan.m
     k_in = min(round(plan.guesses_in * share), scores.size // 2)
     k_out = min(round(plan.guesses_out * share), scores.size // 2)
@@ -67,3 +71,21 @@ def control_power(plan: AuditPlan, tested_epsilon: float, control: Control) -> C
         control_correct=right,
     )
     return ControlPower(power=estimate, interval=interval, guesses=made, correct=right, fault=control.fault)
+
+
+def _many_runs_power(
+    plan: AuditPlan, tested: float, control: Control, scores: NDArray[np.float64], coins: NDArray[np.bool_]
+) -> ControlPower:
+    level = plan.alpha_split.primary
+    (tp, n_pos, fp, n_neg), _ = split_counts(control.ids, scores, coins, plan.delta, level)
+    n = max(plan.m // 4, 1)
+
+    def power(tpr: float, fpr: float) -> float:
+        return cp_power_at(n, n, tpr, fpr, tested, plan.delta, level)
+
+    low = power(rate_lower(tp, n_pos, 0.025), rate_upper(fp, n_neg, 0.025))
+    high = power(rate_upper(tp, n_pos, 0.025), rate_lower(fp, n_neg, 0.025))
+    estimate = power(tp / n_pos, fp / n_neg)
+    return ControlPower(
+        power=estimate, interval=(low, high), guesses=n_pos + n_neg, correct=tp + n_neg - fp, fault=control.fault
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit._stage import Relation
 from dpaudit.audit._gaussian import gdp_mu
+from dpaudit.audit._many_runs import cp_ceiling, cp_expected, cp_power
 from dpaudit.audit._one_run import snj_ceiling
 from dpaudit.audit._plan import KINDS, AlphaSplit, AuditPlan
 from dpaudit.audit._power import expected_epsilon_lower, power_of_optimal_attack
@@ -140,25 +142,14 @@ def design(
         _validate.positive(group_claim=group_claim)
     split = AlphaSplit.of(alpha) if alpha_split is None else alpha_split
     epsilon = claimed_epsilon if copies == 1 or group_claim is None else group_claim
-    if guesses is None:
-        k, decidable = choose_guesses(m, epsilon, delta, split.primary)
-        rule = (
-            f"maximise the expected bound at the claim subject to ceiling > {MARGIN} x claim"
-            if decidable
-            else f"maximise the expected bound at the claim; no k has ceiling > {MARGIN} x claim"
-        )
-    else:
+    if guesses is not None:
         _validate.integer_at_least(1, guesses=guesses)
         if 2 * guesses > m:
             raise InvalidValue(f"guesses={guesses} per side exceeds m/2={m // 2}; give at most half of the canaries.")
-        k, rule = guesses, "given by the caller"
-        decidable = snj_ceiling(m, 2 * k, delta, split.primary) > MARGIN * epsilon
+    forecast = _forecast_one_run if kind == "one_run" else _forecast_many_runs
     return AuditPlan(
         m=m,
         copies=copies,
-        guesses_in=k,
-        guesses_out=k,
-        k_rule=rule,
         attack=attack,
         attack_parameters=dict(attack_parameters or {}),
         kind=kind,
@@ -171,10 +162,59 @@ def design(
         unit=unit,
         group_epsilon=group_claim,
         coin_commitment=coin_commitment,
-        ceiling=snj_ceiling(m, 2 * k, delta, alpha),
-        ceiling_at_verdict=snj_ceiling(m, 2 * k, delta, split.primary),
-        expected_epsilon_lower=expected_epsilon_lower(m, 2 * k, gdp_mu(epsilon, delta), delta, alpha),
-        power_if_attack_were_optimal=power_of_optimal_attack(m, 2 * k, epsilon, delta, split.primary),
-        decidable=decidable,
-        m_needed=None if decidable else canaries_needed(epsilon, delta, split.primary),
+        **forecast(m, epsilon, delta, alpha, split.primary, guesses),
     )
+
+
+def _forecast_one_run(
+    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None
+) -> dict[str, Any]:
+    """Guesses, ceilings, expectation and power of the one-run bound; ``level`` is the verdict's α."""
+    if guesses is None:
+        k, decidable = choose_guesses(m, epsilon, delta, level)
+        rule = (
+            f"maximise the expected bound at the claim subject to ceiling > {MARGIN} x claim"
+            if decidable
+            else f"maximise the expected bound at the claim; no k has ceiling > {MARGIN} x claim"
+        )
+    else:
+        k, rule = guesses, "given by the caller"
+        decidable = snj_ceiling(m, 2 * k, delta, level) > MARGIN * epsilon
+    return {
+        "guesses_in": k,
+        "guesses_out": k,
+        "k_rule": rule,
+        "ceiling": snj_ceiling(m, 2 * k, delta, alpha),
+        "ceiling_at_verdict": snj_ceiling(m, 2 * k, delta, level),
+        "expected_epsilon_lower": expected_epsilon_lower(m, 2 * k, gdp_mu(epsilon, delta), delta, alpha),
+        "power_if_attack_were_optimal": power_of_optimal_attack(m, 2 * k, epsilon, delta, level),
+        "decidable": decidable,
+        "m_needed": None if decidable else canaries_needed(epsilon, delta, level),
+    }
+
+
+def _forecast_many_runs(
+    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None
+) -> dict[str, Any]:
+    """The same for the split Clopper-Pearson bound: half of the runs choose the threshold, the others judge."""
+    n, mu = max(m // 4, 1), gdp_mu(epsilon, delta)
+    ceiling = cp_ceiling(n, n, delta, level)
+    decidable = ceiling > MARGIN * epsilon
+    needed = None
+    if not decidable:
+        enough = n
+        while cp_ceiling(enough, enough, delta, level) <= MARGIN * epsilon and enough < _LARGEST_M:
+            enough = math.ceil(enough * 1.01)
+        needed = 4 * enough if enough < _LARGEST_M else None
+    k = m // 2 if guesses is None else guesses
+    return {
+        "guesses_in": k,
+        "guesses_out": k,
+        "k_rule": "threshold chosen on the half of the runs whose SHA-256(id) is lower, judged on the other half",
+        "ceiling": cp_ceiling(n, n, delta, alpha),
+        "ceiling_at_verdict": ceiling,
+        "expected_epsilon_lower": cp_expected(n, mu, delta, alpha),
+        "power_if_attack_were_optimal": cp_power(n, 2 * mu, epsilon, delta, level),
+        "decidable": decidable,
+        "m_needed": needed,
+    }

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from dpaudit.audit._f_dp import f_dp_epsilon_lower
 from dpaudit.audit._guess import count_correct, guess
+from dpaudit.audit._many_runs import dkw_epsilon_lower, split_counts
+from dpaudit.audit._one_run import snj_epsilon_lower
 from dpaudit.audit._plan import AuditPlan
 from dpaudit.audit._rates import (
     bayesian_epsilon_lower,
@@ -51,4 +53,24 @@ def one_run_secondary(
             "gaussian_dp", "heuristic", gdp_epsilon_lower(*counts, delta, alpha), _ONE_RUN + "; mechanism is Gaussian"
         ),
         bound("katz", "heuristic", katz_epsilon_lower(*counts, alpha), _ONE_RUN + "; normal approximation, delta = 0"),
+    )
+
+
+def many_runs_secondary(
+    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan
+) -> tuple[Bound, ...]:
+    """Secondary bounds of a many-runs audit at 1 − α each, uncorrected; the trials are independent here."""
+    counts, _ = split_counts(names, values, inserted, plan.delta, plan.alpha_split.primary)
+    made, right = count_correct(guess(names, values, plan), inserted)
+    m, delta, alpha = plan.m, plan.delta, plan.alpha
+    rows = (
+        ("steinke_nasr_jagielski", "unconditional", snj_epsilon_lower(m, made, right, delta, alpha), ""),
+        ("clopper_pearson_dkw", "unconditional", dkw_epsilon_lower(values, inserted, delta, alpha), ""),
+        ("bayesian", "credible", bayesian_epsilon_lower(*counts, delta, alpha), "a posterior under Jeffreys priors"),
+        ("gaussian_dp", "conditional", gdp_epsilon_lower(*counts, delta, alpha), "the mechanism is Gaussian (mu-GDP)"),
+        ("katz", "approximate", katz_epsilon_lower(*counts, alpha), "normal approximation, delta = 0"),
+    )
+    return tuple(
+        Bound(estimator=name, kind=kind, epsilon_lower=value, confidence=1.0 - alpha, assumption=assumption)
+        for name, kind, value, assumption in rows
     )
