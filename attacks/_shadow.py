@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from dpaudit._errors import InvalidValue
 from dpaudit._validate import integer_at_least, probability
@@ -216,7 +215,7 @@ def _reference(log_probs: FloatArray, offline_a: float | None) -> FloatArray:
     """log p_ref from (S, n) log-probabilities; -inf entries are left out of the mean."""
     if (log_probs > 1e-9).any():
         raise InvalidValue("log-probabilities must be <= 0; give minus the loss in nats.")
-    mean = logsumexp(log_probs, axis=0) - np.log(np.isfinite(log_probs).sum(axis=0))
+    mean = np.logaddexp.reduce(log_probs, axis=0) - np.log(np.isfinite(log_probs).sum(axis=0))
     if offline_a is None:
         return np.asarray(mean)
     probability(offline_a=offline_a)
