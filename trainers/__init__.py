@@ -4,6 +4,15 @@ A plan is the single source of what runs, what is counted and what is claimed. `
 ``GhostClipping`` with ``noisy_mean`` and ``DPOptimizer`` is the bare step for loops of one's own.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from dpaudit.trainers._clipping import AdaptiveFlat as AdaptiveFlat
+from dpaudit.trainers._clipping import Automatic as Automatic
+from dpaudit.trainers._clipping import Flat as Flat
+from dpaudit.trainers._clipping import PerLayer as PerLayer
+from dpaudit.trainers._ghost import GhostClipping as GhostClipping
+from dpaudit.trainers._hf_arguments import PrivacyArguments as PrivacyArguments
+from dpaudit.trainers._hf_losses import per_example_losses as per_example_losses
 from dpaudit.trainers._loop import StepReport as StepReport
 from dpaudit.trainers._loop import TrainingResult as TrainingResult
 from dpaudit.trainers._loop import train as train
@@ -32,3 +41,15 @@ from dpaudit.trainers._tasks import classification_losses as classification_loss
 from dpaudit.trainers._tasks import pad_tokens as pad_tokens
 from dpaudit.trainers._tasks import sequence_classification_losses as sequence_classification_losses
 from dpaudit.trainers._tasks import token_losses as token_losses
+
+if TYPE_CHECKING:
+    from dpaudit.trainers._hf import DPTrainer as DPTrainer
+
+
+def __getattr__(name: str) -> Any:
+    # transformers' Trainer takes seconds to import, so it is loaded when it is asked for.
+    if name == "DPTrainer":
+        from dpaudit.trainers._hf import DPTrainer
+
+        return DPTrainer
+    raise AttributeError(f"module 'dpaudit.trainers' has no attribute {name!r}")
