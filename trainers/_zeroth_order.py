@@ -176,7 +176,7 @@ def release(
     _validate.positive(normaliser=normaliser)
     _validate.non_negative(noise_std=noise_std)
     sums = clipped.sum(dim=1)
-    if mechanism is Mechanism.LAPLACE:
+    if Mechanism(mechanism) is Mechanism.LAPLACE:
         # The determinant of a 2x2 matrix of independent N(0, 1) has the Laplace law of scale 1.
         a, b, c, d = noise.sample((4, sums.numel()), 1.0).double()
         drawn = noise_std * (a * b - c * d)

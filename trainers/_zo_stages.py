@@ -61,7 +61,12 @@ class ZOStage:
     @property
     def clip(self) -> Clip:
         """What C bounds; one direction needs no choice."""
-        return self.plan.clip or Clip.PER_DIRECTION
+        return Clip(self.plan.clip) if self.plan.clip else Clip.PER_DIRECTION
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """Law of the noise, also where the plan holds it as a name."""
+        return Mechanism(self.plan.mechanism)
 
     def schedule(self) -> dict[str, Any]:
         """The rates as a plain value, for the log; no privacy parameter is among them."""
@@ -227,7 +232,7 @@ def dpzero(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
 def dpzo_laplace(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
     """DP-ZO (2401.04343) with the Laplace mechanism: pure ε, one direction; scale b = σC on the clipped sum."""
     _one_direction("dp-zo-laplace", plan)
-    if plan.mechanism is not Mechanism.LAPLACE:
+    if Mechanism(plan.mechanism) is not Mechanism.LAPLACE:
         raise InvalidValue(f"mechanism={str(plan.mechanism)!r} must be 'laplace' for DP-ZO's pure guarantee.")
     return ZOPlan((ZOStage(plan=plan, learning_rate=learning_rate, scale=scale),))
 
@@ -238,8 +243,8 @@ def aggzo(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
     The paper clips the vector (Δ_1 .. Δ_K)/K at c; this library clips (Δ_1 .. Δ_K) at C = K·c, which is the same
     update. Its rule c = c₀/√K reads C = c₀·√K here.
     """
-    if plan.releases_per_step > 1 and plan.clip is not Clip.JOINT:
-        raise InvalidValue(f"clip={plan.clip and str(plan.clip)!r} must be 'joint' for DP-AggZO; use zoso() otherwise.")
+    if plan.releases_per_step > 1 and plan.clip != Clip.JOINT:
+        raise InvalidValue(f"clip={plan.clip!s} must be 'joint' for DP-AggZO; use zoso() otherwise.")
     return ZOPlan((ZOStage(plan=plan, learning_rate=learning_rate, scale=scale),))
 
 

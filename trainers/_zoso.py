@@ -362,7 +362,7 @@ def _release(stage: ZOStage, differences: Tensor, noise: Noise) -> list[float]:
         noise_std=stage.plan.noise_std,
         normaliser=stage.plan.normaliser,
         noise=noise,
-        mechanism=stage.plan.mechanism,
+        mechanism=stage.mechanism,
     )
 
 
