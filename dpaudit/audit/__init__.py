@@ -9,6 +9,17 @@ from dpaudit.audit._design import best_ceiling as best_ceiling
 from dpaudit.audit._design import canaries_needed as canaries_needed
 from dpaudit.audit._design import choose_guesses as choose_guesses
 from dpaudit.audit._design import design as design
+from dpaudit.audit._exposure import ExposureReport as ExposureReport
+from dpaudit.audit._exposure import SkewNormalFit as SkewNormalFit
+from dpaudit.audit._exposure import exposure as exposure
+from dpaudit.audit._exposure import exposure_epsilon_lower as exposure_epsilon_lower
+from dpaudit.audit._exposure import exposure_extrapolated as exposure_extrapolated
+from dpaudit.audit._exposure import exposure_from_rank as exposure_from_rank
+from dpaudit.audit._exposure import exposure_p_values as exposure_p_values
+from dpaudit.audit._exposure import exposure_ranks as exposure_ranks
+from dpaudit.audit._exposure import exposure_report as exposure_report
+from dpaudit.audit._exposure import fit_references as fit_references
+from dpaudit.audit._exposure import rank_sum_test as rank_sum_test
 from dpaudit.audit._f_dp import f_dp_epsilon_lower as f_dp_epsilon_lower
 from dpaudit.audit._f_dp import f_dp_mu_lower as f_dp_mu_lower
 from dpaudit.audit._f_dp import f_dp_p_value as f_dp_p_value
