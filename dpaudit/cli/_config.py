@@ -146,6 +146,11 @@ class Config(_Section):
     def _joined(self) -> Config:
         if self.privacy.method == "dp-zoso" and self.zeroth_order is None:
             raise ValueError("zeroth_order is missing; method dp-zoso needs its section")
+        if self.privacy.calibrate_with not in self.privacy.accountants:
+            raise ValueError(
+                f"privacy.calibrate_with={self.privacy.calibrate_with!r} must be one of privacy.accountants"
+                f" {list(self.privacy.accountants)}, or the certificate could miss its own claim"
+            )
         if self.canaries.kind == "label-flip" and self.model.task != "sequence-classification":
             raise ValueError("canaries.kind='label-flip' needs model.task='sequence-classification'")
         if self.canaries.kind == "new-token" and self.model.task != "causal-lm":

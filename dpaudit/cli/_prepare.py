@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit import Guarantee, Ledger, Relation
 from dpaudit._commitment import canonical_json, sha256_file
-from dpaudit._errors import InvalidEvidence, InvalidValue
+from dpaudit._errors import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit._journal import DiskJournal
 from dpaudit._record import RunFolder, read_json, write_json
 from dpaudit.cli._config import Config
@@ -130,6 +130,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
     # public_size is fixed before any coin is flipped: declared records plus half of the canary copies
     public_size = len(private) + round(config.canaries.count * config.canaries.copies / 2)
     plans = make_plans(config, public_size)
+    refuse_overspending(config, planned_ledger(plans))
     if folder.audit_plan.exists():
         plan = AuditPlan.from_dict(read_json(folder.audit_plan))
         secret = read_secret(folder.canaries)
@@ -191,6 +192,16 @@ def account_for(config: Config, ledger: Ledger, *, group_size: int = 1) -> tuple
     return account(
         ledger.merged(), delta=config.claim.delta, accountants=config.privacy.accountants, group_size=group_size
     )
+
+
+def refuse_overspending(config: Config, ledger: Ledger) -> None:
+    """Refuse a plan whose own accountants put it above the claim, before the first step."""
+    upper = min(g.epsilon_upper for g in account_for(config, ledger) if g.epsilon_upper is not None)
+    if upper > config.claim.epsilon:
+        raise PrivacyRefusal(
+            f"the planned run has epsilon <= {upper:.4g} at delta={config.claim.delta:g}, above claim.epsilon="
+            f"{config.claim.epsilon:g}; raise privacy.noise_multiplier (or leave it out to calibrate), or claim less."
+        )
 
 
 def group_claim(config: Config, ledger: Ledger) -> float | None:

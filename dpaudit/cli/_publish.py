@@ -248,8 +248,8 @@ def series_of(
     return {
         "epsilon_over_steps": epsilon_over_steps(config, ledger),
         "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
-        "scores": {"inside": scores[coins == 1].tolist(), "outside": scores[coins == 0].tolist()},
-        "exposure": list(exposure["values"]),
+        "scores": {"in": scores[coins == 1].tolist(), "out": scores[coins == 0].tolist()},
+        "exposure": {"exposure": list(exposure["values"])},
     }
 
 
@@ -268,7 +268,12 @@ def epsilon_over_steps(config: Config, ledger: Ledger, points: int = 24) -> dict
             first_steps(ledger, steps), delta=config.claim.delta, accountants=config.privacy.accountants[:1]
         )
         epsilon.append(found.epsilon_upper)
-    return {"steps": wanted, "epsilon": epsilon, "boundaries": boundaries}
+    return {
+        "steps": wanted,
+        "epsilon": epsilon,
+        "boundaries": boundaries[:-1],
+        "accountant": config.privacy.accountants[0],
+    }
 
 
 def first_steps(ledger: Ledger, steps: int) -> Ledger:
