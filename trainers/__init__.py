@@ -20,6 +20,8 @@ from dpaudit.trainers._noise import NoiseSource as NoiseSource
 from dpaudit.trainers._noise import NoNoise as NoNoise
 from dpaudit.trainers._optimizers import DPOptimizer as DPOptimizer
 from dpaudit.trainers._optimizers import OptimizerSettings as OptimizerSettings
+from dpaudit.trainers._parameters import head_parameters as head_parameters
+from dpaudit.trainers._parameters import trained_parameters as trained_parameters
 from dpaudit.trainers._plan import PrivacyPlan as PrivacyPlan
 from dpaudit.trainers._preflight import PreflightReport as PreflightReport
 from dpaudit.trainers._preflight import preflight as preflight
@@ -41,6 +43,20 @@ from dpaudit.trainers._tasks import classification_losses as classification_loss
 from dpaudit.trainers._tasks import pad_tokens as pad_tokens
 from dpaudit.trainers._tasks import sequence_classification_losses as sequence_classification_losses
 from dpaudit.trainers._tasks import token_losses as token_losses
+from dpaudit.trainers._tasks_metrics import charged_mean as charged_mean
+from dpaudit.trainers._tasks_metrics import corpus_bleu as corpus_bleu
+from dpaudit.trainers._tasks_metrics import corpus_rouge_l as corpus_rouge_l
+from dpaudit.trainers._tasks_metrics import perplexity as perplexity
+from dpaudit.trainers._tasks_metrics import rouge_l as rouge_l
+from dpaudit.trainers._tasks_tables import TableRecord as TableRecord
+from dpaudit.trainers._tasks_tables import generated_tables as generated_tables
+from dpaudit.trainers._tasks_text import Infilling as Infilling
+from dpaudit.trainers._tasks_text import complete as complete
+from dpaudit.trainers._tasks_text import encode_dialogue as encode_dialogue
+from dpaudit.trainers._tasks_text import encode_pair as encode_pair
+from dpaudit.trainers._tasks_text import encode_table as encode_table
+from dpaudit.trainers._tasks_text import linearise_table as linearise_table
+from dpaudit.trainers._tasks_text import pad_labelled as pad_labelled
 
 if TYPE_CHECKING:
     from dpaudit.trainers._hf import DPTrainer as DPTrainer
