@@ -14,6 +14,7 @@ from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit.audit._coins import COIN_TAIL, member_count_is_plausible
 from dpaudit.audit._control import Control, ControlPower, control_power
 from dpaudit.audit._f_dp import TradeOff, check_curve, f_dp_p_value
+from dpaudit.audit._gaussian import dp_attack_limits
 from dpaudit.audit._guess import check_ids, check_member, check_scores, count_ties
 from dpaudit.audit._many_runs import rates_curve_p_value
 from dpaudit.audit._plan import AuditPlan
@@ -119,6 +120,8 @@ def audit(
                 names, values, inserted, plan
             )
     auc = auc_summary(values, inserted, plan.alpha)
+    if tested:
+        auc["limits_of_claim"] = dp_attack_limits(tested, plan.delta)
     if auc["p_value"] > LIVE_P_VALUE:
         found.append(_dead_scores(auc["p_value"]))
 

@@ -241,8 +241,8 @@ class ExposureReport:
             "by_copies": [dict(row) for row in self.by_copies],
             "epsilon_lower": None,
             "note": (
-                "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one run"
-                ". Canaries with k copies concern the claim for groups of k records."
+                "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one"
+                " run. Canaries with k copies concern the claim for groups of k records."
             ),
         }
 

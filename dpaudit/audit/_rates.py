@@ -111,8 +111,8 @@ def bayesian_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: floa
     FNR and FPR have independent Jeffreys posteriors; the bound is the smallest ε whose (ε, δ) region of error rates
     holds posterior mass ≥ α. A statement about the posterior, not a coverage guarantee.
 
-    >>> round(bayesian_epsilon_lower(50, 100, 5, 100, 1e-5), 2)
-    1.62
+    >>> round(bayesian_epsilon_lower(50, 100, 5, 100, 1e-5), 1)
+    1.6
     """
     _check_counts(tp, n_pos, fp, n_neg)
     _validate.open_unit(alpha=alpha)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.audit._f_dp import f_dp_epsilon_lower
+from dpaudit.audit._gaussian import gdp_epsilon
 from dpaudit.audit._guess import count_correct, guess
 from dpaudit.audit._many_runs import dkw_epsilon_lower, split_counts
 from dpaudit.audit._one_run import snj_epsilon_lower
@@ -17,6 +18,7 @@ from dpaudit.audit._rates import (
     katz_epsilon_lower,
 )
 from dpaudit.audit._result import Bound
+from dpaudit.audit._xiang import xiang_mu_lower
 
 _ONE_RUN = "canaries of one run share its noise, so that their rates are not independent trials"
 
@@ -45,6 +47,12 @@ def one_run_secondary(
             "mahloujifar_melis_chaudhuri_gaussian",
             "conditional",
             f_dp_epsilon_lower(m, made, right, delta, alpha),
+            "the mechanism is Gaussian (mu-GDP)",
+        ),
+        bound(
+            "xiang_gaussian",
+            "conditional",
+            gdp_epsilon(xiang_mu_lower(m, made, right, alpha, tol=1e-4), delta),
             "the mechanism is Gaussian (mu-GDP)",
         ),
         bound("clopper_pearson", "heuristic", cp_epsilon_lower(*counts, delta, alpha), _ONE_RUN),
