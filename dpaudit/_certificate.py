@@ -98,8 +98,8 @@ class CertificateEvidence:
         One ``{"id", "coin", "guess"}`` per canary: coin 0/1 (1 = inserted), guess 1 in, -1 out, 0 abstain.
     copies : int
         Times an inserted canary stands in the data.
-    scores_digest : str or None
-        SHA-256 of ``scores.parquet``.
+    scores_digest, control_digest : str or None
+        SHA-256 of ``scores.parquet``, and of ``control_scores.parquet`` (id, score, member of a positive control).
     nonce : str or None
         The 32-byte nonce of the coin commitment, hexadecimal.
     audit_result : mapping or None
@@ -130,6 +130,7 @@ class CertificateEvidence:
     canaries: Sequence[Mapping[str, Any]] = ()
     copies: int = 1
     scores_digest: str | None = None
+    control_digest: str | None = None
     nonce: str | None = None
     audit_result: Mapping[str, Any] | None = None
     exposure: Mapping[str, Any] | None = None
@@ -348,6 +349,7 @@ def _audit_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
         "copies": evidence.copies,
         "canaries": rows,
         "scores_digest": evidence.scores_digest,
+        "control_digest": evidence.control_digest,
         "result": None if evidence.audit_result is None else dict(evidence.audit_result),
         "commitment_order": "asserted",
     }

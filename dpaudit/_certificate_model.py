@@ -121,6 +121,8 @@ class Audit(_Model):
     """``[opaque id, coin, guess]``: coin 1 = inserted; guess 1 = in, -1 = out, 0 = abstain."""
     scores_digest: Digest | None
     """SHA-256 of ``scores.parquet``."""
+    control_digest: Digest | None
+    """SHA-256 of ``control_scores.parquet``: id, score and member of a positive control."""
     result: Object | None
     """The audit's result, ``dpaudit.audit/1``."""
     commitment_order: Literal["asserted", "proven"]

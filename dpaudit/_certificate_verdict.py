@@ -40,6 +40,7 @@ MEANING = {
 
 # A claim equal to the accounted bound must survive printing and reading back; nothing beyond that is forgiven.
 RELATIVE_TOLERANCE = 1e-9
+ENOUGH_POWER = 0.8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,10 +145,13 @@ def lower_at_verdict(audit: Mapping[str, Any]) -> float | None:
 
 
 def _own_reason(audit: Mapping[str, Any], fallback: str) -> str:
-    for key in ("summary", "reason", "reasons"):
-        value = audit.get(key)
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, (list, tuple)) and value:
-            return "; ".join(str(item) for item in value)
-    return fallback
+    """The audit's findings that ask for its verdict, in words."""
+    verdict = audit.get("verdict")
+    findings = [f for f in audit.get("findings") or () if isinstance(f, Mapping) and f.get("status") == verdict]
+    texts = [str(finding.get("text")) for finding in findings]
+    power = audit.get("power")
+    if verdict == "inconclusive" and power is None:
+        texts.append("the power of this attack is unknown, since no positive control was made")
+    elif verdict == "inconclusive" and isinstance(power, (int, float)) and power < ENOUGH_POWER:
+        texts.append(f"this attack would notice a broken run with probability {power:.2g} only")
+    return " ".join(texts) or fallback

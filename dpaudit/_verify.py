@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpaudit._amendments import amendment_steps
 from dpaudit._certificate import certificate_bytes, missing_fields, statement_digest, verdict_section
 from dpaudit._certificate_model import validate_statement
+from dpaudit._dsse import signature_steps
 from dpaudit._errors import DpauditError, InvalidEvidence
 from dpaudit._readers import parse_json, read_bytes
 from dpaudit._verify_accounting import Recomputed, accounting_steps, claim_step, recomputed_guarantees
@@ -88,8 +90,10 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
     certificate = read_certificate(path)
     subjects = certificate.statement["subject"]
     steps = [_canonical_step(certificate), _digest_step(certificate)]
-    signature, origin = _signature(certificate, () if rules is None else rules.trusted_keys)
+    trusted = () if rules is None else rules.trusted_keys
+    signature, origin = signature_steps(certificate.path, certificate.data, trusted)
     steps += signature
+    steps += _guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
     steps += _guarded("fields", lambda: [_fields_step(certificate)])
     steps += _guarded("ledger", lambda: ledger_steps(certificate.folder, certificate.body))
     steps += _guarded("subject", lambda: subject_steps(certificate.folder, subjects))
@@ -133,12 +137,6 @@ def _digest_step(certificate: Certificate) -> Step:
     return Step(
         "digest", DIFFERENT, f"the statement says {stated[:12]}… and its content gives {found[:12]}…: it was edited"
     )
-
-
-def _signature(certificate: Certificate, trusted: tuple[str, ...]) -> tuple[list[Step], str]:
-    from dpaudit._dsse import signature_steps
-
-    return signature_steps(certificate.path, certificate.data, trusted)
 
 
 def _fields_step(certificate: Certificate) -> Step:

@@ -9,7 +9,8 @@ from dpaudit._certificate import open_commitment, plain_json, plan_commitment, t
 from dpaudit._commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit._errors import InvalidEvidence
 from dpaudit._readers import MAX_TABLE_BYTES, number, parse_json, read_bytes, read_table
-from dpaudit._verify_report import ABSENT, DIFFERENT, EQUAL, Step
+from dpaudit._verify_audit_result import group_step, result_steps, verdict_step
+from dpaudit._verify_report import ABSENT, DIFFERENT, EQUAL, Step, judge
 
 TOLERANCE = 1e-6
 
@@ -19,11 +20,11 @@ def audit_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     audit = body["audit"]
     if audit is None:
         return [Step("audit", ABSENT, "the certificate holds no audit")]
-    steps = [*_plan_steps(folder, body), _coins_step(audit), *_scores_steps(folder, audit)]
+    steps = [*_plan_steps(folder, body), _coins_step(audit), *_scores_steps(folder, body)]
     if audit["plan"] is None or audit["result"] is None or not audit["canaries"]:
         steps.append(Step("audit.bound", ABSENT, "plan, guesses or result are not in the certificate"))
         return steps
-    return [*steps, *_bound_steps(body)]
+    return [*steps, *_bound_steps(body), *group_step(body), verdict_step(audit["result"])]
 
 
 def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
@@ -41,7 +42,7 @@ def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         same = digest in {sha256_bytes(canonical_json(plan)), sha256_bytes(canonical_json(plan) + b"\n")}
         where = "the embedded plan"
     text = f"{where} has the digest {digest[:12]}…"
-    steps.append(Step("audit.plan", *((EQUAL, text) if same else (DIFFERENT, f"{where} is not the certified plan"))))
+    steps.append(judge("audit.plan", same, text, f"{where} is not the certified plan"))
     steps.append(_plan_claim_step(plan, body))
     return steps
 
@@ -75,7 +76,8 @@ def _coins_step(audit: dict[str, Any]) -> Step:
     )
 
 
-def _scores_steps(folder: Path, audit: dict[str, Any]) -> list[Step]:
+def _scores_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
+    audit = body["audit"]
     path = folder / "scores.parquet"
     if audit["scores_digest"] is None:
         return [Step("audit.scores", ABSENT, "the certificate does not bind a score file")]
@@ -86,25 +88,29 @@ def _scores_steps(folder: Path, audit: dict[str, Any]) -> list[Step]:
     steps = [Step("audit.scores", EQUAL, f"SHA-256 {audit['scores_digest'][:12]}…")]
     if audit["plan"] is None or not audit["canaries"]:
         return [*steps, Step("audit.guesses", ABSENT, "the plan's guess rule is not in the certificate")]
-    return [*steps, _guesses_step(path, audit)]
+    scores = _read_scores(path, audit)
+    return [*steps, _guesses_step(scores, audit), *result_steps(folder, body, scores)]
 
 
-def _guesses_step(path: Path, audit: dict[str, Any]) -> Step:
-    import numpy as np
-
-    from dpaudit.audit import AuditPlan, guess
-
-    plan = AuditPlan.from_dict(audit["plan"])
+def _read_scores(path: Path, audit: dict[str, Any]) -> list[float]:
+    """Scores in the order of the certified canaries; exactly one for each."""
     table = read_table(path, columns=("id", "score"), optional=("attack",))
     rows = list(range(len(table["id"])))
     if "attack" in table and len(set(table["attack"])) > 1:
-        rows = [i for i in rows if table["attack"][i] == plan.attack]
+        rows = [i for i in rows if table["attack"][i] == audit["plan"].get("attack")]
     scores = {str(table["id"][i]): number(table["score"][i], name=f"score of {table['id'][i]}") for i in rows}
     ids = [row[0] for row in audit["canaries"]]
     if len(scores) != len(rows) or set(scores) != set(ids):
         raise InvalidEvidence(f"{path.name} does not hold exactly one score for each certified canary")
-    made = guess(ids, np.array([scores[i] for i in ids]), plan)
-    differing = int(np.sum(np.asarray(made) != np.array([row[2] for row in audit["canaries"]])))
+    return [scores[i] for i in ids]
+
+
+def _guesses_step(scores: list[float], audit: dict[str, Any]) -> Step:
+    from dpaudit.audit import AuditPlan, guess
+
+    plan = AuditPlan.from_dict(audit["plan"])
+    made = guess([row[0] for row in audit["canaries"]], scores, plan)
+    differing = sum(int(a) != row[2] for a, row in zip(made, audit["canaries"], strict=True))
     if differing:
         return Step("audit.guesses", DIFFERENT, f"{differing} guesses are not those that the scores and the plan give")
     return Step("audit.guesses", EQUAL, f"{plan.guesses_in} in and {plan.guesses_out} out, by the plan's rule")

@@ -10,11 +10,12 @@ from dpaudit._commitment import sha256_file
 from dpaudit._errors import InvalidEvidence
 from dpaudit._ledger import Ledger
 from dpaudit._readers import inside
-from dpaudit._verify_report import ABSENT, DIFFERENT, EQUAL, Step
+from dpaudit._verify_report import ABSENT, DIFFERENT, Step, judge
 
 # A file with one of these endings holds weights; beside certified weights it must be certified too.
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".onnx"}
 MAX_SUBJECT_BYTES = 64 * 2**30
+MAX_FOLDERS = 1000
 
 
 def embedded_ledger(body: dict[str, Any]) -> Ledger | None:
@@ -37,31 +38,20 @@ def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         record = read_journal(path)
     except InvalidEvidence as error:
         return [Step("ledger.chain", DIFFERENT, str(error))]
-    steps = []
-    same = record.head == section["head"]
-    detail = f"head of the chain {record.head[:12]}…"
-    steps.append(
-        Step("ledger.chain", *((EQUAL, detail) if same else (DIFFERENT, f"{detail}, certificate {section['head']}")))
-    )
+    head = f"head of the chain {record.head[:12]}…"
+    steps = [judge("ledger.chain", record.head == section["head"], head, f"{head}, certified {section['head']}")]
     ledger = embedded_ledger(body)
     same = ledger is not None and record.ledger.merged().to_dict() == ledger.merged().to_dict()
     count = f"{record.ledger.steps} noisy releases in {len(record.ledger.stages)} stage(s)"
     stated = "none" if ledger is None else f"{ledger.steps} in {len(ledger.stages)}"
-    steps.append(
-        Step("ledger.stages", *((EQUAL, count) if same else (DIFFERENT, f"{count}; the certificate has {stated}")))
-    )
+    steps.append(judge("ledger.stages", same, count, f"{count}; the certificate has {stated}"))
     if record.open_steps is not None and body["run_status"] == "complete":
         steps.append(Step("ledger.open", DIFFERENT, "a segment is still open, so the run is not complete as stated"))
-    audit = body["audit"]
-    plan_digest = None if audit is None else audit["plan_digest"]
+    plan_digest = None if body["audit"] is None else body["audit"]["plan_digest"]
     if record.audit_plan_sha256 is not None or plan_digest is not None:
         same = record.audit_plan_sha256 == plan_digest
         detail = "the ledger opened with the digest of the audit plan"
-        steps.append(
-            Step(
-                "ledger.plan", *((EQUAL, detail) if same else (DIFFERENT, "the ledger opened with another audit plan"))
-            )
-        )
+        steps.append(judge("ledger.plan", same, detail, "the ledger opened with another audit plan"))
     return steps
 
 
@@ -71,7 +61,7 @@ def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step
     names = {subject["name"] for subject in subjects}
     if len(names) != len(subjects):
         steps.append(Step("subject", DIFFERENT, "two subjects have the same name"))
-    present = set()
+    folders: set[Path] = set()
     for subject in subjects:
         name, stated = subject["name"], subject["digest"]["sha256"]
         step = f"subject {name}"
@@ -80,33 +70,34 @@ def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step
         except InvalidEvidence as error:
             steps.append(Step(step, DIFFERENT, str(error)))
             continue
+        if path.parent != folder.resolve() and path.parent.is_dir():
+            folders.add(path.parent)
         if not path.is_file():
-            steps.append(Step(step, ABSENT, "the file is not beside the certificate"))
+            # A folder that is there without its certified file holds something else under another name.
+            gone = path.parent in folders
+            detail = "its folder is here and the file is not" if gone else "the file is not beside the certificate"
+            steps.append(Step(step, DIFFERENT if gone else ABSENT, detail))
             continue
-        present.add(path.parent)
         if path.stat().st_size > MAX_SUBJECT_BYTES:
             steps.append(Step(step, ABSENT, f"the file is above {MAX_SUBJECT_BYTES} bytes"))
             continue
         found = sha256_file(path)
         detail = f"SHA-256 {found[:12]}…"
-        same = found == stated
-        steps.append(
-            Step(step, *((EQUAL, detail) if same else (DIFFERENT, f"{detail}, certified {stated[:12]}…: another file")))
-        )
-    steps += _uncertified_weights(folder, present, names)
+        steps.append(judge(step, found == stated, detail, f"{detail}, certified {stated[:12]}…: another file"))
+    steps += _uncertified_weights(folder, folders, names)
     return steps
 
 
 def _uncertified_weights(folder: Path, folders: set[Path], names: set[str]) -> list[Step]:
     root = folder.resolve()
-    extra = sorted(
-        path.relative_to(root).as_posix()
-        for parent in folders
-        if parent != root
-        for path in parent.iterdir()
-        if path.suffix.lower() in WEIGHT_SUFFIXES and path.relative_to(root).as_posix() not in names
-    )
-    return [
-        Step(f"subject {name}", DIFFERENT, "weights lie beside the certified ones and are not certified")
-        for name in extra
-    ]
+    searched = set(folders)
+    if (root / "ledger.jsonl").is_file() or (root / "audit_plan.json").is_file():
+        # This is a release folder, so every folder in it belongs to the run.
+        searched |= {path for path in sorted(root.iterdir())[:MAX_FOLDERS] if path.is_dir() and not path.is_symlink()}
+    found = {path.relative_to(root).as_posix() for parent in searched for path in parent.iterdir() if _is_weights(path)}
+    detail = "weights lie beside the certified ones and are not certified"
+    return [Step(f"subject {name}", DIFFERENT, detail) for name in sorted(found - names)]
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix.lower() in WEIGHT_SUFFIXES

@@ -39,6 +39,11 @@ class Step:
         return {"name": self.name, "result": self.outcome, "detail": self.detail}
 
 
+def judge(name: str, same: bool, equal: str, different: str) -> Step:
+    """A step that is equal or different, with the words for each."""
+    return Step(name, EQUAL, equal) if same else Step(name, DIFFERENT, different)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationReport:
     """The outcome of :func:`~dpaudit.verify_certificate`.

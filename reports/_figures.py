@@ -318,7 +318,7 @@ def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawin
         heights=(330, 320),
         paint=paint,
         caption="A point of the attack below the certified curve would contradict the declared mechanism."
-        + (f" δ = {delta_text(delta)} is one point of this curve." if delta else ""),
+        + (f" δ\u00a0=\u00a0{delta_text(delta)} is one point of this curve." if delta else ""),
     )
 
 

@@ -116,7 +116,7 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
     if series.get("epsilon_over_steps"):
         made.append(figures.budget(series["epsilon_over_steps"], claim=None if claim is None else claim["epsilon"]))
     if series.get("roc"):
-        made.append(figures.roc(series["roc"]))
+        made.append(figures.roc({"tpr_at": (result.get("auc") or {}).get("tpr_at_fpr") or (), **series["roc"]}))
     for name in ("scores", "exposure"):
         if series.get(name):
             made.append(figures.histogram(series[name]))
@@ -225,11 +225,14 @@ def _audit_rows(result: Mapping[str, Any], valid: bool) -> list[tuple[str, str, 
         )
     )
     auc = result.get("auc") or {}
-    value = auc.get("auc", auc.get("value"))
+    value = auc.get("value")
     if value is not None:
-        low, high = (auc.get("interval") or (auc.get("low"), auc.get("high")))[:2]
+        low, high = (*(auc.get("interval") or ()), None, None)[:2]
         between = f" ({eps(low)} to {eps(high)})" if low is not None and high is not None else ""
         rows.append(("AUC", f"{float(value):.3f}", f"0.5 is guessing, 1 is perfect{between}"))
+    for point in auc.get("tpr_at_fpr") or ():
+        said = f"Inserted canaries found when {percent(point['fpr'])} of the others are accused wrongly"
+        rows.append((f"Found at {percent(point['fpr'])} false alarms", percent(point["tpr"]), said))
     return rows
 
 

@@ -72,6 +72,16 @@ def test_added_weights(release: Path) -> None:
     assert "subject model/adapter_model.safetensors" in different(release)
 
 
+@pytest.mark.parametrize("name", ["model/model.safetensorsx", "elsewhere/model.safetensors"])
+def test_renamed_subject_does_not_hide_swapped_weights(release: Path, name: str) -> None:
+    (release / "model" / "model.safetensors").write_bytes(b"other " * 100)
+
+    def change(_: Any, statement: dict[str, Any]) -> None:
+        statement["subject"][0]["name"] = name
+
+    assert "subject model/model.safetensors" in forge(release, change)
+
+
 def test_shortened_ledger(release: Path) -> None:
     lines = (release / "ledger.jsonl").read_bytes().splitlines()
     (release / "ledger.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n")
