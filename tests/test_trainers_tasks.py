@@ -37,24 +37,7 @@ from dpaudit.trainers import (
     rouge_l,
     trained_parameters,
 )
-from dpaudit.trainers._tasks_metrics import (
-    charged_mean,
-    corpus_bleu,
-    corpus_rouge_l,
-    perplexity,
-    rouge_l,
-    tokenize_13a,
-)
-from dpaudit.trainers._tasks_tables import generated_tables
-from dpaudit.trainers._tasks_text import (
-    Infilling,
-    complete,
-    encode_dialogue,
-    encode_pair,
-    encode_table,
-    linearise_table,
-    pad_labelled,
-)
+from dpaudit.trainers._tasks_metrics import tokenize_13a
 from tests.reference_clipper import LoopClipper
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "text_metrics.json").read_text())
