@@ -10,6 +10,8 @@ from dpaudit.trainers._clipping import AdaptiveFlat as AdaptiveFlat
 from dpaudit.trainers._clipping import Automatic as Automatic
 from dpaudit.trainers._clipping import Flat as Flat
 from dpaudit.trainers._clipping import PerLayer as PerLayer
+from dpaudit.trainers._distributed import ShardSampler as ShardSampler
+from dpaudit.trainers._distributed import distributed_options as distributed_options
 from dpaudit.trainers._ghost import GhostClipping as GhostClipping
 from dpaudit.trainers._hf_arguments import PrivacyArguments as PrivacyArguments
 from dpaudit.trainers._hf_losses import per_example_losses as per_example_losses

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpaudit import Journal, Stage, _validate
 from dpaudit._errors import InvalidValue
+from dpaudit.trainers._distributed import refuse_wrapped
 from dpaudit.trainers._noise import NoiseSource
 from dpaudit.trainers._optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers._physical import PhysicalBatch
@@ -150,6 +151,7 @@ def train(
     if start_step > plan.steps:
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
     settings = optimizer or OptimizerSettings()
+    refuse_wrapped(model)
     parameters = trainable(model)
     updates = DPOptimizer(parameters.values(), settings)
     if optimizer_state is not None:

@@ -80,18 +80,18 @@ class Releaser:
             reduce=self._reduce,
             adds_noise=self._adds_noise,
         )
-        self._adapt(norms)
+        self._adapt(norms, gradients[0].device)
         return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=bound)
 
-    def _adapt(self, norms: Tensor) -> None:
+    def _adapt(self, norms: Tensor, device: torch.device) -> None:
         clipper: Any = self._clipper
         rule = getattr(clipper, "clipping", None)
         if not isinstance(rule, AdaptiveFlat):
             return
         assert self._plan.quantile_sigma is not None  # the plan required it
-        count = torch.tensor(rule.count(norms), dtype=torch.float32)
+        count = torch.tensor(rule.count(norms), dtype=torch.float32, device=device)
         if self._adds_noise:
-            count += self._noise.sample((), self._plan.quantile_sigma)
+            count += self._noise.sample((), self._plan.quantile_sigma, device)
         if self._reduce is not None:
             self._reduce([count])
         clipper.clipping = rule.updated(float(count), self._plan.normaliser)
