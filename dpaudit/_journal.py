@@ -108,10 +108,19 @@ class DiskJournal:
         As in :class:`~dpaudit.Ledger`; must equal those of an existing file.
     audit_plan_sha256 : str or None
         Digest of ``audit_plan.json``, written into the first line.
+    planned_steps : int or None
+        Steps of the whole run: blocks are never reserved beyond it, so that a crash cannot overspend the plan.
     """
 
     def __init__(
-        self, path: Path, *, relation: str, unit: str, max_records_per_unit: int = 1, audit_plan_sha256: str | None
+        self,
+        path: Path,
+        *,
+        relation: str,
+        unit: str,
+        max_records_per_unit: int = 1,
+        audit_plan_sha256: str | None,
+        planned_steps: int | None = None,
     ) -> None:
         self._path = Path(path)
         self._open_path = self._path.with_suffix(".open")
@@ -120,6 +129,7 @@ class DiskJournal:
         self._block = 1
         self._file: int | None = None
         self._last_count: float | None = None
+        self._planned, self._sealed_steps = planned_steps, 0
         self.recovered_steps = 0
         header = {
             "kind": "header",
@@ -169,6 +179,7 @@ class DiskJournal:
         self._stage = dataclasses.replace(stage, steps=0)
         self._steps = self._reserved = self._sequence = 0
         self._block, self._last_count = 1, None
+        self._sealed_steps = read_ledger(self._path).steps
         body = canonical_json({"version": 1, "previous": self._head, "stage": self._stage.to_dict()})
         if len(body) > _HEADER_BYTES - 36:
             raise InvalidEvidence(f"the open stage takes {len(body)} bytes and at most {_HEADER_BYTES - 36} fit.")
@@ -185,6 +196,9 @@ class DiskJournal:
         started = time.perf_counter()
         if self._steps + 1 > self._reserved:
             self._reserved = self._steps + self._block
+            if self._planned is not None:
+                left = self._planned - self._sealed_steps
+                self._reserved = max(self._steps + 1, min(self._reserved, left))
             self._sequence += 1
             offset = _HEADER_BYTES + (self._sequence % 2) * _SLOT_STRIDE
             os.pwrite(self._file, _slot(self._body, self._sequence, self._reserved), offset)

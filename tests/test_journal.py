@@ -146,6 +146,19 @@ def test_a_million_steps_stay_small_and_blocks_are_bounded(tmp_path: Path, monke
     assert (tmp_path / "ledger.jsonl").stat().st_size < 2_000
 
 
+def test_blocks_never_exceed_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    log = DiskJournal(path, relation="zero_out", unit="record", audit_plan_sha256=None, planned_steps=2_000)
+    log.begin(STAGE)
+    run_steps(log, 500)
+    log.seal("checkpoint")
+    log.begin(STAGE)
+    run_steps(log, 1_499)
+    assert 1_999 <= read_ledger(path).steps <= 2_000
+    run_steps(log, 1)
+    assert read_ledger(path).steps == 2_000
+
+
 def test_lines_hold_plain_json(tmp_path: Path) -> None:
     journal(tmp_path)
     assert json.loads((tmp_path / "ledger.jsonl").read_text())["kind"] == "header"

@@ -182,6 +182,7 @@ def open_journal(prepared: Prepared) -> DiskJournal:
         unit=claim.unit,
         max_records_per_unit=claim.max_records_per_unit,
         audit_plan_sha256=sha256_file(prepared.folder.audit_plan),
+        planned_steps=prepared.ledger.steps,
     )
 
 
