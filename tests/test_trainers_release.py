@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from dpaudit import MemoryJournal
 from dpaudit._errors import InvalidValue
 from dpaudit.trainers import NoiseSource, OptimizerSettings, PrivacyPlan, ScriptedSampler, train
 from dpaudit.trainers._physical import PhysicalBatch, fitted
 from dpaudit.trainers._release import clipper_for
-from torch import nn
-
 from tests.reference_clipper import LoopClipper
 from tests.test_trainers_loop import collate, linear_plan, linear_problem, loss_fn
 
