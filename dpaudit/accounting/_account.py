@@ -132,9 +132,11 @@ def _built_in(name: str, ledger: Ledger, cost: Charges, delta: float, tuning: Tu
                 raise UnsupportedStage("accountant 'gdp' is exact for unsampled Gaussian stages only; use 'prv'.")
             return _Found(gaussian_epsilon(exact, delta), notes=[f"exact Gaussian DP with mu={exact:.6g}"])
         case _:
-            from dpaudit.accounting._pld import pld_epsilon
+            from dpaudit.accounting._curves import epsilon_interval
 
-            return _Found(pld_epsilon(cost, ledger.relation, delta), lower=0.0)
+            found = epsilon_interval(cost, delta, rtol=rtol)
+            notes = [] if cost.tight else ["no data set is known to attain this bound, so there is no lower one"]
+            return _Found(found.upper, lower=found.lower if cost.tight else None, notes=notes)
 
 
 def _peer_version() -> str:

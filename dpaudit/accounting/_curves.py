@@ -1,0 +1,375 @@
+"""Certified answers about a ledger: ε at δ, δ at ε, and points of the trade-off function.
+
+Everything is read from tail sums of composed laws. For a discrete pair (A, B) on a lattice,
+
+    ε(δ) = max_j log((A(≥j) − δ) / B(≥j))        δ(ε) = max_j A(≥j) − e^ε·B(≥j)
+
+is exact when B = e^{-loss}·A (the dominating pair: an upper bound), and for any two laws of the same statistic every j
+is a test, so the maximum is a lower bound (the dominated pair). Errors of the tails widen both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from dpaudit._stage import Mechanism
+from dpaudit.accounting._compose import WRAP, Law, Tails, Tilted, compose, tails
+from dpaudit.accounting._gdp import gaussian_delta, gaussian_epsilon
+from dpaudit.accounting._loss import Array, Cells, cells, ends, loss, reach_for
+from dpaudit.accounting._relations import Charges, Component, Step
+
+LARGEST_WINDOW = 2**22
+EXACT = 1e-12  # relative error allowed for the closed Gaussian form
+_ROUNDS = 7
+
+Run = tuple[Step, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interval:
+    """``lower ≤ truth ≤ upper``."""
+
+    lower: float
+    upper: float
+
+
+# ---- the saddle point, approximately: it only says where to look -------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _rough(step: Step, reach: float) -> tuple[Array, Array]:
+    """Quadrature of one step: log P-weights and losses. Not certified."""
+    logs, losses = [], []
+    for weight, part in step.components:
+        low, high = ends(part, reach)
+        if part.mechanism is Mechanism.LAPLACE:
+            low, high = low - 40 * part.scale, high + 40 * part.scale
+        x = np.linspace(low, high, min(4000, max(60, math.ceil((high - low) / (0.2 * part.scale)))))
+        density = np.full_like(x, -np.inf)
+        for j, w in enumerate(part.up):
+            if w > 0:
+                z = (x - j) / part.scale
+                exponent = -0.5 * z * z if part.mechanism is Mechanism.GAUSSIAN else -np.abs(z)
+                density = np.logaddexp(density, math.log(w) + exponent)
+        density -= np.logaddexp.reduce(density)
+        logs.append(density + math.log(weight))
+        losses.append(loss(part, x))
+    return np.concatenate(logs), np.concatenate(losses)
+
+
+def cumulant(runs: Sequence[Run], thetas: Array, reach: float) -> Array:
+    """log E e^{θL} of the composed loss at each θ, approximately."""
+    total = np.zeros(len(thetas))
+    for step, times in runs:
+        logs, losses = _rough(step, reach)
+        exponent = logs + thetas[:, None] * losses
+        top = exponent.max(axis=1)
+        total += times * (top + np.log(np.exp(exponent - top[:, None]).sum(axis=1)))
+    return total
+
+
+def _moments(runs: Sequence[Run], theta: float, reach: float) -> tuple[float, float]:
+    """Mean and standard deviation of the composed loss under the tilt θ, approximately."""
+    mean, variance = 0.0, 0.0
+    for step, times in runs:
+        logs, losses = _rough(step, reach)
+        exponent = logs + theta * losses
+        weights = np.exp(exponent - exponent.max())
+        weights /= weights.sum()
+        m = float(weights @ losses)
+        mean += times * m
+        variance += times * float(weights @ (losses - m) ** 2)
+    return mean, math.sqrt(max(variance, 1e-300))
+
+
+def _minimise(function, low: float, high: float) -> float:  # type: ignore[no-untyped-def]
+    """θ > 0 that minimises a vectorised function, on ever finer geometric grids."""
+    for count in (40, 12, 12):
+        grid = np.geomspace(low, high, count)
+        values = function(grid)
+        best = int(np.nanargmin(values))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, count - 1)]
+    return float(math.sqrt(low * high))
+
+
+def _signed(runs: Sequence[Run], direction: int, thetas: Array, reach: float) -> Array:
+    """Cumulant of the loss in one direction: the reverse pair's is K(−1 − θ)."""
+    return cumulant(runs, thetas if direction > 0 else -1 - thetas, reach)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aim:
+    """Where to put the window: tilt, centre and reach of the composed loss, and Chernoff slopes at its ends."""
+
+    direction: int
+    theta: float
+    low: float
+    high: float
+    slopes: tuple[float, float]
+    epsilon: float
+    reach: float
+
+
+def _aim(runs: Sequence[Run], direction: int, theta: float, epsilon: float, reach: float) -> Aim:
+    own = theta if direction > 0 else -1 - theta
+    mean, spread = _moments(runs, own, reach)
+    mean *= direction
+    steps = np.geomspace(0.05, 2.0, 14) * (math.sqrt(-2 * math.log(WRAP)) / spread)
+    base, *others = _signed(runs, direction, np.concatenate(([theta], theta + steps, theta - steps)), reach)
+    above, below = np.array(others[: len(steps)]), np.array(others[len(steps) :])
+    reach_up = (above - base - steps * mean - math.log(WRAP)) / steps
+    reach_down = (below - base + steps * mean - math.log(WRAP)) / steps
+    up, down = int(np.nanargmin(reach_up)), int(np.nanargmin(reach_down))
+    slopes = (float(steps[up]), float(steps[down]))
+    return Aim(direction, theta, mean - float(reach_down[down]), mean + float(reach_up[up]), slopes, epsilon, reach)
+
+
+def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
+    """Aim at the ε of a δ: the Chernoff-optimal tilt centres the composed loss there."""
+    target = -math.log(delta)
+    reach = reach_for(delta, sum(times for _, times in runs))
+
+    def bound(thetas: Array) -> Array:
+        return (_signed(runs, direction, thetas, reach) + target) / thetas
+
+    best = _minimise(bound, 1e-4, 1e8)
+    lowest = float(bound(np.array([best]))[0])
+    # The smallest tilt that is nearly as good: where losses are bounded or orders explode, the best one is extreme.
+    grid = np.geomspace(best / 1e3, best, 24)
+    theta = float(grid[np.argmax(bound(grid) <= lowest + 0.01 * abs(lowest))])
+    return _aim(runs, direction, theta, max(0.0, lowest), reach)
+
+
+def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
+    """Aim at the δ of an ε."""
+    steps = sum(times for _, times in runs)
+    reach, theta = 38.0, 1.0
+    for _ in range(3):  # δ decides the reach, and is known only roughly
+
+        def bound(thetas: Array, reach: float = reach) -> Array:
+            return _signed(runs, direction, thetas, reach) - thetas * epsilon
+
+        theta = _minimise(bound, 1e-4, 1e8)
+        reach = reach_for(math.exp(max(-600.0, min(0.0, float(bound(np.array([theta]))[0])) - 6)), steps)
+    return _aim(runs, direction, theta, epsilon, reach)
+
+
+# ---- laws of one step in a direction ------------------------------------------------------------------------------
+
+
+def _above(cut: Cells, direction: int, theta: float) -> tuple[Law, float]:
+    """Dominating law of the first member, and its mass where the second has none.
+
+    A relative error e of a cell's masses is also a loss moved by e; a loss moved by m counts (1 + θ)·m.
+    """
+    error = cut.above_error + (1 + theta) * (4 * cut.above_error + 2 * cut.above_moved)
+    if direction > 0:
+        return Law(cut.above_index, cut.above_log_p, error, cut.origin), cut.p_at_infinity
+    log_q = cut.above_log_p - (cut.origin + cut.h * cut.above_index)
+    return Law(-cut.above_index, log_q, error, -cut.origin), cut.q_at_infinity
+
+
+def _below(cut: Cells, direction: int) -> tuple[Law, Law]:
+    """Dominated laws of the first and of the second member, as laws of one label."""
+    start = direction * (cut.origin + cut.h / 2)
+    p = Law(direction * cut.below_index, cut.below_log_p, cut.below_error, start)
+    q = Law(direction * cut.below_index, cut.below_log_q, cut.below_error, start)
+    return (p, q) if direction > 0 else (q, p)
+
+
+def _smooth(n: float) -> int:
+    """Smallest of 2^k·{4, 5, 6} at least n, and at least 256."""
+    size = 64
+    while True:
+        for odd in (4, 5, 6):
+            if size * odd >= n:
+                return size * odd
+        size *= 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Tails of the first and the second member of a composed pair, with first-mass at infinity and a shift error."""
+
+    first: Tails
+    second: Tails
+    infinite: float
+    shift_error: float
+    start: float
+    h: float
+
+
+def _window(aim: Aim, offset: float, h: float) -> tuple[int, int]:
+    size = min(_smooth((aim.high - aim.low) / h + 2), LARGEST_WINDOW)
+    middle = ((aim.low + aim.high) / 2 - offset) / h
+    return math.floor(middle) - size // 2, size
+
+
+def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
+    """Composed tails of the pair from above."""
+    laws, infinite = [], 0.0
+    for step, times in runs:
+        law, lost = _above(cells(step, h, growth, aim.reach), aim.direction, aim.theta)
+        laws.append((law, times))
+        infinite += times * lost
+    first, size = _window(aim, sum(t * law.origin for law, t in laws), h)
+    tilted = compose(laws, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes)
+    pivot = h * (first + size // 2)
+    log_a = tilted.log_norm - aim.theta * pivot
+    log_b = log_a - pivot - tilted.offset
+    return Pair(
+        tails(tilted, aim.theta, log_a),
+        tails(tilted, aim.theta + 1, log_b),
+        min(1.0, infinite),
+        tilted.offset_error,
+        tilted.offset + h * first,
+        h,
+    )
+
+
+def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
+    """Composed tails of the pair from below."""
+    firsts, seconds = [], []
+    for step, times in runs:
+        p, q = _below(cells(step, h, growth, aim.reach), aim.direction)
+        firsts.append((p, times))
+        seconds.append((q, times))
+    first, size = _window(aim, sum(t * law.origin for law, t in firsts), h)
+    made: list[Tilted] = [
+        compose(laws, theta=theta, h=h, first=first, size=size, slopes=aim.slopes)
+        for laws, theta in ((firsts, aim.theta), (seconds, aim.theta + 1))
+    ]
+    pivot = h * (first + size // 2)
+    p_tails, q_tails = (tails(t, t.theta, t.log_norm - t.theta * pivot) for t in made)
+    return Pair(p_tails, q_tails, 0.0, 0.0, made[0].offset + h * first, h)
+
+
+def _epsilon_above(pair: Pair, delta: float) -> float:
+    """Upper bound on ε at δ from the dominating pair; at least the window's first loss, never below 0."""
+    scale = math.exp(min(700.0, -pair.first.log_scale))
+    top = pair.first.value + pair.first.error + (pair.infinite - delta) * scale
+    bottom = pair.second.value - pair.second.error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(top <= 0, -np.inf, np.where(bottom > 0, np.log(top) - np.log(bottom), np.inf))
+    # δ(ε) only asks for tails at losses above ε: any ε at least loss j and every bound at i ≥ j will do.
+    from_here = np.maximum.accumulate(each[::-1])[::-1] + (pair.first.log_scale - pair.second.log_scale)
+    best = float(np.maximum(from_here, pair.start + pair.h * np.arange(len(each))).min())
+    return max(0.0, best + pair.shift_error)
+
+
+def _epsilon_below(pair: Pair, delta: float) -> float:
+    """Lower bound on ε at δ from the dominated pair."""
+    scale = math.exp(min(700.0, -pair.first.log_scale))
+    top = pair.first.value - pair.first.error - delta * scale
+    bottom = pair.second.value + pair.second.error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(top > 0, np.log(top) - np.log(bottom), -np.inf)
+    return max(0.0, float(each.max()) + pair.first.log_scale - pair.second.log_scale)
+
+
+def _spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
+    """Lattice width whose two discretisations differ by about ``tolerance`` in ε, on a grid shared between calls."""
+    steps = sum(times for _, times in runs)
+    h = min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), (aim.high - aim.low) / 200)
+    h = max(h, (aim.high - aim.low) / (LARGEST_WINDOW - 4))
+    return float(2 ** (math.floor(8 * math.log2(h)) / 8))
+
+
+def with_gaussian(cost: Charges) -> tuple[Run, ...]:
+    """The sampled runs and, fused into one step, everything Gaussian."""
+    if cost.mu_squared == 0:
+        return cost.runs
+    fused = Component(Mechanism.GAUSSIAN, cost.mu_squared**-0.5, (0.0, 1.0), (1.0,))
+    return (*cost.runs, (Step(((1.0, fused),)), 1))
+
+
+def _directions(cost: Charges) -> tuple[int, ...]:
+    """Both, unless every pair is its own mirror image."""
+    symmetric = all(
+        part.up == part.down or (part.up == (0.0, 1.0) and part.down == (1.0,))
+        for step, _ in cost.runs
+        for _, part in step.components
+    )
+    return (1,) if symmetric else (1, -1)
+
+
+def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: float = 1e-6) -> Interval:
+    """Certified ε at δ of the dominating pair of a ledger: width at most max(rtol·ε, atol) where float64 allows.
+
+    Wider intervals are returned, never wrong ones, when the window would pass 2²² points.
+    """
+    if cost.infinite:
+        return Interval(math.inf, math.inf)
+    if not cost.runs:
+        value = gaussian_epsilon(math.sqrt(cost.mu_squared), delta)
+        return Interval(value * (1 - EXACT), value * (1 + EXACT))
+    runs = with_gaussian(cost)
+    aims = sorted((aim_at_delta(runs, d, delta) for d in _directions(cost)), key=lambda a: -a.epsilon)
+    lower, upper = 0.0, 0.0
+    for aim in aims:
+        low, high = _refine(runs, aim, delta, rtol, atol, upper)
+        lower, upper = max(lower, low), max(upper, high)
+    return Interval(min(lower, upper), upper)
+
+
+def _refine(
+    runs: Sequence[Run], aim: Aim, delta: float, rtol: float, atol: float, ceiling: float
+) -> tuple[float, float]:
+    """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's."""
+    tolerance, growth = max(0.35 * rtol * aim.epsilon, 0.6 * atol), 0.01
+    h = _spacing(runs, aim, tolerance)
+    low, high = 0.0, math.inf
+    for _ in range(_ROUNDS):
+        high = min(high, _epsilon_above(dominating(runs, aim, h, growth), delta))
+        if high <= ceiling or high == 0:
+            return 0.0, high
+        low = max(low, _epsilon_below(dominated(runs, aim, h, growth), delta))
+        allowed = max(rtol * high, atol)
+        if high - low <= allowed:
+            break
+        shrink = min(0.5, 0.9 * math.sqrt(0.7 * allowed / (high - low)))
+        smallest = (aim.high - aim.low) / (LARGEST_WINDOW - 4)
+        if h <= 1.2 * smallest and growth < 1e-3:
+            break
+        h = max(float(2 ** (math.floor(8 * math.log2(h * shrink)) / 8)), smallest)
+        growth = max(growth * shrink, 1e-4)
+    return low, high
+
+
+def delta_interval(cost: Charges, epsilon: float, *, rtol: float = 5e-3) -> Interval:
+    """Certified δ at ε of the dominating pair of a ledger; ``rtol`` is the width aimed at in ε."""
+    if cost.infinite:
+        return Interval(1.0, 1.0)
+    if not cost.runs:
+        value = gaussian_delta(math.sqrt(cost.mu_squared), epsilon)
+        return Interval(value * (1 - EXACT), min(1.0, value * (1 + EXACT)))
+    runs = with_gaussian(cost)
+    lower, upper = 0.0, 0.0
+    for direction in _directions(cost):
+        aim = aim_at_epsilon(runs, direction, epsilon)
+        h = _spacing(runs, aim, max(0.1 * rtol * epsilon, 1e-5 * (aim.high - aim.low)))
+        above, below = dominating(runs, aim, h, 0.01), dominated(runs, aim, h, 0.01)
+        lower = max(lower, _delta_below(below, epsilon))
+        upper = max(upper, _delta_above(above, epsilon))
+    return Interval(min(lower, upper), upper)
+
+
+def _delta_above(pair: Pair, epsilon: float) -> float:
+    moved = epsilon - pair.shift_error
+    factor = math.exp(min(700.0, moved + pair.second.log_scale - pair.first.log_scale))
+    gain = pair.first.value + pair.first.error - factor * (pair.second.value - pair.second.error)
+    gain = gain[max(0, math.floor((moved - pair.start) / pair.h) - 1) :]
+    scale = math.exp(min(700.0, pair.first.log_scale))
+    value = float(gain.max(initial=0.0)) * scale + pair.infinite
+    return min(1.0, value) if moved >= pair.start else 1.0
+
+
+def _delta_below(pair: Pair, epsilon: float) -> float:
+    factor = math.exp(min(700.0, epsilon + pair.second.log_scale - pair.first.log_scale))
+    gain = pair.first.value - pair.first.error - factor * (pair.second.value + pair.second.error)
+    return max(0.0, float(gain.max()) * math.exp(min(700.0, pair.first.log_scale)))
