@@ -82,6 +82,11 @@ class RunFolder:
         return self.release / "scores.parquet"
 
     @property
+    def control_scores(self) -> Path:
+        """Scores and coins of a positive control."""
+        return self.release / "control_scores.parquet"
+
+    @property
     def certificate(self) -> Path:
         """The certificate."""
         return self.release / "certificate.json"

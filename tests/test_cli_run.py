@@ -145,3 +145,11 @@ def test_a_run_stopped_midway_resumes_within_its_budget(tmp_path: Path, monkeypa
     assert read_journal(tmp_path / "run" / "release" / "ledger.jsonl").ledger.steps == 4
     certificate = json.loads((tmp_path / "run" / "release" / "certificate.json").read_text())
     assert any("charged" in d for d in certificate["predicate"]["deviations"])
+
+
+def test_a_control_gives_the_attack_a_power_that_verify_re_derives(certified: Path) -> None:
+    outcome = run_cli("certify", certified, "--control", "--json")
+    assert outcome.code == 2 and isinstance(outcome.json["power"], float)
+    verified = run_cli("verify", certified / "release" / "certificate.json", "--json")
+    assert verified.code == 2, verified.output
+    assert any(step["name"] == "audit.power" and "equal" in step["result"] for step in verified.json["steps"])

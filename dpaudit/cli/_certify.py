@@ -13,8 +13,9 @@ from dpaudit.cli._common import EXIT_CODES, emit, json_option
 @click.command("certify")
 @click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
+@click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
 @json_option
-def command(source: Path, out: Path | None, as_json: bool) -> None:
+def command(source: Path, out: Path | None, control: bool, as_json: bool) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
     Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
@@ -25,7 +26,7 @@ def command(source: Path, out: Path | None, as_json: bool) -> None:
       dpaudit certify runs/first
     """
     from dpaudit.cli._config import read_config
-    from dpaudit.cli._run import begin, certify_phase, reopen, summary, train_phase
+    from dpaudit.cli._run import begin, certify_phase, control_phase, reopen, summary, train_phase
 
     if source.is_dir():
         if out is not None and out.resolve() != source.resolve():
@@ -38,6 +39,8 @@ def command(source: Path, out: Path | None, as_json: bool) -> None:
             )
         config = read_config(source)
         job = train_phase(begin(config, source.resolve().parent, out))
+    if control:
+        control_phase(job)
     published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN")
     verdict = published.certificate["predicate"]["verdict"]["name"]
     payload = {

@@ -17,6 +17,7 @@ from dpaudit._errors import InvalidEvidence
 from dpaudit._journal import JournalRecord, read_journal
 from dpaudit._record import RunFolder, RunRecord, folder_digests, read_json
 from dpaudit.cli._config import Config
+from dpaudit.cli._control import read_control
 from dpaudit.cli._prepare import Prepared
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, reproductio
     if set(by_id) != set(secret.ids):
         raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
     scores = np.asarray([by_id[i] for i in secret.ids])
-    result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None))
+    control = read_control(folder.control_scores)
+    result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None), control=control)
     guesses = guess(secret.ids, scores, plan)
     exposure = exposure_of(secret.ids, scores, np.asarray(secret.coins), copies=plan.copies)
     canaries = [
@@ -172,6 +174,7 @@ def _evidence(
         canaries=canaries,
         copies=plan.copies,
         scores_digest=sha256_file(folder.scores),
+        control_digest=sha256_file(folder.control_scores) if folder.control_scores.exists() else None,
         nonce=secret.nonce.hex(),
         audit_result=result.to_dict(),
         exposure=exposure,

@@ -32,9 +32,7 @@ def begin(config: Config, base: Path, out: Path) -> Job:
         return Job(folder=folder, config=config, base=base, record=update_record(folder, new_record(value)))
     record = read_record(folder)
     if dict(record.config) != value:
-        raise InvalidValue(
-            f"run folder {out} holds a run of another configuration; give another --out."
-        )
+        raise InvalidValue(f"run folder {out} holds a run of another configuration; give another --out.")
     return Job(folder=folder, config=config, base=base, record=record)
 
 
@@ -42,7 +40,8 @@ def reopen(root: Path) -> Job:
     """Open a run folder that was trained before."""
     folder = RunFolder.open(root)
     record = read_record(folder)
-    return Job(folder=folder, config=parse_config(dict(record.config), str(folder.record)), base=root, record=record)
+    base = Path(str(record.facts.get("base", root)))
+    return Job(folder=folder, config=parse_config(dict(record.config), str(folder.record)), base=base, record=record)
 
 
 def train_phase(job: Job) -> Job:
@@ -87,6 +86,20 @@ def train_phase(job: Job) -> Job:
             update_record(folder, record, error=str(error))
             raise
     return dataclasses.replace(job, record=record)
+
+
+def control_phase(job: Job) -> None:
+    """Train a positive control on public records, once; the power of the attack is measured on it."""
+    from dpaudit.cli._control import train_control
+    from dpaudit.cli._prepare import prepare
+
+    if job.folder.control_scores.exists():
+        return
+    quiet_transformers()
+    with job.folder.locked():
+        prepared = prepare(job.config, job.base, job.folder)
+        with progress(sum(plan.steps for plan in prepared.plans), "control steps") as advance:
+            train_control(prepared, job.folder.control_scores, advance)
 
 
 def certify_phase(job: Job, *, reproduction: str) -> Published:
