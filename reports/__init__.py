@@ -1,5 +1,8 @@
 """Figures and pages drawn from finished values; nothing is computed here."""
 
+from dpaudit.reports._curves import over_delta as over_delta
+from dpaudit.reports._curves import over_steps as over_steps
+from dpaudit.reports._curves import tradeoff_log as tradeoff_log
 from dpaudit.reports._figures import budget as budget
 from dpaudit.reports._figures import epsilon_axis as epsilon_axis
 from dpaudit.reports._figures import histogram as histogram
@@ -7,4 +10,6 @@ from dpaudit.reports._figures import roc as roc
 from dpaudit.reports._figures import tradeoff as tradeoff
 from dpaudit.reports._page import render_report as render_report
 from dpaudit.reports._page import report_drawings as report_drawings
+from dpaudit.reports._pages import compare_page as compare_page
+from dpaudit.reports._pages import exposure_page as exposure_page
 from dpaudit.reports._svg import Drawing as Drawing

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpaudit.reports import _figures as figures
 from dpaudit.reports._svg import Drawing
-from dpaudit.reports._text import delta_text, eps, factor, percent, plain_value, relation_text
+from dpaudit.reports._text import delta_text, eps, factor, p_value, percent, plain_value, relation_text
 
 HEADLINES = {
     "violated": ("Violated", "The claimed privacy does not hold."),
@@ -21,7 +21,7 @@ HEADLINES = {
     "consistent": ("Consistent", "An attack that would have noticed a broken run found no violation."),
 }
 
-_STAGE_DEFAULTS: dict[str, Any] = {
+STAGE_DEFAULTS: dict[str, Any] = {
     "mechanism": "gaussian",
     "clipping_norm": None,
     "releases_per_step": 1,
@@ -60,37 +60,38 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
     word, headline = HEADLINES[verdict]
     relation = relation_text(claim["relation"], claim["unit"]) if claim else ""
     drawings = report_drawings(certificate, series)
-    page: str = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=f"{word} – privacy certificate",
-            css=_css(),
-            b=body,
-            subject=_subject(certificate),
-            subjects=certificate["subject"],
-            verdict=verdict,
-            word=word,
-            headline=headline,
-            relation=relation,
-            upper=None if best is None else best["epsilon_upper"],
-            lower=lower,
-            ceiling=result.get("ceiling"),
-            power=result.get("power"),
-            result=result,
-            attack_sentence=_attack_sentence(audit, result, valid),
-            audit_rows=_audit_rows(result, valid),
-            not_proved=_not_proved(body, relation),
-            stages=[] if body["ledger"] is None else [_STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
-            mechanism=[(_label(k), plain_value(v)) for k, v in body["mechanism"].items()],
-            findings=[_finding(f) for f in (*body["findings"], *result.get("findings", ()))],
-            provenance=[(_label(k), plain_value(v)) for k, v in body["provenance"].items()],
-            axis=drawings.get("epsilon-axis"),
-            budget=drawings.get("budget"),
-            pair=[drawings[n] for n in ("roc", "scores") if n in drawings],
-            single=[drawings[n] for n in ("exposure", "tradeoff") if n in drawings],
-        )
+    return render(
+        "report.html",
+        title=f"{word} – privacy certificate",
+        b=body,
+        subject=_subject(certificate),
+        subjects=certificate["subject"],
+        verdict=verdict,
+        word=word,
+        headline=headline,
+        relation=relation,
+        upper=None if best is None else best["epsilon_upper"],
+        lower=lower,
+        ceiling=result.get("ceiling"),
+        power=result.get("power"),
+        result=result,
+        attack_sentence=_attack_sentence(audit, result, valid),
+        audit_rows=_audit_rows(result, valid),
+        not_proved=_not_proved(body, relation),
+        stages=[] if body["ledger"] is None else [STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
+        mechanism=[(_label(k), plain_value(v)) for k, v in body["mechanism"].items()],
+        findings=[_finding(f) for f in (*body["findings"], *result.get("findings", ()))],
+        provenance=[(_label(k), plain_value(v)) for k, v in body["provenance"].items()],
+        axis=drawings.get("epsilon-axis"),
+        budget=drawings.get("budget"),
+        pair=[drawings[n] for n in ("roc", "scores") if n in drawings],
+        single=[drawings[n] for n in ("exposure", "tradeoff") if n in drawings],
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template; every value is escaped."""
+    page: str = _environment().get_template(template).render(css=_css(), **values)
     return page
 
 
@@ -134,7 +135,12 @@ def _environment() -> Any:
         loader=FileSystemLoader(_templates()), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(
-        eps=eps, delta=delta_text, factor=factor, percent=percent, capitalize_first=lambda t: t[:1].upper() + t[1:]
+        eps=eps,
+        p=p_value,
+        delta=delta_text,
+        factor=factor,
+        percent=percent,
+        capitalize_first=lambda t: t[:1].upper() + t[1:],
     )
     environment.globals["Markup"] = Markup
     return environment

@@ -17,6 +17,8 @@ def eps(value: Any) -> str:
     if value is None:
         return "—"
     number = float(value)
+    if math.isnan(number):
+        return "—"
     if math.isinf(number):
         return "∞"
     if number == 0:
@@ -25,6 +27,11 @@ def eps(value: Any) -> str:
     digits = 3 if 0.1 <= abs(number) < 10 else max(0, 2 - math.floor(math.log10(abs(number))))
     text = f"{number:.{min(digits, 9)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def p_value(value: Any) -> str:
+    """A p-value with two significant digits; a missing value is an em dash."""
+    return "—" if value is None else f"{float(value):.2g}"
 
 
 def delta_text(value: Any) -> str:
