@@ -145,6 +145,7 @@ def audit(
         "guesses_in": plan.guesses_in,
         "guesses_out": plan.guesses_out,
         "k_rule": plan.k_rule,
+        "guesses_mechanism": plan.guesses_mechanism,
         "ties": count_ties(values),
         "attack": plan.attack,
         "alpha": plan.alpha,
@@ -308,7 +309,7 @@ def _remedy(plan: AuditPlan) -> str:
 def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> list[Finding]:
     check_curve(curve)
     if primary.counts is None:
-        p = f_dp_p_value(plan.m, primary.guesses, primary.correct, curve)
+        p = f_dp_p_value(plan.m, primary.mechanism_guesses, primary.mechanism_correct, curve)
     else:
         p = rates_curve_p_value(primary.counts, curve)
     level = plan.alpha_split.declared_mechanism

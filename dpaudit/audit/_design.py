@@ -15,7 +15,7 @@ from dpaudit.audit._gaussian import gdp_mu
 from dpaudit.audit._many_runs import cp_ceiling, cp_expected, cp_power
 from dpaudit.audit._one_run import snj_ceiling
 from dpaudit.audit._plan import KINDS, AlphaSplit, AuditPlan
-from dpaudit.audit._power import expected_epsilon_lower, power_of_optimal_attack
+from dpaudit.audit._power import expected_epsilon_lower, expected_mu_lower, power_of_optimal_attack
 
 MARGIN = 1.1
 """A design must be able to show this multiple of the claim."""
@@ -67,6 +67,16 @@ def choose_guesses(m: int, epsilon: float, delta: float, alpha: float, *, constr
             value[k] = expected_epsilon_lower(m, 2 * k, mu, delta, alpha, tol=_TOL)
     best = max(value, key=lambda k: (value[k], k))
     return best, snj_ceiling(m, 2 * best, delta, alpha) > MARGIN * epsilon
+
+
+def choose_mechanism_guesses(m: int, mu: float, alpha: float) -> int:
+    """Number k of guesses per side for the one-run test of the declared Gaussian curve; it likes more than the primary.
+
+    Maximises the expected bound on μ if the mechanism is exactly μ-GDP, from m, μ and α alone.
+    """
+    _validate.integer_at_least(2, m=m)
+    every = _candidates(m)[-40::2] or _candidates(m)
+    return max(every, key=lambda k: expected_mu_lower(m, 2 * k, mu, alpha))
 
 
 def best_ceiling(m: int, delta: float, alpha: float) -> float:
@@ -190,6 +200,7 @@ def _forecast_one_run(
         "power_if_attack_were_optimal": power_of_optimal_attack(m, 2 * k, epsilon, delta, level),
         "decidable": decidable,
         "m_needed": None if decidable else canaries_needed(epsilon, delta, level),
+        "guesses_mechanism": choose_mechanism_guesses(m, gdp_mu(epsilon, delta), level),
     }
 
 

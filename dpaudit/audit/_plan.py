@@ -81,6 +81,8 @@ class AuditPlan:
         False when no number of guesses has a ceiling above 1.1 × the claim, at the verdict's level.
     m_needed : int or None
         About how many canaries would make an undecidable claim decidable; None where decidable, or no number does.
+    guesses_mechanism : int or None
+        Guesses per side of the declared-mechanism test and of bounds that assume Gaussian noise; None: as the primary.
     """
 
     m: int
@@ -106,6 +108,7 @@ class AuditPlan:
     power_if_attack_were_optimal: float
     decidable: bool
     m_needed: int | None = None
+    guesses_mechanism: int | None = None
 
     def __post_init__(self) -> None:
         _validate.integer_at_least(1, m=self.m, copies=self.copies)
@@ -115,6 +118,8 @@ class AuditPlan:
                 f"guesses_in={self.guesses_in} + guesses_out={self.guesses_out} exceeds m={self.m};"
                 " guess each canary at most once."
             )
+        if self.guesses_mechanism is not None and not 1 <= self.guesses_mechanism <= self.m // 2:
+            raise InvalidValue(f"guesses_mechanism={self.guesses_mechanism} per side must be in 1..{self.m // 2}.")
         _validate.one_of(KINDS, kind=self.kind)
         _validate.one_of([KINDS[self.kind]], primary=self.primary)
         _validate.positive(claimed_epsilon=self.claimed_epsilon)
@@ -124,6 +129,12 @@ class AuditPlan:
         _validate.non_negative(alpha_declared=parts.declared_mechanism, alpha_examiner=parts.examiner)
         if parts.primary + parts.declared_mechanism + parts.examiner > self.alpha * (1 + 1e-12):
             raise InvalidValue(f"the parts of alpha_split exceed alpha={self.alpha}; make them sum to alpha or less.")
+
+    @property
+    def mechanism_guesses(self) -> tuple[int, int]:
+        """Guesses in and out of the declared-mechanism test."""
+        k = self.guesses_mechanism
+        return (self.guesses_in, self.guesses_out) if k is None else (k, k)
 
     @property
     def tested_epsilon(self) -> float | None:

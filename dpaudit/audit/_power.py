@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import bdtrc
 
 from dpaudit import _validate
+from dpaudit.audit._f_dp import f_dp_mu_lower
 from dpaudit.audit._gaussian import gdp_accuracy_at_top, gdp_mu
 from dpaudit.audit._one_run import snj_critical_count, snj_epsilon_lower
 from dpaudit.audit._rates import rate_lower, rate_upper
@@ -32,6 +33,19 @@ def expected_epsilon_lower(
     return float(
         sum(w * snj_epsilon_lower(m, guesses, int(v), delta, alpha, tol=tol) for w, v in zip(_WEIGHTS, counts))
     )
+
+
+def expected_mu_lower(m: int, guesses: int, mu: float, alpha: float = 0.05) -> float:
+    """Mean one-run bound on μ of the Gaussian curve test when the optimal attack meets a μ-GDP mechanism.
+
+    As :func:`expected_epsilon_lower`, with a quadrature of three nodes.
+    """
+    _validate.integer_at_least(1, guesses=guesses)
+    p = gdp_accuracy_at_top(mu, guesses / (2 * m))
+    mean, sd = guesses * p, math.sqrt(guesses * p * (1 - p))
+    nodes, weights = np.array([-math.sqrt(3.0), 0.0, math.sqrt(3.0)]), np.array([1.0, 4.0, 1.0]) / 6.0
+    counts = np.clip(np.floor(mean + sd * nodes + 1e-9), 0, guesses).astype(int)
+    return float(sum(w * f_dp_mu_lower(m, guesses, int(v), alpha, tol=1e-4) for w, v in zip(weights, counts)))
 
 
 def power_of_optimal_attack(

@@ -23,6 +23,8 @@ class Primary:
     p_value: float | None
     guesses: int
     correct: int
+    mechanism_guesses: int = 0
+    mechanism_correct: int = 0
     counts: Counts | None = None
     ceiling: float
     ceiling_at_verdict: float
@@ -36,8 +38,11 @@ def one_run_primary(
 ) -> Primary:
     """Steinke-Nasr-Jagielski with the plan's guesses: valid for any mechanism, however its canaries interfere."""
     made, right = count_correct(guess(names, values, plan), inserted)
+    made_f, right_f = count_correct(guess(names, values, plan.mechanism_guesses), inserted)
     m, delta = plan.m, plan.delta
     return Primary(
+        mechanism_guesses=made_f,
+        mechanism_correct=right_f,
         epsilon_lower=snj_epsilon_lower(m, made, right, delta, plan.alpha),
         at_verdict=snj_epsilon_lower(m, made, right, delta, plan.alpha_split.primary),
         p_value=None if tested is None else snj_p_value(m, made, right, tested, delta),

@@ -81,11 +81,12 @@ def katz_epsilon_lower(
 ) -> float:
     """APPROXIMATION to a bound on ε at δ = 0 by Katz's log-ratio interval; too high at small counts, never a verdict.
 
-    Normal quantile on the log of TPR/FPR, better of the two directions; an empty cell counts one half.
+    Normal quantile at α on the log of TPR/FPR, or at α/2 on the better of both directions; an empty cell counts one
+    half.
     """
     _check_counts(tp, n_pos, fp, n_neg)
     _validate.open_unit(alpha=alpha)
-    z = float(ndtri(1.0 - alpha))
+    z = -float(ndtri(alpha / 2 if both_directions else alpha))
 
     def direction(a: float, n_a: int, b: float, n_b: int) -> float:
         a, b = max(a, 0.5), max(b, 0.5)
@@ -109,7 +110,8 @@ def bayesian_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: floa
     """CREDIBLE lower bound on ε from the joint posterior of both rates (Zanella-Béguelin et al., arXiv:2206.05199).
 
     FNR and FPR have independent Jeffreys posteriors; the bound is the smallest ε whose (ε, δ) region of error rates
-    holds posterior mass ≥ α. A statement about the posterior, not a coverage guarantee.
+    holds posterior mass ≥ α. A statement about the posterior, not a coverage guarantee. Rates worse than guessing count
+    as private (scores are directed: higher = member), so that an attack that knows nothing gets 0.
 
     >>> round(bayesian_epsilon_lower(50, 100, 5, 100, 1e-5), 1)
     1.6
@@ -123,13 +125,9 @@ def bayesian_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: floa
     fpr = betaincinv(a_fpr, b_fpr, nodes)
 
     def mass(epsilon: float) -> float:
-        # The private region lies between two convex boundaries, symmetric about FPR + FNR = 1.
         grow = math.exp(min(epsilon, 700.0))
-        low = np.clip(np.maximum(1.0 - delta - grow * fpr, (1.0 - delta - fpr) / grow), 0.0, 1.0)
-        mirrored = np.maximum(1.0 - delta - grow * (1.0 - fpr), (1.0 - delta - (1.0 - fpr)) / grow)
-        high = 1.0 - np.clip(mirrored, 0.0, 1.0)
-        inside = betainc(a_fnr, b_fnr, high) - betainc(a_fnr, b_fnr, low)
-        return float(np.mean(np.maximum(inside, 0.0)))
+        boundary = np.clip(np.maximum(1.0 - delta - grow * fpr, (1.0 - delta - fpr) / grow), 0.0, 1.0)
+        return float(np.mean(1.0 - betainc(a_fnr, b_fnr, boundary)))
 
     return largest_rejected(lambda eps: mass(eps) < alpha, start=2.0, limit=700.0, tol=1e-9)
 

@@ -28,10 +28,11 @@ def one_run_secondary(
 ) -> tuple[Bound, ...]:
     """Secondary bounds of a one-run audit at 1 − α each, uncorrected: conditional f-DP, and the rate heuristics.
 
-    The rates are those of the plan's own cut: the top ``guesses_in`` canaries against the rest.
+    The conditional bounds use the plan's ``guesses_mechanism``; the rates are those of the plan's own cut, the top
+    ``guesses_in`` canaries against the rest.
     """
     guesses = guess(names, values, plan)
-    made, right = count_correct(guesses, inserted)
+    made, right = count_correct(guess(names, values, plan.mechanism_guesses), inserted)
     m, delta, alpha = plan.m, plan.delta, plan.alpha
     n_pos = int(inserted.sum())
     tp = int(np.count_nonzero((guesses == 1) & inserted))
