@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import erfcx
 
 from dpaudit._stage import Mechanism
 from dpaudit.accounting._compose import WRAP, Law, Tails, Tilted, compose, tails
@@ -62,44 +63,44 @@ def _rough(step: Step, reach: float) -> tuple[Array, Array]:
     return np.concatenate(logs), np.concatenate(losses)
 
 
-def cumulant(runs: Sequence[Run], thetas: Array, reach: float) -> Array:
-    """log E e^{θL} of the composed loss at each θ, approximately."""
-    total = np.zeros(len(thetas))
+def _cumulants(runs: Sequence[Run], direction: int, thetas: Array, reach: float) -> tuple[Array, Array, Array]:
+    """log E e^{θL} of the composed loss and its first two derivatives at each θ, approximately.
+
+    The reverse pair's cumulant is K(−1 − θ).
+    """
+    own = thetas if direction > 0 else -1 - thetas
+    value, mean, variance = np.zeros(len(own)), np.zeros(len(own)), np.zeros(len(own))
     for step, times in runs:
         logs, losses = _rough(step, reach)
-        exponent = logs + thetas[:, None] * losses
+        exponent = logs + own[:, None] * losses
         top = exponent.max(axis=1)
-        total += times * (top + np.log(np.exp(exponent - top[:, None]).sum(axis=1)))
-    return total
-
-
-def _moments(runs: Sequence[Run], theta: float, reach: float) -> tuple[float, float]:
-    """Mean and standard deviation of the composed loss under the tilt θ, approximately."""
-    mean, variance = 0.0, 0.0
-    for step, times in runs:
-        logs, losses = _rough(step, reach)
-        exponent = logs + theta * losses
-        weights = np.exp(exponent - exponent.max())
-        weights /= weights.sum()
-        m = float(weights @ losses)
+        weights = np.exp(exponent - top[:, None])
+        total = weights.sum(axis=1)
+        value += times * (top + np.log(total))
+        m = weights @ losses / total
         mean += times * m
-        variance += times * float(weights @ (losses - m) ** 2)
-    return mean, math.sqrt(max(variance, 1e-300))
+        variance += times * np.maximum(weights @ losses**2 / total - m * m, 0.0)
+    return value, direction * mean, np.maximum(variance, 1e-300)
 
 
-def _minimise(function, low: float, high: float) -> float:  # type: ignore[no-untyped-def]
-    """θ > 0 that minimises a vectorised function, on ever finer geometric grids."""
+def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) -> Array:
+    """Saddle-point estimate of log δ at ε = K'(θ): the tilted law taken as Gaussian (2208.09595)."""
+    spread = np.sqrt(variance)
+    root = math.sqrt(2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = 0.5 * (erfcx(theta * spread / root) - erfcx((1 + theta) * spread / root))
+        return value - theta * mean + np.log(np.maximum(gap, 1e-300))
+
+
+def _crossing(function: Callable[[Array], Array], target: float) -> float:
+    """θ at which a decreasing function of θ falls to ``target``, by ever finer geometric grids."""
+    low, high = 1e-4, 1e9
     for count in (40, 12, 12):
         grid = np.geomspace(low, high, count)
-        values = function(grid)
-        best = int(np.nanargmin(values))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, count - 1)]
+        under = function(grid) <= target
+        first = int(np.argmax(under)) if under.any() else count - 1
+        low, high = grid[max(first - 1, 0)], grid[first]
     return float(math.sqrt(low * high))
-
-
-def _signed(runs: Sequence[Run], direction: int, thetas: Array, reach: float) -> Array:
-    """Cumulant of the loss in one direction: the reverse pair's is K(−1 − θ)."""
-    return cumulant(runs, thetas if direction > 0 else -1 - thetas, reach)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,47 +116,41 @@ class Aim:
     reach: float
 
 
-def _aim(runs: Sequence[Run], direction: int, theta: float, epsilon: float, reach: float) -> Aim:
-    own = theta if direction > 0 else -1 - theta
-    mean, spread = _moments(runs, own, reach)
-    mean *= direction
+def _aim(runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float) -> Aim:
+    spread = float(np.sqrt(_cumulants(runs, direction, np.array([theta]), reach)[2][0]))
     steps = np.geomspace(0.05, 2.0, 14) * (math.sqrt(-2 * math.log(WRAP)) / spread)
-    base, *others = _signed(runs, direction, np.concatenate(([theta], theta + steps, theta - steps)), reach)
-    above, below = np.array(others[: len(steps)]), np.array(others[len(steps) :])
+    thetas = np.concatenate(([theta], theta + steps, theta - steps))
+    values, means, _ = _cumulants(runs, direction, thetas, reach)
+    base, mean = float(values[0]), float(means[0])
+    above, below = values[1 : len(steps) + 1], values[len(steps) + 1 :]
     reach_up = (above - base - steps * mean - math.log(WRAP)) / steps
     reach_down = (below - base + steps * mean - math.log(WRAP)) / steps
     up, down = int(np.nanargmin(reach_up)), int(np.nanargmin(reach_down))
     slopes = (float(steps[up]), float(steps[down]))
-    return Aim(direction, theta, mean - float(reach_down[down]), mean + float(reach_up[up]), slopes, epsilon, reach)
+    low, high = mean - float(reach_down[down]), mean + float(reach_up[up])
+    return Aim(direction, theta, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
 
 
 def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
-    """Aim at the ε of a δ: the Chernoff-optimal tilt centres the composed loss there."""
-    target = -math.log(delta)
+    """Aim at the ε of a δ: the tilt whose mean is, by the saddle point, that ε."""
     reach = reach_for(delta, sum(times for _, times in runs))
-
-    def bound(thetas: Array) -> Array:
-        return (_signed(runs, direction, thetas, reach) + target) / thetas
-
-    best = _minimise(bound, 1e-4, 1e8)
-    lowest = float(bound(np.array([best]))[0])
-    # The smallest tilt that is nearly as good: where losses are bounded or orders explode, the best one is extreme.
-    grid = np.geomspace(best / 1e3, best, 24)
-    theta = float(grid[np.argmax(bound(grid) <= lowest + 0.01 * abs(lowest))])
-    return _aim(runs, direction, theta, max(0.0, lowest), reach)
+    theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), math.log(delta))
+    return _aim(runs, direction, theta, None, reach)
 
 
 def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
     """Aim at the δ of an ε."""
     steps = sum(times for _, times in runs)
     reach, theta = 38.0, 1.0
-    for _ in range(3):  # δ decides the reach, and is known only roughly
+    for _ in range(2):  # δ decides the reach, and is known only roughly
 
-        def bound(thetas: Array, reach: float = reach) -> Array:
-            return _signed(runs, direction, thetas, reach) - thetas * epsilon
+        def below_mean(thetas: Array, reach: float = reach) -> Array:
+            return -_cumulants(runs, direction, thetas, reach)[1]
 
-        theta = _minimise(bound, 1e-4, 1e8)
-        reach = reach_for(math.exp(max(-600.0, min(0.0, float(bound(np.array([theta]))[0])) - 6)), steps)
+        theta = _crossing(below_mean, -epsilon)
+        at = np.array([theta])
+        log_delta = float(_log_delta_saddle(*_cumulants(runs, direction, at, reach), at)[0])
+        reach = reach_for(math.exp(max(-600.0, min(0.0, log_delta))), steps)
     return _aim(runs, direction, theta, epsilon, reach)
 
 
@@ -165,13 +160,12 @@ def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
 def _above(cut: Cells, direction: int, theta: float) -> tuple[Law, float]:
     """Dominating law of the first member, and its mass where the second has none.
 
-    A relative error e of a cell's masses is also a loss moved by e; a loss moved by m counts (1 + θ)·m.
+    Where tails are uncertain by a factor 1 + κ, masses and losses are raised by κ: (2 + θ)·κ in tilted units.
     """
-    error = cut.above_error + (1 + theta) * (4 * cut.above_error + 2 * cut.above_moved)
     if direction > 0:
-        return Law(cut.above_index, cut.above_log_p, error, cut.origin), cut.p_at_infinity
+        return Law(cut.above_index, cut.above_log_p, (2 + theta) * cut.above_error, cut.origin), cut.p_at_infinity
     log_q = cut.above_log_p - (cut.origin + cut.h * cut.above_index)
-    return Law(-cut.above_index, log_q, error, -cut.origin), cut.q_at_infinity
+    return Law(-cut.above_index, log_q, (2 + theta) * cut.above_error_reverse, -cut.origin), cut.q_at_infinity
 
 
 def _below(cut: Cells, direction: int) -> tuple[Law, Law]:

@@ -10,8 +10,10 @@ For a pair (P, Q) with loss L = log dP/dQ, the loss axis is cut at nodes ``origi
 Outputs more than ``reach`` σ beyond every mean go to infinity (above) or to the last cell (below); reach is chosen so
 that this costs a ten-thousandth of δ. It also keeps the tilted law free of jumps that cannot matter.
 
-Round-off: every cell mass comes with a bound on its relative error, from the error of the normal distribution
-function (at most 4 units in the last place, tested), and every cut with a bound on how far its loss is from its node.
+Round-off starts from the error of the normal distribution function (at most 4 units in the last place, tested).
+From above it is counted on tails: dominance only asks that P(L ≥ l) − e^l·Q(L ≥ l) is not understated at any node, so
+a tail that is right up to a factor 1 ± κ is dominated once masses and losses are raised by κ. From below it is counted
+cell by cell.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ class Cells:
     """Discrete laws above and below one step's pair, on the lattice ``origin + h·index``.
 
     ``above_log_p``: log P-mass at ``above_index``; the Q-mass is e^{-loss} of it. ``p_at_infinity`` is P-mass where Q
-    has none, ``q_at_infinity`` the reverse. ``below_log_p``, ``below_log_q``: log masses of the labels
-    ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``). ``*_error``: relative errors of the masses;
-    ``above_moved``: how far losses may lie beyond their nodes.
+    has none, ``q_at_infinity`` the reverse. ``above_error`` holds κ of the upper tails (for P against Q) and
+    ``above_error_reverse`` κ of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of the
+    labels ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``), with relative errors ``below_error``.
     """
 
     origin: float
@@ -50,7 +52,7 @@ class Cells:
     above_index: Integers
     above_log_p: Array
     above_error: Array
-    above_moved: Array
+    above_error_reverse: Array
     p_at_infinity: float
     q_at_infinity: float
     below_index: Integers
@@ -112,36 +114,42 @@ def ends(component: Component, reach: float) -> tuple[float, float]:
 
 
 def outputs_at(component: Component, start: float, u: Array, reach: float) -> tuple[Array, Array]:
-    """Outputs whose loss is ``start + u``, and a bound on how far their loss is from that."""
-    sigma2 = component.scale**2
+    """Outputs whose loss is ``start + u``, and what a misplaced cut may understate a tail by, relative to the tail.
+
+    A cut at x + dx instead of x misjudges only the sliver between, and there only by how far the loss moves: second
+    order in dx.
+    """
+    sigma, sigma2 = component.scale, component.scale**2
     gaussian = component.mechanism is Mechanism.GAUSSIAN
     level = start + u
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         match component.up, component.down:
             case (0.0, _), (_,) if gaussian:
                 x = sigma2 * level + 0.5
-                return x, 8 * UNIT * (np.abs(level) + 0.5 / sigma2)
+                dx, slope = 4 * UNIT * (np.abs(x) + 1), np.ones_like(x)
             case (_, q), (_,) if gaussian and start == math.log1p(-q):
                 # Two forms of log((e^loss − 1 + q) / q): one accurate near the lower end, one near loss 0.
-                grown = u + np.log(-np.expm1(-u)) + (math.log1p(-q) - math.log(q))
+                odds = math.log1p(-q) - math.log(q)
+                far = u + np.log(-np.expm1(-u)) + odds
                 ratio = np.expm1(np.minimum(level, 1.0)) / q
                 near = (ratio > -0.5) & (level < 1.0)
-                logs = np.where(near, np.log1p(np.where(near, ratio, 0.0)), grown)
-                error = np.where(near, 8 * (1 + np.abs(ratio)) / (1 + np.where(near, ratio, 0.0)), 0.0)
-                error = np.where(near, error, 8 * (2 + np.abs(u) - 2 * math.log(q) + np.abs(grown)))
-                slope = -np.expm1(-u)  # σ² times the derivative of the loss
-                moved = UNIT * (slope * (error + np.abs(logs) + 1 / sigma2) + 4 * (np.abs(level) + slope))
-                return np.where(u > 0, sigma2 * logs + 0.5, -np.inf), np.where(u > 0, moved, 0.0)
+                ratio = np.where(near, ratio, 0.0)
+                logs = np.where(near, np.log1p(ratio), far)
+                error = np.where(near, 8 * (1 + np.abs(ratio)) / (1 + ratio), 8 * (2 + u + abs(odds) + np.abs(far)))
+                x, slope = sigma2 * logs + 0.5, -np.expm1(-u)
+                dx = UNIT * (sigma2 * (error + np.abs(logs)) + 1)
             case (_, q), (_, p) if gaussian and p == q and start == 0.0:
                 shift = math.log1p(-q) - math.log(q) + 0.5 / sigma2
                 doubled = np.abs(u) / 2 + np.log(-np.expm1(-np.abs(u))) + shift  # log of 2·sinh(|u|/2)·e^shift
                 half = np.where(doubled > 20, doubled, np.arcsinh(np.exp(np.minimum(doubled, 30.0)) / 2))
                 y = np.sign(u) * (np.abs(u) / 2 + half)
-                slope = expit(y - shift) + expit(-y - shift)
-                moved = 8 * UNIT * (slope * (np.abs(u) + np.abs(half) + abs(shift) + 1) + np.abs(u))
-                return sigma2 * y, moved
+                x, slope = sigma2 * y, expit(y - shift) + expit(-y - shift)
+                dx = 8 * UNIT * sigma2 * (np.abs(u) + np.abs(half) + abs(shift) + 1)
             case _:
                 return _outputs_by_search(component, level, reach)
+        sliver = np.minimum(1.0, (1 + (np.abs(x) + 1) / sigma) * dx / sigma)
+        moved = sliver * (slope * dx / sigma2 + 4 * UNIT * np.abs(level))
+    return np.where(np.isfinite(x), x, -np.inf), np.where(np.isfinite(x), moved, 0.0)
 
 
 def _outputs_by_search(component: Component, target: Array, reach: float) -> tuple[Array, Array]:
@@ -153,11 +161,10 @@ def _outputs_by_search(component: Component, target: Array, reach: float) -> tup
     low, high = grid[place - 1].copy(), grid[place].copy()
     x = (low + high) / 2
     step = 1e-6 * component.scale
+    slope = np.ones_like(x)
     for iteration in range(60):
         gap = loss(component, x) - target
         low, high = np.where(gap <= 0, x, low), np.where(gap >= 0, x, high)
-        if np.max(high - low) <= 4 * UNIT * max(abs(low_end), abs(high_end)):
-            break
         slope = (loss(component, x + step) - loss(component, x - step)) / (2 * step)
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = x - gap / slope
@@ -166,17 +173,22 @@ def _outputs_by_search(component: Component, target: Array, reach: float) -> tup
         usable = (newton > low) & (newton < high) & (iteration % 4 != 3)
         x = np.where(usable, newton, (low + high) / 2)
     floor, ceiling = float(values[0]), float(values[-1])
-    tiny = 64 * UNIT * (abs(floor) + abs(ceiling) + 1)
-    # The loss itself is evaluated with this error, so that is how well a cut can be placed.
+    # The loss is evaluated with this error, so that is how well a cut can be placed.
     moved = np.abs(loss(component, x) - target) + 32 * UNIT * (np.abs(target) + 1)
+    dx = moved / np.maximum(slope, 1e-300) / component.scale
+    moved = moved * np.minimum(1.0, (1 + (np.abs(x) + 1) / component.scale) * dx)
+    tiny = 64 * UNIT * (abs(floor) + abs(ceiling) + 1)
     below, beyond = target <= floor + tiny, target > ceiling
     return np.where(below, -np.inf, np.where(beyond, np.inf, x)), np.where(below | beyond, tiny, moved)
 
 
-def _masses(component: Component, weights: tuple[float, ...], sign: int, x: Array) -> tuple[Array, Array]:
-    """Mass of Σ_j w_j f(· − sign·j) between consecutive cuts, (n+1,) for n cuts, and its absolute error."""
+def _masses(component: Component, weights: tuple[float, ...], sign: int, x: Array) -> tuple[Array, Array, Array]:
+    """Mass of Σ_j w_j f(· − sign·j) between consecutive cuts, (n+1,) for n cuts.
+
+    Also the absolute error of every mass (n+1,) and of the distribution function at every cut (n,).
+    """
     cuts = np.concatenate(([-np.inf], x, [np.inf]))
-    total, error = np.zeros(len(cuts) - 1), np.zeros(len(cuts) - 1)
+    total, error, cut_error = np.zeros(len(cuts) - 1), np.zeros(len(cuts) - 1), np.zeros(len(x))
     for j, weight in enumerate(weights):
         if weight == 0:
             continue
@@ -191,7 +203,8 @@ def _masses(component: Component, weights: tuple[float, ...], sign: int, x: Arra
         at_cut = UNIT * thin * (4 + (1 + far) * far)  # the function's own error, and that of rounding z
         total += weight * np.maximum(mass, 0.0)
         error += weight * (at_cut[:-1] + at_cut[1:] + 2 * UNIT * np.where(flip, upper[:-1], lower[1:]))
-    return total, error
+        cut_error += weight * at_cut[1:-1]
+    return total, error, cut_error
 
 
 def _tail(component: Component, z: Array) -> Array:
@@ -253,7 +266,7 @@ def cells(step: Step, h: float, growth: float, reach: float) -> Cells:
         np.concatenate([c.above_index for c in each]),
         np.concatenate([c.above_log_p + w for c, w in zip(each, logs)]),
         np.concatenate([c.above_error for c in each]),
-        np.concatenate([c.above_moved for c in each]),
+        np.concatenate([c.above_error_reverse for c in each]),
         sum(w * c.p_at_infinity for w, c in parts),
         sum(w * c.q_at_infinity for w, c in parts),
         np.concatenate([c.below_index for c in each]),
@@ -267,30 +280,29 @@ def _component_cells(component: Component, start: float, h: float, growth: float
     index = _nodes(component, start, h, growth, reach)
     u = np.multiply(h, index, dtype=np.float64)
     x, moved = outputs_at(component, start, u, reach)
-    p, p_error = _masses(component, component.up, 1, x)
-    q, q_error = _masses(component, component.down, -1, x)
+    p, p_error, p_cut = _masses(component, component.up, 1, x)
+    q, q_error, q_cut = _masses(component, component.down, -1, x)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(p > 0, p_error / p, 0.0) + np.where(q > 0, q_error / q, 0.0) + 8 * UNIT
     relative = np.minimum(relative, 1.0)
+    level = start + u
+    base = (16 + np.abs(level)) * UNIT + moved
+    kappa = np.maximum.accumulate(base + _share(p_cut, _above_cuts(p)) + _share(q_cut, _above_cuts(q)))
+    reverse = base + _share(p_cut, np.cumsum(p)[:-1]) + _share(q_cut, np.cumsum(q)[:-1])
+    reverse = np.maximum.accumulate(reverse[::-1])[::-1]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        level = start + u
         log_q = np.log(q)
-        scaled = np.exp(log_q[1:-1] + level[:-1])  # Q-mass of a cell, in P-mass at its lower node
+        # Q-mass of a cell, in P-mass at its lower node; in two ways because e^loss or Q may leave the floats' range.
+        direct = q[1:-1] * np.exp(np.minimum(level[:-1], 600.0))
+        scaled = np.where(level[:-1] < 600, direct, np.exp(log_q[1:-1] + level[:-1]))
         width = -np.expm1(-np.diff(u))
         to_upper = np.clip((p[1:-1] - scaled) / width, 0.0, p[1:-1])
         top = min(float(np.exp(log_q[-1] + level[-1])), float(p[-1]))
     mass = np.zeros(len(index))
-    weighted = np.zeros(len(index))
-    for target, part, err in (
-        (slice(None, -1), p[1:-1] - to_upper, relative[1:-1]),
-        (slice(1, None), to_upper, relative[1:-1]),
-    ):
-        mass[target] += part
-        weighted[target] += part * err
+    mass[:-1] += p[1:-1] - to_upper
+    mass[1:] += to_upper
     mass[0] += p[0]
-    weighted[0] += p[0] * relative[0]
     mass[-1] += top
-    weighted[-1] += top * relative[-1]
     bottom = float(np.exp(np.log(p[0]) - level[0])) if p[0] > 0 else 0.0
     keep = mass > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -298,16 +310,14 @@ def _component_cells(component: Component, start: float, h: float, growth: float
     edges = np.concatenate(([index[0] - 1], index))
     label = np.clip(np.floor(np.nan_to_num(own, nan=0.0, posinf=0.0, neginf=0.0)), edges, np.append(index, index[-1]))
     some = (p > 0) | (q > 0)
-    # A node takes mass of the cells on both sides, so it answers for the cuts at either end of both.
-    around = np.maximum(moved, np.maximum(np.append(moved[1:], 0.0), np.append(0.0, moved[:-1])))
     with np.errstate(divide="ignore", invalid="ignore"):
         return Cells(
             start,
             h,
             index[keep],
             np.log(mass[keep]),
-            weighted[keep] / mass[keep],
-            around[keep],
+            kappa[keep],
+            reverse[keep],
             max(0.0, float(p[-1]) - top) * (1 + float(relative[-1])),
             max(0.0, float(q[0]) - bottom) * (1 + float(relative[0])),
             label[some].astype(np.int64),
@@ -315,3 +325,13 @@ def _component_cells(component: Component, start: float, h: float, growth: float
             log_q[some],
             relative[some],
         )
+
+
+def _above_cuts(mass: Array) -> Array:
+    """Total mass above every cut."""
+    return np.cumsum(mass[::-1])[::-1][1:]
+
+
+def _share(error: Array, tail: Array) -> Array:
+    """Error relative to a tail; 1 where the tail has left the range of floats."""
+    return np.minimum(1.0, np.divide(error, tail, out=(error > 0).astype(np.float64), where=tail > 0))
