@@ -57,6 +57,7 @@ from dpaudit.attacks._scores import min_k_plus_plus_scores as min_k_plus_plus_sc
 from dpaudit.attacks._scores import min_k_scores as min_k_scores
 from dpaudit.attacks._scores import neighbourhood_scores as neighbourhood_scores
 from dpaudit.attacks._scores import projection_scores as projection_scores
+from dpaudit.attacks._scores import residual_scores as residual_scores
 from dpaudit.attacks._scores import zlib_scores as zlib_scores
 from dpaudit.attacks._secret import Secret as Secret
 from dpaudit.attacks._secret import read_open as read_open

@@ -148,6 +148,15 @@ class CanarySet:
         )
 
 
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[IntArray, BoolArray]:
+    """Token ids (m, L) padded with 0 on the right, and where a token stands."""
+    width = max((len(row) for row in rows), default=0)
+    ids, attention = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], attention[i, : len(row)] = row, True
+    return ids, attention
+
+
 def from_rows(
     texts: Sequence[str],
     rows: Sequence[Sequence[int]],
@@ -158,13 +167,9 @@ def from_rows(
     labels: Sequence[int] | None = None,
 ) -> CanarySet:
     """Build a set from ragged token ids and scored positions."""
-    m, width = len(rows), max((len(row) for row in rows), default=0)
-    ids = np.zeros((m, width), dtype=np.int64)
-    attention = np.zeros((m, width), dtype=bool)
-    score = np.zeros((m, width), dtype=bool)
-    for i, (row, positions) in enumerate(zip(rows, scored, strict=True)):
-        ids[i, : len(row)] = row
-        attention[i, : len(row)] = True
+    ids, attention = pad_rows(rows)
+    score = np.zeros(ids.shape, dtype=bool)
+    for i, positions in enumerate(scored):
         score[i, list(positions)] = True
     return CanarySet(
         texts=tuple(texts),

@@ -24,6 +24,7 @@ from dpaudit.attacks._scores import (
     min_k_scores,
     neighbourhood_scores,
     projection_scores,
+    residual_scores,
     same_shape,
 )
 from dpaudit.attacks._shadow import ShadowSignals, lira_offline_scores, lira_online_scores, rmia_scores
@@ -42,7 +43,12 @@ class LossAttack(Parameters):
 
 
 class CalibratedAttack(Parameters):
-    """Loss drop from a base or reference model. See :func:`loss_drop_scores`.
+    """Loss compared with a base or reference model. See :func:`loss_drop_scores` and :func:`residual_scores`.
+
+    Parameters
+    ----------
+    slope : {"one", "fitted"}, default="one"
+        ``one`` subtracts; ``fitted`` subtracts what a least-squares line over all records predicts.
 
     Attributes
     ----------
@@ -50,8 +56,12 @@ class CalibratedAttack(Parameters):
         Mean over reference models when several were given.
     """
 
+    def __init__(self, *, slope: str = "one") -> None:
+        self.slope = slope
+
     def fit(self, X: object, y: object = None) -> CalibratedAttack:
         """Reference losses, (m,) or (S, m) for several reference models."""
+        one_of(("one", "fitted"), slope=self.slope)
         array = np.asarray(X, dtype=np.float64)
         self.reference_losses_ = as_finite("reference losses", array, ndim=2 if array.ndim == 2 else 1)
         if array.ndim == 2:
@@ -61,7 +71,8 @@ class CalibratedAttack(Parameters):
     def score_samples(self, X: object) -> FloatArray:
         """Target losses (m,) of the same records to scores (m,)."""
         check_fitted(self, "reference_losses_")
-        return loss_drop_scores(X, self.reference_losses_)
+        score = loss_drop_scores if self.slope == "one" else residual_scores
+        return score(X, self.reference_losses_)
 
 
 class ZlibAttack(Parameters):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def load_model(folder: str | os.PathLike[str], *, device: str | None = None) -> 
         model = auto.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidEvidence(f"{folder} cannot be loaded as a model ({reason}); check the folder.") from error
+        raise InvalidEvidence(f"{folder} cannot be loaded as a model ({_reason(error)}); check the folder.") from error
 
 
 def load_tokenizer(folder: str | os.PathLike[str], *, needed: bool) -> Any:
@@ -79,8 +79,35 @@ def load_tokenizer(folder: str | os.PathLike[str], *, needed: bool) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         if not needed:
             return None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidEvidence(f"{folder} has no tokenizer that can be loaded ({reason}); save it there.") from error
+        raise InvalidEvidence(
+            f"{folder} has no tokenizer that can be loaded ({_reason(error)}); save it there."
+        ) from error
+
+
+def perturb(folder: str | os.PathLike[str], texts: Sequence[str], *, n: int, device: str | None) -> list[list[str]]:
+    """n neighbours of each text by the masked language model in a folder."""
+    import numpy as np
+    import torch
+    import transformers
+
+    from dpaudit.attacks._neighbours import neighbour_texts
+
+    names = read_config(folder).get("architectures") or []
+    if not any(name.endswith("ForMaskedLM") for name in names):
+        raise InvalidValue(
+            f"{folder} holds {', '.join(names) or 'no architecture'} and must hold a masked language model."
+        )
+    try:
+        model = transformers.AutoModelForMaskedLM.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True
+        ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidEvidence(f"{folder} cannot be loaded as a model ({_reason(error)}); check the folder.") from error
+    return neighbour_texts(model, load_tokenizer(folder, needed=True), texts, n=n, rng=np.random.default_rng())
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def longest_record(folder: str | os.PathLike[str], tokenizer: Any, max_length: int | None) -> int | None:

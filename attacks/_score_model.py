@@ -11,8 +11,8 @@ import torch
 
 from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit._validate import one_of
-from dpaudit.attacks._canaries import IGNORED, CanarySet
-from dpaudit.attacks._losses import canary_losses, token_statistics
+from dpaudit.attacks._canaries import IGNORED, CanarySet, pad_rows
+from dpaudit.attacks._losses import canary_losses, sequence_losses, token_statistics
 from dpaudit.attacks._scores import (
     FloatArray,
     gradient_norm_scores,
@@ -21,6 +21,8 @@ from dpaudit.attacks._scores import (
     loss_scores,
     min_k_plus_plus_scores,
     min_k_scores,
+    neighbourhood_scores,
+    residual_scores,
     zlib_scores,
 )
 from dpaudit.attacks._shadow import ShadowSignals, lira_offline_scores, rmia_scores
@@ -28,17 +30,20 @@ from dpaudit.attacks._shadow import ShadowSignals, lira_offline_scores, rmia_sco
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an attack needs beside the target: a base model, reference models, a population, token losses."""
+    """What an attack needs beside the target model and the canaries."""
 
     base: bool = False
     references: int = 0
     population: bool = False
     causal: bool = False
+    neighbours: bool = False
 
 
 ATTACKS: dict[str, Needs] = {
     "loss": Needs(),
     "loss-drop": Needs(base=True),
+    "loss-residual": Needs(base=True),
+    "neighbourhood": Needs(causal=True, neighbours=True),
     "zlib": Needs(),
     "min-k": Needs(causal=True),
     "min-k++": Needs(causal=True),
@@ -56,6 +61,7 @@ def score_model(
     base: Any = None,
     references: Sequence[Any] = (),
     population: CanarySet | None = None,
+    neighbours: Sequence[Sequence[Sequence[int]]] = (),
     k: float = 0.2,
     offline_a: float = 0.3,
     batch_size: int = 64,
@@ -70,11 +76,14 @@ def score_model(
     attack : str
         A key of ``ATTACKS``.
     base : PreTrainedModel, optional
-        The model before fine-tuning: required by ``loss-drop``, used by ``grad-norm``.
+        The model before fine-tuning: required by ``loss-drop`` and
+        ``loss-residual``, used by ``grad-norm``.
     references : sequence of PreTrainedModel
         Models never trained on these records, for ``lira-offline`` and ``rmia-offline``.
     population : CanarySet, optional
         Records outside the audit, for ``rmia-offline``.
+    neighbours : m sequences of n token-id sequences
+        Tokenised perturbations of each record, for ``neighbourhood``; see ``neighbour_texts``.
     k, offline_a, batch_size
         Share of tokens of Min-K%; RMIA's ``a``; records per forward pass.
     """
@@ -89,6 +98,8 @@ def score_model(
         )
     if needs.population and population is None:
         raise InvalidValue(f"attack={attack} compares with records outside the audit; give a population.")
+    if needs.neighbours and not neighbours:
+        raise InvalidValue(f"attack={attack} compares with perturbed records; give neighbours.")
     if needs.causal and canaries.labels is not None:
         raise InvalidValue(f"attack={attack} scores tokens and needs a causal language model; use loss or loss-drop.")
 
@@ -100,6 +111,12 @@ def score_model(
         scores = loss_scores(losses(model, canaries))
     elif attack == "loss-drop":
         scores = loss_drop_scores(losses(model, canaries), losses(base, canaries))
+    elif attack == "loss-residual":
+        scores = residual_scores(losses(model, canaries), losses(base, canaries))
+    elif attack == "neighbourhood":
+        scores = neighbourhood_scores(
+            losses(model, canaries, mean=True), neighbour_losses(model, neighbours, batch_size=batch_size)
+        )
     elif attack == "zlib":
         scores = zlib_scores(losses(model, canaries), canaries.texts)
     elif attack == "grad-norm":
@@ -128,6 +145,17 @@ def score_model(
         bad = np.flatnonzero(~np.isfinite(scores))
         raise InvalidEvidence(f"attack={attack} gave {len(bad)} scores that are not finite (first: canary {bad[0]}).")
     return scores
+
+
+def neighbour_losses(model: Any, neighbours: Sequence[Sequence[Sequence[int]]], *, batch_size: int = 64) -> FloatArray:
+    """Mean token loss of n neighbours of m records, (m, n); the mean, since lengths may differ."""
+    widths = {len(row) for row in neighbours}
+    flat = [row for group in neighbours for row in group]
+    if len(widths) != 1 or not flat or min(len(row) for row in flat) < 2:
+        raise InvalidValue(f"neighbours must hold the same number for each record and >= 2 tokens each; got {widths}.")
+    ids, mask = pad_rows(flat)
+    means = sequence_losses(model, ids, mask, np.where(mask, ids, IGNORED), reduction="mean", batch_size=batch_size)
+    return means.reshape(len(neighbours), widths.pop())
 
 
 def gradient_norms(model: Any, canaries: CanarySet) -> FloatArray:

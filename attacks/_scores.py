@@ -58,6 +58,33 @@ def loss_drop_scores(target_losses: object, base_losses: object) -> FloatArray:
     return base - target
 
 
+def residual_scores(target_losses: object, base_losses: object) -> FloatArray:
+    """What the base loss predicts minus the target loss, the line fitted over all records and no coin seen: (m,).
+
+    The loss drop assumes that a record which was 10 nats harder before training stays 10 nats harder. Under
+    differential privacy it rarely does: noise flattens the losses of rare tokens, the drop then ranks canaries by
+    their base loss, and members are lost in it. The least-squares line takes out what the base loss does predict.
+
+    Parameters
+    ----------
+    target_losses, base_losses : arrays (m,)
+        At least 3 records.
+
+    Examples
+    --------
+    >>> residual_scores([1.0, 2.0, 2.0], [10.0, 30.0, 50.0]).round(2).tolist()
+    [0.17, -0.33, 0.17]
+    """
+    target, base = as_finite("target_losses", target_losses), as_finite("base_losses", base_losses)
+    same_shape("base_losses", base, target.shape)
+    if len(target) < 3:
+        raise InvalidValue(f"target_losses has {len(target)} records and a line needs at least 3; take the loss drop.")
+    centred = base - base.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ target) / spread if spread > 0 else 0.0
+    return np.asarray(target.mean() + slope * centred - target)
+
+
 def zlib_scores(losses: object, texts: Sequence[str]) -> FloatArray:
     """Minus the total loss per zlib-compressed byte (Carlini et al. 2021, arXiv:2012.07805).
 

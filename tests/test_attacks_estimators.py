@@ -24,6 +24,7 @@ CASES: list[tuple[Any, tuple[Any, ...], tuple[Any, ...], Any]] = [
     (A.LossAttack(), (), (LOSSES,), A.loss_scores(LOSSES)),
     (A.CalibratedAttack(), (BASE,), (LOSSES,), BASE - LOSSES),
     (A.CalibratedAttack(), (np.stack([BASE, LOSSES]),), (LOSSES,), (BASE - LOSSES) / 2),
+    (A.CalibratedAttack(slope="fitted"), (BASE,), (LOSSES,), A.residual_scores(LOSSES, BASE)),
     (A.ZlibAttack(), (TEXTS,), (LOSSES,), A.zlib_scores(LOSSES, TEXTS)),
     (A.MinKAttack(k=0.4), (), (TOKENS,), A.min_k_scores(TOKENS.log_probs, k=0.4)),
     (

@@ -21,6 +21,7 @@ from dpaudit.attacks import (
     min_k_scores,
     neighbourhood_scores,
     projection_scores,
+    residual_scores,
     zlib_scores,
 )
 
@@ -30,6 +31,34 @@ NAN = float("nan")
 def test_loss_and_loss_drop_are_higher_for_members() -> None:
     assert loss_scores([1.0, 2.0]).tolist() == [-1.0, -2.0]
     assert loss_drop_scores([1.0, 2.0], [3.0, 2.5]).tolist() == [2.0, 0.5]
+
+
+def test_residual_is_what_least_squares_leaves() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.exponential(10, size=50)
+    target = 0.1 * base + rng.normal(size=50)
+    slope, intercept = np.polyfit(base, target, 1)
+    np.testing.assert_allclose(residual_scores(target, base), intercept + slope * base - target, rtol=1e-9, atol=1e-12)
+    assert residual_scores([1.0, 2.0, 6.0], [5.0] * 3).tolist() == [2.0, 1.0, -3.0]
+    with pytest.raises(InvalidValue, match="at least 3"):
+        residual_scores([1.0, 2.0], [1.0, 2.0])
+
+
+def test_residual_sees_members_that_the_drop_ranks_by_difficulty() -> None:
+    # what differential privacy does to rare tokens: a tenth of the base loss is left, members half a nat lower
+    rng = np.random.default_rng(1)
+    base = rng.normal(57, 8, size=4000)
+    coins = rng.integers(2, size=4000)
+    target = 0.1 * base + rng.normal(size=4000) - 0.8 * coins
+
+    def auc(scores: np.ndarray) -> float:
+        ranks = scores.argsort().argsort() + 1
+        inside = coins == 1
+        n = int(inside.sum())
+        return float((ranks[inside].sum() - n * (n + 1) / 2) / (n * (4000 - n)))
+
+    assert auc(residual_scores(target, base)) == pytest.approx(0.714, abs=0.03)  # Phi(.8 / sqrt 2)
+    assert auc(loss_drop_scores(target, base)) < 0.56
 
 
 def test_zlib_divides_by_compressed_bytes() -> None:

@@ -22,15 +22,19 @@ def words_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", "[PAD]", *WORDS, *(f"<c{i}>" for i in range(8))])}
+    vocabulary = {
+        word: i for i, word in enumerate(["[UNK]", "[PAD]", "[MASK]", *WORDS, *(f"<c{i}>" for i in range(8))])
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", model_max_length=12)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]", model_max_length=12
+    )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
     root = tmp_path_factory.mktemp("models")
     tokenizer = words_tokenizer()
@@ -39,6 +43,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(seed)
         config = GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=8, n_layer=1, n_head=2)
         made[name] = GPT2LMHeadModel(config)
+    torch.manual_seed(8)
+    made["masked"] = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=16,
+        )
+    )
     torch.manual_seed(9)
     made["classifier"] = BertForSequenceClassification(
         BertConfig(
@@ -106,7 +121,10 @@ def test_secret_file_to_scores(folders: dict[str, Path], tmp_path: Path, capsys:
     np.testing.assert_allclose(frame["score"], [expected[i] for i in frame["id"]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("attack", ["loss", "zlib", "min-k", "min-k++", "grad-norm", "lira-offline", "rmia-offline"])
+@pytest.mark.parametrize(
+    "attack",
+    ["loss", "zlib", "min-k", "min-k++", "grad-norm", "loss-residual", "neighbourhood", "lira-offline", "rmia-offline"],
+)
 def test_every_attack_runs_from_texts(
     attack: str, folders: dict[str, Path], texts: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -117,6 +135,10 @@ def test_every_attack_runs_from_texts(
         extra = ["--reference", folders["base"], "--reference", folders["other"]]
     if attack.startswith("rmia"):
         extra += ["--population", population]
+    if attack == "loss-residual":
+        extra = ["--base", folders["base"]]
+    if attack == "neighbourhood":
+        extra = ["--masked-model", folders["masked"], "--neighbours", 3]
     out = tmp_path / "scores.csv"
     code, _, err = call(capsys, folders["target"], "--canaries", texts, "--attack", attack, *extra, "--out", out)
     assert code == 0, err
@@ -199,6 +221,13 @@ def test_bad_usage(folders: dict[str, Path], texts: Path, tmp_path: Path, capsys
         ([tmp_path, "--canaries", texts, "--out", out], 3, "neither config.json"),
         ([target, "--canaries", texts, "--out", tmp_path / "s.json"], 64, "must end in .csv or .parquet"),
         ([target, "--canaries", texts, "--attack", "loss-drop", "--out", out], 64, "give base"),
+        ([target, "--canaries", texts, "--attack", "neighbourhood", "--out", out], 64, "give --masked-model"),
+        (
+            [target, "--canaries", texts, "--attack", "neighbourhood", "--masked-model", target, "--out", out],
+            64,
+            "must hold a masked language model",
+        ),
+        ([folders["masked"], "--canaries", texts, "--out", out], 64, "neither a causal language model nor"),
         ([target, "--canaries", texts, "--attack", "lira-offline", "--out", out], 64, "at least 2 reference"),
         ([target, "--canaries", tmp_path / "absent.csv", "--out", out], 64, "does not exist"),
         ([folders["classifier"], "--canaries", texts, "--attack", "min-k", "--out", out], 64, "causal language model"),

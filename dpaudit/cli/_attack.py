@@ -10,7 +10,10 @@ import click
 from dpaudit.cli._common import emit, json_option, quiet_transformers
 
 # Listed here so that -h does not import torch; a test keeps the list equal to the library's.
-ATTACKS = ("grad-norm", "lira-offline", "loss", "loss-drop", "min-k", "min-k++", "rmia-offline", "zlib")
+ATTACKS = (
+    "grad-norm", "lira-offline", "loss", "loss-drop", "loss-residual", "min-k", "min-k++", "neighbourhood",
+    "rmia-offline", "zlib",
+)  # fmt: skip
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -25,6 +28,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--reference", "reference_dirs", type=FOLDER, multiple=True, help="Model never trained on these records.")
 @click.option("--reference-losses", type=FILE, help="CSV/Parquet id,loss of a reference model, instead of --base.")
 @click.option("--population", type=FILE, help="Records outside the audit, for rmia-offline.")
+@click.option("--masked-model", type=FOLDER, help="Masked language model that makes the neighbours, for neighbourhood.")
+@click.option("--neighbours", type=click.IntRange(min=1), default=25, show_default=True, help="Neighbours per record.")
 @click.option("--expect", type=FILE, help="CSV/Parquet with the ids that must all be there, and no others.")
 @click.option("--max-length", type=click.IntRange(min=2), help="Record length of the training run, in tokens.")
 @click.option("--k", type=float, default=0.2, show_default=True, help="Share of tokens of min-k and min-k++.")
@@ -41,6 +46,8 @@ def command(
     reference_dirs: tuple[Path, ...],
     reference_losses: Path | None,
     population: Path | None,
+    masked_model: Path | None,
+    neighbours: int,
     expect: Path | None,
     max_length: int | None,
     k: float,
@@ -62,7 +69,7 @@ def command(
     """
     quiet_transformers()
     from dpaudit._errors import InvalidValue
-    from dpaudit.attacks._models import is_causal, load_model, load_tokenizer, longest_record
+    from dpaudit.attacks._models import is_causal, load_model, load_tokenizer, longest_record, perturb
     from dpaudit.attacks._records import (
         SUFFIXES,
         holds_secret,
@@ -73,7 +80,7 @@ def command(
         write_scores,
     )
     from dpaudit.attacks._score_model import score_model
-    from dpaudit.attacks._scores import loss_drop_scores
+    from dpaudit.attacks._scores import loss_drop_scores, residual_scores
 
     if out.suffix not in SUFFIXES:
         raise InvalidValue(f"out={str(out)!r} must end in .csv or .parquet.")
@@ -81,11 +88,15 @@ def command(
         raise InvalidValue("base and reference-losses both name what losses are compared with; give one.")
     compared = base_dir is not None or reference_losses is not None
     name = attack_name or ("loss-drop" if compared else "loss")
-    if reference_losses is not None and name != "loss-drop":
+    if reference_losses is not None and name not in ("loss-drop", "loss-residual"):
         raise InvalidValue(f"attack={name} does not use reference-losses; leave it out or take loss-drop.")
+    if name == "neighbourhood" and masked_model is None:
+        raise InvalidValue("attack=neighbourhood perturbs texts with a masked language model; give --masked-model.")
 
     causal = is_causal(model_dir)
-    tokenizer = load_tokenizer(model_dir, needed=population is not None or not holds_secret(canaries_path))
+    tokenizer = load_tokenizer(
+        model_dir, needed=population is not None or masked_model is not None or not holds_secret(canaries_path)
+    )
     limit = longest_record(model_dir, tokenizer, max_length)
     canaries, ids = load_canaries(canaries_path, tokenizer, max_length=limit, causal=causal)
     if expect is not None:
@@ -93,11 +104,16 @@ def command(
     model = load_model(model_dir, device=device)
     if reference_losses is not None:
         drop = join(ids, read_values(reference_losses, "loss"), str(reference_losses))
-        scores = loss_drop_scores(-score_model(model, canaries, attack="loss", batch_size=batch_size), drop)
+        own = -score_model(model, canaries, attack="loss", batch_size=batch_size)
+        scores = loss_drop_scores(own, drop) if name == "loss-drop" else residual_scores(own, drop)
     else:
         others: Any = None
         if population is not None:
             others, _ = load_canaries(population, tokenizer, max_length=limit, causal=causal)
+        around: list[list[list[int]]] = []
+        if name == "neighbourhood" and masked_model is not None:
+            filled = perturb(masked_model, canaries.texts, n=neighbours, device=device)
+            around = [tokenizer(row, truncation=limit is not None, max_length=limit)["input_ids"] for row in filled]
         scores = score_model(
             model,
             canaries,
@@ -105,6 +121,7 @@ def command(
             base=None if base_dir is None else load_model(base_dir, device=device),
             references=[load_model(path, device=device) for path in reference_dirs],
             population=others,
+            neighbours=around,
             k=k,
             offline_a=offline_a,
             batch_size=batch_size,
