@@ -17,7 +17,6 @@ is made anew for every call, so it follows the sequence length.
 from __future__ import annotations
 
 import enum
-import itertools
 from functools import lru_cache
 
 #: Flops a core does in the time it moves one fp32 word to or from main memory (a balance measured on CPUs and GPUs
@@ -34,11 +33,22 @@ class Strategy(enum.Enum):
 
 
 @lru_cache(maxsize=256)
-def blocks_of(length: int) -> tuple[slice, ...]:
-    """Slices that cut ``length`` positions into equal blocks; only block pairs I <= J of a Gram are computed."""
-    count = 1 if length < 64 else 2 if length < 256 else 4
-    edges = [round(i * length / count) for i in range(count + 1)]
-    return tuple(slice(lo, hi) for lo, hi in itertools.pairwise(edges))
+def strip_starts(length: int, onednn: bool) -> tuple[int, ...]:
+    """Where to cut T positions into strips, T included; of a symmetric Gram only the upper triangle is computed.
+
+    More strips save flops and cost calls. oneDNN is called once per example, so it gets fewer.
+
+    >>> strip_starts(128, True)
+    (0, 64, 128)
+    """
+    count = (1 if length < 128 else 2) if onednn else (1 if length < 16 else 2 if length < 128 else 4)
+    return tuple(round(i * length / count) for i in range(count + 1))
+
+
+def triangle(length: int) -> float:
+    """Share of a full Gram's flops that the strips compute, (k+1)/2k for k strips."""
+    count = len(strip_starts(length, False)) - 1
+    return (count + 1) / (2 * count)
 
 
 def choose(batch: int, length: int, inputs: int, outputs: int, *, keep_words: float, exact: bool = False) -> Strategy:
@@ -54,8 +64,7 @@ def choose(batch: int, length: int, inputs: int, outputs: int, *, keep_words: fl
     exact : bool
         Never choose GRAM: its terms cancelled too much for this batch.
     """
-    count = len(blocks_of(length))
-    gram = (count + 1) / (2 * count) * 2.0 * length**2 * (inputs + outputs)
+    gram = triangle(length) * 2.0 * length**2 * (inputs + outputs)
     keep = 3.0 * inputs * outputs * FLOPS_PER_WORD
     discard = 2.0 * length * inputs * outputs + inputs * outputs * FLOPS_PER_WORD
     if batch * inputs * outputs <= keep_words and keep < (discard if exact else min(gram, discard)):

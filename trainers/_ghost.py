@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dpaudit import _validate
 from dpaudit._errors import InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers import _products
 from dpaudit.trainers._clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers._ghost_book import Book, NeedsPairs, Phase
 from dpaudit.trainers._layers import Use
@@ -44,6 +45,38 @@ class _Tap(torch.autograd.Function):
         if gradient is not None:
             ctx.record(gradient.detach(), *ctx.saved_tensors)
         return (None, gradient, None, *([None] * (len(ctx.needs_input_grad) - 3)))
+
+
+class _LinearTap(torch.autograd.Function):
+    """The backward of s = x W, whose output was computed without a graph: a data gradient and a record."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        output: Tensor,
+        weight: Tensor,
+        transposed: bool,
+        record: Any,
+        needs_x: bool,
+    ) -> Tensor:
+        ctx.record, ctx.transposed, ctx.dtype, ctx.needs_x = record, transposed, x.dtype, needs_x
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*([weight, x] if needs_x else [weight]))
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        back = None
+        if gradient is not None:
+            weight, *x = ctx.saved_tensors
+            ctx.record(gradient.detach(), *x)
+            if ctx.needs_input_grad[1]:
+                weight = weight.detach().to(gradient.dtype)
+                back = _products.right(gradient, weight, transposed=ctx.transposed).to(ctx.dtype)
+        return (None, back, None, None, None, None, None)
 
 
 class _GatherTap(torch.autograd.Function):
@@ -177,6 +210,20 @@ class GhostClipping:
         tapped: Tensor = _Tap.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
         return tapped
 
+    def tap_linear(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: nn.Parameter,
+        *,
+        transposed: bool,
+        needs_x: bool,
+        record: Callable[..., None],
+    ) -> Tensor:
+        """The output of s = x W, joined to x by a backward of our own."""
+        tapped: Tensor = _LinearTap.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
+        return tapped
+
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
         """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
         return _GatherTap.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
@@ -211,22 +258,24 @@ class GhostClipping:
         if size == 0:
             return losses.detach().float() if losses.dtype.itemsize < 4 else losses.detach()
         try:
-            squares, book = self._measure(losses)
-            norms = squares.sum(0).clamp_min(0).sqrt()
-            if isinstance(self.clipping, PerLayer):
-                factors = self.clipping.factors(squares.clamp_min(0).sqrt())
-            else:
-                factors = self.clipping.factors(norms).expand(len(self.layers), -1)
-            if self.lean:
-                book = self._pass(losses, Phase.SUMS, factors=factors, last=True)
-                sums = book.sums
-            else:
-                sums = book.settle(factors)
+            with torch.autocast(losses.device.type, enabled=False):
+                norms, sums = self._clipped(losses)
         finally:
             self._book, self._size = None, None
         for parameter, total in sums.items():
             _deliver(parameter, total)
         return norms.to(torch.float64 if losses.dtype == torch.float64 else torch.float32)
+
+    def _clipped(self, losses: Tensor) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        squares, book = self._measure(losses)
+        norms = squares.sum(0).clamp_min(0).sqrt()
+        if isinstance(self.clipping, PerLayer):
+            factors = self.clipping.factors(squares.clamp_min(0).sqrt())
+        else:
+            factors = self.clipping.factors(norms).expand(len(self.layers), -1)
+        if self.lean:
+            return norms, self._pass(losses, Phase.SUMS, factors=factors, last=True).sums
+        return norms, book.settle(factors)
 
     def _measure(self, losses: Tensor) -> tuple[Tensor, Book]:
         """(L, B) squared norms, and the book that holds the uses (empty in the lean mode)."""

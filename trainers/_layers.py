@@ -16,17 +16,25 @@ under- or over-estimate the norm (tied embeddings) and break the bound.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpaudit.trainers._cost import Strategy, blocks_of
+from dpaudit.trainers import _products
+from dpaudit.trainers._cost import Strategy, strip_starts
 
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in at least fp32; fp64 stays fp64."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def gram_plan(length: int, width: int, like: Tensor) -> tuple[tuple[int, ...], bool]:
+    """Where to cut T, and whether oneDNN multiplies, for the device and type of ``like``."""
+    onednn = _products.onednn_for(wide(like[:0])) and _products.worth_onednn(length, length, width)
+    return strip_starts(length, onednn), onednn
 
 
 def _times(tensor: Tensor, factors: Tensor) -> Tensor:
@@ -52,22 +60,54 @@ class Square:
     scale: Tensor
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Gram:
+    """The upper triangle of x xᵀ for x (B, T, d), as strips: strip k has rows ``starts[k]:starts[k+1]`` and all
+    columns from ``starts[k]`` on; what lies right of its square block counts twice.
+    """
+
+    strips: list[Tensor]
+
+    @classmethod
+    def of(cls, x: Tensor, starts: tuple[int, ...], onednn: bool) -> Gram:
+        """Compute the strips; ``starts`` ends with T."""
+        x = wide(x)
+        pairs = itertools.pairwise(starts)
+        return cls([_products.gram(x[:, lo:hi], x[:, lo:], onednn=onednn) for lo, hi in pairs])
+
+    def dot(self, other: Gram) -> Square:
+        """Σ_{t,s} K_ts K'_ts per example, (B,), and the sum over t = s alone as its scale."""
+        total: Tensor | None = None
+        scale: Tensor | None = None
+        for mine, theirs in zip(self.strips, other.strips, strict=True):
+            rows = mine.shape[1]
+            part = torch.linalg.vecdot(mine.flatten(1), theirs.flatten(1))
+            if rows < mine.shape[2]:
+                block = (mine[:, :, :rows] * theirs[:, :, :rows]).sum((1, 2))
+                part = 2 * part - block
+            diagonal = (mine.diagonal(dim1=1, dim2=2) * theirs.diagonal(dim1=1, dim2=2)).sum(1)
+            total, scale = (part, diagonal) if total is None or scale is None else (total + part, scale + diagonal)
+        assert total is not None and scale is not None
+        return Square(total, scale)
+
+
+def _squared(full: Tensor) -> Square:
+    value = torch.linalg.vector_norm(full.flatten(1), dim=1).square()
+    return Square(value, value)
+
+
 class Grams:
-    """Triangular Gram matrices x xᵀ of one backward pass, shared by uses that read the same tensor."""
+    """The Gram matrices of one backward pass, shared by uses that read the same input (queries, keys, values)."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], tuple[Tensor, list[Tensor]]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, Gram]] = {}
 
-    def of(self, x: Tensor, *, share: bool) -> list[Tensor]:
-        """Blocks (I, J), I <= J, of x xᵀ for x of shape (B, T, d), in the order of :func:`blocks_of`."""
-        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
-        if key in self._kept:
-            return self._kept[key][1]
-        parts = [wide(x[:, s]) for s in blocks_of(x.shape[1])]
-        blocks = [torch.bmm(parts[i], parts[j].mT) for i in range(len(parts)) for j in range(i, len(parts))]
-        if share:  # the tensor is kept beside its Gram, so that its address is not given away meanwhile
-            self._kept[key] = (x, blocks)
-        return blocks
+    def shared(self, x: Tensor, starts: tuple[int, ...], onednn: bool) -> Gram:
+        """The Gram of an input that other layers may read too."""
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, starts, onednn)
+        if key not in self._kept:  # the tensor is kept beside its Gram, so that its address is not given away meanwhile
+            self._kept[key] = (x, Gram.of(x, starts, onednn))
+        return self._kept[key][1]
 
     def clear(self) -> None:
         """Forget every Gram."""
@@ -94,21 +134,9 @@ class MatrixUse:
             full = self.instance()
             if self.strategy is Strategy.KEEP:
                 self.kept = full
-            value = full.flatten(1).square().sum(1)
-            return Square(value, value)
-        total: Tensor | None = None
-        scale: Tensor | None = None
-        count = len(blocks_of(self.a.shape[1]))
-        pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        for (i, j), ga, gb in zip(pairs, grams.of(self.a, share=True), grams.of(self.b, share=False), strict=True):
-            product = torch.einsum("bts,bts->b", ga, gb)
-            product = product * (1 if i == j else 2)
-            total = product if total is None else total + product
-            if i == j:
-                diagonal = (ga.diagonal(dim1=1, dim2=2) * gb.diagonal(dim1=1, dim2=2)).sum(1)
-                scale = diagonal if scale is None else scale + diagonal
-        assert total is not None and scale is not None
-        return Square(total, scale)
+            return _squared(full)
+        starts, onednn = gram_plan(self.a.shape[1], (self.a.shape[2] + self.b.shape[2]) // 2, self.a)
+        return grams.shared(self.a, starts, onednn).dot(Gram.of(self.b, starts, onednn))
 
     def instance(self, rows: Tensor | None = None) -> Tensor:
         """G_i written down, (B, *weight shape), for all examples or for ``rows``."""
@@ -129,10 +157,8 @@ class MatrixUse:
             b = _times(b, factors)
         a, b = a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2])
         left, right = (b, a) if self.transposed else (a, b)
-        if total is None:
-            return torch.mm(left.mT, right).view(self.shape)
-        total.view(left.shape[1], right.shape[1]).addmm_(left.mT, right)
-        return total
+        new = _products.outer(left, right).view(self.shape)
+        return new if total is None else total.add_(new)
 
     def select(self, rows: Tensor) -> MatrixUse:
         """The same use for some of the examples."""
@@ -188,8 +214,7 @@ class DirectUse:
 
     def square(self, grams: Grams) -> Square:
         """|G_i|²."""
-        value = wide(self.full).flatten(1).square().sum(1)
-        return Square(value, value)
+        return _squared(wide(self.full))
 
     def instance(self, rows: Tensor | None = None) -> Tensor:
         """G_i, (B, *parameter shape)."""

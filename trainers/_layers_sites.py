@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -36,6 +37,18 @@ class Engine(Protocol):
 
     def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record(gradient, *saved)``."""
+
+    def tap_linear(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: nn.Parameter,
+        *,
+        transposed: bool,
+        needs_x: bool,
+        record: Callable[..., None],
+    ) -> Tensor:
+        """The output of s = x W, joined to x by a backward of our own."""
 
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
         """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
@@ -122,30 +135,44 @@ def _three(tensor: Tensor) -> Tensor:
 
 
 class LinearSite(Site):
-    """nn.Linear (weight (p, d)) and Hugging Face's Conv1D (weight (d, p))."""
+    """nn.Linear (weight (p, d)) and Hugging Face's Conv1D (weight (d, p)).
+
+    The module's own forward runs without a graph, and the tap stands for its backward.
+    """
 
     __slots__ = ()
 
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is self.module and self.engine.listening:
+            self.asleep = [p for p in self.parameters.values() if p.requires_grad]
+            if self.asleep:
+                torch.set_grad_enabled(False)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module is not self.module or not self.asleep:
+            return None
+        torch.set_grad_enabled(True)
+        active, self.asleep = self.asleep, []
+        return None if output is None else self.tapped({id(p) for p in active}, args, kwargs, output)
+
     def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        weight = self.parameters.get("weight")
-        bias = self.parameters.get("bias")
-        with_weight = weight is not None and id(weight) in active
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        with_weight = id(weight) in active
         with_bias = bias is not None and id(bias) in active
         transposed = isinstance(self.module, nn.Linear)
 
         def record(gradient: Tensor, *saved: Tensor) -> None:
             b = _three(self.leading(gradient))
             if with_weight:
-                assert weight is not None
-                a = _three(self.leading(saved[0]))
-                self.engine.add(weight, MatrixUse(a, b, transposed, weight.shape))
+                self.engine.add(weight, MatrixUse(_three(self.leading(saved[0])), b, transposed, weight.shape))
             if with_bias:
                 assert bias is not None
                 self.engine.add(bias, DirectUse(wide(b).sum(1)))
 
         x = self.input(args, kwargs)
-        self.leading(x)  # refuse a wrong shape now, in the forward pass
-        return self.tap_as(output, (x.detach(),) if with_weight else (), record)
+        if self.leading(x).shape[0] != x.shape[0] == 1:
+            x, output = self.leading(x), self.leading(output)
+        return self.engine.tap_linear(x, output, weight, transposed=transposed, needs_x=with_weight, record=record)
 
 
 class EmbeddingSite(Site):

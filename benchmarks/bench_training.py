@@ -1,0 +1,314 @@
+"""CPU cost of a private training step, as a ratio to the same model's ordinary AdamW step.
+
+    python benchmarks/bench_training.py                 # time, both models, all backends -> results/training_cpu.json
+    python benchmarks/bench_training.py --memory        # peak memory above weights, one process per backend
+    python benchmarks/bench_training.py --quick         # 3 rounds, our backends only
+
+Time is the process's CPU time with one thread. All backends of a model run in turn in one process, in an
+order that rotates from round to round; the figure is the median over rounds of the ratio to the ordinary step of the
+SAME round, which is robust against other load on the machine. A step is forward, backward, noise and the AdamW update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor, nn
+
+Step = Callable[[], None]
+NOISE = 1e-3
+RESULTS = pathlib.Path(__file__).parent / "results" / "training_cpu.json"
+
+
+# -- the two models ---------------------------------------------------------------------------------------------------
+def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model with random weights and one batch."""
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    if name.startswith("gpt2"):
+        config = GPT2Config(
+            n_layer=6, n_embd=384, n_head=6, vocab_size=8192, n_positions=128, resid_pdrop=0, embd_pdrop=0,
+            attn_pdrop=0, tie_word_embeddings=name == "gpt2-tied", bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config).train(), {"input_ids": torch.randint(0, 8192, (16, 128))}
+    config = BertConfig(
+        num_hidden_layers=6, hidden_size=256, num_attention_heads=4, intermediate_size=1024, vocab_size=8192,
+        max_position_embeddings=128, hidden_dropout_prob=0, attention_probs_dropout_prob=0, num_labels=2,
+    )  # fmt: skip
+    ids = torch.randint(5, 8192, (32, 64))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (32,))}
+    return BertForSequenceClassification(config).train(), batch
+
+
+def losses(model: nn.Module, batch: dict[str, Tensor], explicit: bool = False) -> Tensor:
+    """One loss per example, (B,). ``explicit`` spells out the position ids that other libraries need."""
+    ids = batch["input_ids"]
+    extra: dict[str, Tensor] = {}
+    if explicit:
+        extra["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape)
+    if "labels" in batch:
+        if explicit:
+            extra["token_type_ids"] = torch.zeros_like(ids)
+        logits = model(input_ids=ids, attention_mask=batch["attention_mask"], **extra).logits
+        return nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    logits = model(input_ids=ids, **extra).logits[:, :-1]
+    each = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none")
+    return each.view(len(ids), -1).mean(1)
+
+
+def _noise(parameters: list[nn.Parameter], size: int) -> None:
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad.add_(torch.randn(parameter.shape), alpha=NOISE).div_(size)
+
+
+# -- backends: (model, batch) -> one step -----------------------------------------------------------------------------
+def nonprivate(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+    """The ordinary AdamW step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses(model, batch).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def ghost(lean: bool, plain: bool = False) -> Callable[[nn.Module, dict[str, Tensor]], Step]:
+    """GhostClipping; ``plain`` uses torch's default matrix products throughout."""
+
+    def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+        from dpaudit.trainers import _products
+        from dpaudit.trainers._ghost import GhostClipping
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        clipper = GhostClipping(model, max_grad_norm=0.1, lean=lean)
+        parameters = list(model.parameters())
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with _products.plain() if plain else _products.fast():
+                clipper.backward(losses(model, batch))
+            _noise(parameters, len(batch["input_ids"]))
+            optimizer.step()
+
+        return step
+
+    return prepare
+
+
+def loop(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+    """B backward passes of batch one."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    parameters = list(model.parameters())
+
+    def step() -> None:
+        total = [torch.zeros_like(p) for p in parameters]
+        for i in range(len(batch["input_ids"])):
+            optimizer.zero_grad()
+            losses(model, {k: v[i : i + 1] for k, v in batch.items()}).sum().backward()
+            norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+            factor = float((0.1 / norm).clamp(max=1.0))
+            for t, p in zip(total, parameters, strict=True):
+                if p.grad is not None:
+                    t.add_(p.grad, alpha=factor)
+        for t, p in zip(total, parameters, strict=True):
+            p.grad = t
+        _noise(parameters, len(batch["input_ids"]))
+        optimizer.step()
+
+    return step
+
+
+def opacus(mode: str) -> Callable[[nn.Module, dict[str, Tensor]], Step]:
+    """Opacus with per-sample gradients ("hooks") or its two-pass ghost clipping ("ghost")."""
+
+    def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+        from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+        from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+
+        size = len(batch["input_ids"])
+        inner = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        shared = {"noise_multiplier": NOISE / 0.1, "max_grad_norm": 0.1, "expected_batch_size": size}
+        if mode == "hooks":
+            wrapped: Any = GradSampleModule(model, loss_reduction="sum")
+            optimizer: Any = DPOptimizer(inner, loss_reduction="sum", **shared)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                losses(wrapped, batch, explicit=True).sum().backward()
+                optimizer.step()
+
+            return step
+        wrapped = GradSampleModuleFastGradientClipping(
+            model, loss_reduction="sum", max_grad_norm=0.1, use_ghost_clipping=True
+        )
+        optimizer = DPOptimizerFastGradientClipping(inner, loss_reduction="sum", **shared)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            each = losses(wrapped, batch, explicit=True)
+            each.sum().backward(retain_graph=True)
+            optimizer.zero_grad()
+            wrapped.disable_hooks()
+            (wrapped.get_clipping_coef() * each).sum().backward()
+            wrapped.enable_hooks()
+            optimizer.step()
+
+        return step
+
+    return prepare
+
+
+BACKENDS: dict[str, Callable[[nn.Module, dict[str, Tensor]], Step]] = {
+    "non-private AdamW": nonprivate,
+    "dpaudit ghost": ghost(lean=False),
+    "dpaudit ghost, lean": ghost(lean=True),
+    "dpaudit ghost, plain products": ghost(lean=False, plain=True),
+    "loop of batch one": loop,
+    "opacus hooks": opacus("hooks"),
+    "opacus ghost": opacus("ghost"),
+}
+MODELS = ("gpt2-tied", "gpt2-untied", "bert")
+
+
+def _prepared(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Step | str:
+    """A step that has run once, or why the backend cannot."""
+    try:
+        step = BACKENDS[name](copy.deepcopy(model), batch)
+        step()
+    except Exception as error:  # the refusals of other libraries are part of the table
+        return f"refuses: {type(error).__name__}"
+    return step
+
+
+def time_model(model_name: str, rounds: int, names: list[str]) -> dict[str, Any]:
+    """Median ratios of CPU time to the ordinary step."""
+    model, batch = make(model_name)
+    steps = {name: _prepared(name, model, batch) for name in names}
+    running = [n for n, s in steps.items() if not isinstance(s, str)]
+    seconds: dict[str, list[float]] = {n: [] for n in running}
+    for i in range(rounds):
+        shift = i % len(running)
+        for name in running[shift:] + running[:shift]:
+            step = steps[name]
+            assert not isinstance(step, str)
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    base = seconds["non-private AdamW"]
+    table: dict[str, Any] = {}
+    for name, step in steps.items():
+        if isinstance(step, str):
+            table[name] = {"ratio": None, "note": step}
+            continue
+        ratios = sorted(a / b for a, b in zip(seconds[name], base, strict=True))
+        table[name] = {
+            "ratio": round(statistics.median(ratios), 3),
+            "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+            "ratio_of_minima": round(min(seconds[name]) / min(base), 3),
+            "seconds": round(statistics.median(seconds[name]), 4),
+        }
+    return table
+
+
+def peak_of(model_name: str, backend: str, steps: int = 3) -> dict[str, float]:
+    """Peak resident memory above weights of one backend, in MiB; meant for a process of its own."""
+    import resource
+
+    model, batch = make(model_name)
+    if backend.startswith("opacus"):
+        import opacus.grad_sample
+        import opacus.optimizers  # noqa: F401
+    warm = nn.Linear(4, 4)
+    torch.optim.AdamW(warm.parameters())
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    step = BACKENDS[backend](model, batch)
+    for _ in range(steps):
+        step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"peak_mib": round(peak, 1), "above_weights_mib": round(peak - before, 1)}
+
+
+def memory_model(model_name: str, names: list[str]) -> dict[str, Any]:
+    """Peaks of every backend, each in a fresh process."""
+    table: dict[str, Any] = {}
+    for name in names:
+        command = [sys.executable, __file__, "--peak", model_name, name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        table[name] = json.loads(done.stdout) if done.returncode == 0 else {"note": "refuses"}
+    base = table["non-private AdamW"]["above_weights_mib"]
+    for row in table.values():
+        if "above_weights_mib" in row:
+            row["ratio"] = round(row["above_weights_mib"] / base, 3)
+    return table
+
+
+def main() -> None:
+    """Parse, measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--backends", nargs="*", default=list(BACKENDS))
+    parser.add_argument("--quick", action="store_true", help="3 rounds, our backends only, nothing stored")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "BACKEND"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if options.peak:
+        print(json.dumps(peak_of(*options.peak)))
+        return
+    names = [n for n in options.backends if not options.quick or n.startswith(("non", "dpaudit"))]
+    kind = "memory" if options.memory else "time"
+    found = {}
+    for model_name in options.models:
+        found[model_name] = (
+            memory_model(model_name, names)
+            if options.memory
+            else time_model(model_name, 3 if options.quick else options.rounds, names)
+        )
+        print(model_name)
+        for name, row in found[model_name].items():
+            print(f"  {name:32s} {row}")
+    if not options.quick:
+        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        stored["machine"] = {
+            "processor": _processor(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": 1,
+        }
+        stored.setdefault(kind, {}).update(found)
+        RESULTS.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+if __name__ == "__main__":
+    main()
