@@ -8,10 +8,8 @@ from dpaudit.attacks._canaries import CanarySet as CanarySet
 from dpaudit.attacks._canaries import Committed as Committed
 from dpaudit.attacks._canaries import commit as commit
 from dpaudit.attacks._canaries import inserted as inserted
-from dpaudit.attacks._coins import Holdout as Holdout
 from dpaudit.attacks._coins import draw_nonce as draw_nonce
 from dpaudit.attacks._coins import flip_coins as flip_coins
-from dpaudit.attacks._coins import hold_out as hold_out
 from dpaudit.attacks._estimators import CalibratedAttack as CalibratedAttack
 from dpaudit.attacks._estimators import GradientNormAttack as GradientNormAttack
 from dpaudit.attacks._estimators import LiraAttack as LiraAttack
@@ -37,6 +35,12 @@ from dpaudit.attacks._gradient_canaries import ScalarCanaries as ScalarCanaries
 from dpaudit.attacks._gradient_canaries import dirac_canaries as dirac_canaries
 from dpaudit.attacks._gradient_canaries import random_direction_canaries as random_direction_canaries
 from dpaudit.attacks._gradient_canaries import scalar_canaries as scalar_canaries
+from dpaudit.attacks._holdout import Holdout as Holdout
+from dpaudit.attacks._holdout import hold_out as hold_out
+from dpaudit.attacks._holdout import holdout_ids as holdout_ids
+from dpaudit.attacks._holdout import read_holdout as read_holdout
+from dpaudit.attacks._holdout import unique_records as unique_records
+from dpaudit.attacks._holdout import write_holdout as write_holdout
 from dpaudit.attacks._losses import TokenStatistics as TokenStatistics
 from dpaudit.attacks._losses import canary_losses as canary_losses
 from dpaudit.attacks._losses import sequence_losses as sequence_losses
@@ -70,3 +74,12 @@ from dpaudit.attacks._shadow import lira_online_scores as lira_online_scores
 from dpaudit.attacks._shadow import rmia_scores as rmia_scores
 from dpaudit.attacks._shadow import shadow_memberships as shadow_memberships
 from dpaudit.attacks._shadow import train_shadows as train_shadows
+from dpaudit.attacks._adapters import FirstOrderAdapter as FirstOrderAdapter
+from dpaudit.attacks._adapters import LoopAdapter as LoopAdapter
+from dpaudit.attacks._adapters import StepAdapter as StepAdapter
+from dpaudit.attacks._adapters import ZerothOrderAdapter as ZerothOrderAdapter
+from dpaudit.attacks._exam_plan import ExamPlan as ExamPlan
+from dpaudit.attacks._exam_values import ExamFinding as ExamFinding
+from dpaudit.attacks._exam_values import ExamTest as ExamTest
+from dpaudit.attacks._exam_values import Findings as Findings
+from dpaudit.attacks._examine import examine as examine

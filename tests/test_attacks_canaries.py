@@ -19,7 +19,6 @@ from dpaudit.attacks import (
     draw_nonce,
     flip_coins,
     high_temperature_canaries,
-    hold_out,
     inserted,
     label_flip_canaries,
     new_token_canaries,
@@ -168,17 +167,6 @@ def test_coins_are_fair_independent_bits() -> None:
     assert flip_coins(64).tolist() != flip_coins(64).tolist()
     with pytest.raises(InvalidValue, match="m=0"):
         flip_coins(0)
-
-
-def test_hold_out_flips_a_fair_coin_for_each_candidate() -> None:
-    chosen = hold_out(10_000, 0.1)
-    assert len(chosen.candidates) == 2000 and len(np.unique(chosen.candidates)) == 2000
-    assert abs(len(chosen.held_out) - 1000) < 6 * np.sqrt(500)
-    assert len(chosen.kept) + len(chosen.held_out) == 10_000 and not set(chosen.kept) & set(chosen.held_out)
-    assert len(hold_out(10, 0.5).candidates) == 10
-    for bad in (0.0, 0.6, 0.01):
-        with pytest.raises(InvalidValue, match=f"holdout_fraction={bad}"):
-            hold_out(10, bad)
 
 
 def test_commit_binds_texts_coins_and_copies(canaries: CanarySet) -> None:
