@@ -8,6 +8,9 @@ from dpaudit.reports._figures import epsilon_axis as epsilon_axis
 from dpaudit.reports._figures import histogram as histogram
 from dpaudit.reports._figures import roc as roc
 from dpaudit.reports._figures import tradeoff as tradeoff
+from dpaudit.reports._mlflow import log_to_mlflow as log_to_mlflow
+from dpaudit.reports._model_card import insert_model_card as insert_model_card
+from dpaudit.reports._model_card import model_card as model_card
 from dpaudit.reports._page import render_report as render_report
 from dpaudit.reports._page import report_drawings as report_drawings
 from dpaudit.reports._pages import compare_page as compare_page

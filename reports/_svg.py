@@ -58,6 +58,13 @@ class Drawing:
     narrow: str
     caption: str = ""
 
+    def standalone(self) -> str:
+        """The wide drawing as the text of an SVG file, in light colours."""
+        text = self.wide
+        for name, colour in COLOURS.items():
+            text = text.replace(f"var(--{name})", colour)
+        return text
+
     def _repr_html_(self) -> str:
         """Show the wide drawing in a notebook, on white, since a notebook has no page style of ours."""
         style = ";".join(f"--{name}:{colour}" for name, colour in COLOURS.items())
