@@ -13,6 +13,7 @@ import pytest
 
 from dpaudit.audit import (
     Control,
+    accuracy_mu_lower,
     audit,
     bayesian_epsilon_lower,
     candidate_epsilon_lower,
@@ -117,13 +118,14 @@ def test_gaussian_bounds_cover_gaussian_mechanisms(epsilon):
     rng, m = np.random.default_rng(23), 1000
     ids = [f"c{i}" for i in range(m)]
     plan = design(m, epsilon, DELTA, relation="add_or_remove_one", unit="record")
-    above = {"f_dp": 0, "xiang": 0}
+    above = {"f_dp": 0, "xiang": 0, "accuracy": 0}
     for _ in range(RUNS):
         member, scores = gaussian(rng, m, epsilon)
         made, right = count_correct(guess(ids, scores, plan), member)
         above["f_dp"] += f_dp_epsilon_lower(m, made, right, DELTA, tol=1e-4) > epsilon
         made, right = count_correct(guess(ids, scores, (m // 2, m // 2)), member)
         above["xiang"] += _xiang(m, right) > epsilon
+        above["accuracy"] += accuracy_mu_lower(m, right) > gdp_mu(epsilon, DELTA)
     for count in above.values():
         at_most(count)
 

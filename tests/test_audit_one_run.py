@@ -216,3 +216,9 @@ def test_everything_public_has_a_docstring():
         thing = getattr(dpaudit.audit, name)
         if not name.startswith("_") and callable(thing):
             assert thing.__doc__, name
+
+
+def test_numpy_counts_are_whole_numbers():
+    assert snj_epsilon_lower(np.int64(100), np.int32(20), np.int64(19), 1e-5) == snj_epsilon_lower(100, 20, 19, 1e-5)
+    with pytest.raises(InvalidValue, match="correct=True"):
+        snj_epsilon_lower(10, 5, True, 1e-5)

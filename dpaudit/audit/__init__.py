@@ -8,6 +8,7 @@ from dpaudit.audit._control import control_power as control_power
 from dpaudit.audit._design import best_ceiling as best_ceiling
 from dpaudit.audit._design import canaries_needed as canaries_needed
 from dpaudit.audit._design import choose_guesses as choose_guesses
+from dpaudit.audit._design import choose_mechanism_guesses as choose_mechanism_guesses
 from dpaudit.audit._design import design as design
 from dpaudit.audit._exposure import ExposureReport as ExposureReport
 from dpaudit.audit._exposure import SkewNormalFit as SkewNormalFit
@@ -38,6 +39,7 @@ from dpaudit.audit._guess import count_ties as count_ties
 from dpaudit.audit._guess import guess as guess
 from dpaudit.audit._guess import pair_scores as pair_scores
 from dpaudit.audit._guess import ranking as ranking
+from dpaudit.audit._many_runs import counts_at as counts_at
 from dpaudit.audit._many_runs import cp_ceiling as cp_ceiling
 from dpaudit.audit._many_runs import dkw_epsilon_lower as dkw_epsilon_lower
 from dpaudit.audit._many_runs import grid_epsilon_lower as grid_epsilon_lower
@@ -50,6 +52,7 @@ from dpaudit.audit._one_run import snj_p_value as snj_p_value
 from dpaudit.audit._plan import AlphaSplit as AlphaSplit
 from dpaudit.audit._plan import AuditPlan as AuditPlan
 from dpaudit.audit._power import expected_epsilon_lower as expected_epsilon_lower
+from dpaudit.audit._power import expected_mu_lower as expected_mu_lower
 from dpaudit.audit._power import power_from_control as power_from_control
 from dpaudit.audit._power import power_of_optimal_attack as power_of_optimal_attack
 from dpaudit.audit._rates import bayesian_epsilon_lower as bayesian_epsilon_lower
@@ -82,4 +85,5 @@ from dpaudit.audit._verdict import VERDICTS as VERDICTS
 from dpaudit.audit._verdict import Finding as Finding
 from dpaudit.audit._verdict import decide as decide
 from dpaudit.audit._verdict import explain as explain
+from dpaudit.audit._xiang import accuracy_mu_lower as accuracy_mu_lower
 from dpaudit.audit._xiang import xiang_mu_lower as xiang_mu_lower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scipy.special import bdtr, bdtrc
 
-from dpaudit import _validate
+from dpaudit.audit._whole import whole_at_least
 
 COIN_TAIL = 1e-6
 """Total probability outside the accepted range of member counts."""
@@ -16,8 +16,8 @@ def member_count_is_plausible(members: int, m: int, tail: float = COIN_TAIL) -> 
     >>> member_count_is_plausible(500, 1000), member_count_is_plausible(300, 1000)
     (True, False)
     """
-    _validate.integer_at_least(1, m=m)
-    _validate.integer_at_least(0, members=members)
+    whole_at_least(1, m=m)
+    whole_at_least(0, members=members)
     low = float(bdtr(members, m, 0.5))
     high = 1.0 if members == 0 else float(bdtrc(members - 1, m, 0.5))
     return min(low, high) > tail / 2

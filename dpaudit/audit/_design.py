@@ -16,6 +16,7 @@ from dpaudit.audit._many_runs import cp_ceiling, cp_expected, cp_power
 from dpaudit.audit._one_run import snj_ceiling
 from dpaudit.audit._plan import KINDS, AlphaSplit, AuditPlan
 from dpaudit.audit._power import expected_epsilon_lower, expected_mu_lower, power_of_optimal_attack
+from dpaudit.audit._whole import whole_at_least
 
 MARGIN = 1.1
 """A design must be able to show this multiple of the claim."""
@@ -52,7 +53,7 @@ def choose_guesses(m: int, epsilon: float, delta: float, alpha: float, *, constr
     (int, bool)
         k, and whether its ceiling exceeds 1.1 × ε. Where none does, k is the unconstrained choice.
     """
-    _validate.integer_at_least(2, m=m)
+    whole_at_least(2, m=m)
     mu = gdp_mu(epsilon, delta)
     every = _candidates(m)
     able = [k for k in every if snj_ceiling(m, 2 * k, delta, alpha, tol=_TOL) > MARGIN * epsilon]
@@ -74,7 +75,7 @@ def choose_mechanism_guesses(m: int, mu: float, alpha: float) -> int:
 
     Maximises the expected bound on μ if the mechanism is exactly μ-GDP, from m, μ and α alone.
     """
-    _validate.integer_at_least(2, m=m)
+    whole_at_least(2, m=m)
     every = _candidates(m)[-40::2] or _candidates(m)
     return max(every, key=lambda k: expected_mu_lower(m, 2 * k, mu, alpha))
 
@@ -145,15 +146,16 @@ def design(
     >>> plan.decidable, plan.ceiling > 3.3
     (True, True)
     """
-    _validate.integer_at_least(2, m=m)
+    whole_at_least(2, m=m)
     _validate.positive(claimed_epsilon=claimed_epsilon)
     _validate.one_of(KINDS, kind=kind)
     if group_claim is not None:
         _validate.positive(group_claim=group_claim)
+    m, copies, guesses = int(m), int(copies), None if guesses is None else int(guesses)
     split = AlphaSplit.of(alpha) if alpha_split is None else alpha_split
     epsilon = claimed_epsilon if copies == 1 or group_claim is None else group_claim
     if guesses is not None:
-        _validate.integer_at_least(1, guesses=guesses)
+        whole_at_least(1, guesses=guesses)
         if 2 * guesses > m:
             raise InvalidValue(f"guesses={guesses} per side exceeds m/2={m // 2}; give at most half of the canaries.")
     forecast = _forecast_one_run if kind == "one_run" else _forecast_many_runs

@@ -19,6 +19,7 @@ from dpaudit import _validate
 from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit.audit._guess import check_ids, check_scores
 from dpaudit.audit._rates import rate_lower
+from dpaudit.audit._whole import whole_at_least
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
 FEWEST_REFERENCES = 1000
@@ -34,7 +35,7 @@ def exposure_from_rank(space: int, rank: int) -> float:
     >>> round(exposure_from_rank(1000, 7), 4)
     7.1584
     """
-    _validate.integer_at_least(1, space=space, rank=rank)
+    whole_at_least(1, space=space, rank=rank)
     return math.log2(space) - math.log2(rank)
 
 
@@ -57,7 +58,7 @@ def exposure(losses: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
 
 def exposure_p_values(ranks: ArrayLike, references: int) -> NDArray[np.float64]:
     """Exact p-value of each rank if the canary were one more reference: rank ÷ (references + 1)."""
-    _validate.integer_at_least(1, references=references)
+    whole_at_least(1, references=references)
     values: NDArray[np.float64] = np.asarray(ranks, dtype=np.float64) / (references + 1)
     return values
 
@@ -184,8 +185,8 @@ def exposure_epsilon_lower(runs: int, hits: int, bits: float, delta: float, alph
     >>> round(exposure_epsilon_lower(1, 1, 20, 0.0), 1)
     10.9
     """
-    _validate.integer_at_least(1, runs=runs)
-    _validate.integer_at_least(0, hits=hits)
+    whole_at_least(1, runs=runs)
+    whole_at_least(0, hits=hits)
     _validate.non_negative(bits=bits, delta=delta)
     _validate.open_unit(alpha=alpha)
     if hits > runs:

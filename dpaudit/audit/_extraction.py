@@ -15,6 +15,7 @@ from dpaudit.audit._f_dp import _rejects
 from dpaudit.audit._one_run import _check
 from dpaudit.audit._rates import rate_lower
 from dpaudit.audit._solve import largest_rejected
+from dpaudit.audit._whole import whole_at_least
 
 
 def candidate_p_value(guesses: int, correct: int, alphabet: int, epsilon: float) -> float:
@@ -24,7 +25,7 @@ def candidate_p_value(guesses: int, correct: int, alphabet: int, epsilon: float)
     dominated by a binomial one (the argument of arXiv:2305.08846 with k values instead of two).
     """
     _check(guesses, guesses, correct, 0.0)
-    _validate.integer_at_least(2, alphabet=alphabet)
+    whole_at_least(2, alphabet=alphabet)
     _validate.non_negative(epsilon=epsilon)
     if correct == 0:
         return 1.0
@@ -52,7 +53,7 @@ def candidate_epsilon_lower(
     """
     _check(m, guesses, correct, delta)
     _validate.open_unit(alpha=alpha)
-    _validate.integer_at_least(2, alphabet=alphabet)
+    whole_at_least(2, alphabet=alphabet)
     if guesses == 0 or correct == 0:
         return 0.0
     if delta == 0:
@@ -76,7 +77,7 @@ def candidate_runs_epsilon_lower(runs: int, correct: int, alphabet: int, delta: 
     """
     _check(runs, runs, correct, delta)
     _validate.open_unit(alpha=alpha)
-    _validate.integer_at_least(2, alphabet=alphabet)
+    whole_at_least(2, alphabet=alphabet)
     p = rate_lower(correct, runs, alpha)
     if p <= delta or p >= 1:
         return 0.0

@@ -15,6 +15,7 @@ from dpaudit._errors import InvalidValue
 from dpaudit.audit._gaussian import gdp_epsilon
 from dpaudit.audit._one_run import _check
 from dpaudit.audit._solve import largest_rejected
+from dpaudit.audit._whole import whole_at_least
 
 TradeOff = Callable[[float], float]
 """f(α): smallest false-negative rate of any test with false-positive rate α; convex, decreasing, symmetric."""
@@ -69,7 +70,7 @@ def f_dp_rejects(
     """
     _check(m, guesses, correct, 0.0)
     _validate.open_unit(alpha=alpha)
-    _validate.integer_at_least(2, alphabet=alphabet)
+    whole_at_least(2, alphabet=alphabet)
     return guesses > 0 and _rejects(m, guesses, correct, alpha, lambda x: curve(1.0 - x), alphabet)
 
 

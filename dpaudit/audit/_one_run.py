@@ -16,6 +16,7 @@ from scipy.special import betainc, gammaln
 from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit.audit._solve import largest_rejected
+from dpaudit.audit._whole import whole_at_least
 
 # Half-width of the window of binomial counts that can matter: 12 standard deviations leave less than 1e-30 outside,
 # and the constant covers the Poisson corner, where the standard deviation is below one count.
@@ -24,8 +25,8 @@ _WINDOW_MIN = 60
 
 
 def _check(m: int, guesses: int, correct: int, delta: float) -> None:
-    _validate.integer_at_least(1, m=m)
-    _validate.integer_at_least(0, guesses=guesses, correct=correct)
+    whole_at_least(1, m=m)
+    whole_at_least(0, guesses=guesses, correct=correct)
     if guesses > m:
         raise InvalidValue(f"guesses={guesses} exceeds m={m}; at most one guess for each canary.")
     if correct > guesses:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtrc
 
 from dpaudit import _validate
@@ -12,10 +14,28 @@ from dpaudit.audit._f_dp import f_dp_mu_lower
 from dpaudit.audit._gaussian import gdp_accuracy_at_top, gdp_mu
 from dpaudit.audit._one_run import snj_critical_count, snj_epsilon_lower
 from dpaudit.audit._rates import rate_lower, rate_upper
+from dpaudit.audit._whole import whole_at_least
 
-# Nodes and weights for a mean over a normal variable: Gauss-Hermite of order 7.
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+# Nodes and weights for a mean over a normal variable: Gauss-Hermite.
+_SEVEN = np.polynomial.hermite_e.hermegauss(7)
+_THREE = np.polynomial.hermite_e.hermegauss(3)
+
+
+def _mean_over_counts(
+    bound: Callable[[int], float], guesses: int, p: float, rule: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> float:
+    """Mean of ``bound(count)`` over Bin(guesses, p) by normal quadrature, the bound interpolated between counts."""
+    nodes, weights = rule
+    mean, sd = guesses * p, math.sqrt(guesses * p * (1 - p))
+    total = 0.0
+    for node, weight in zip(nodes, weights):
+        count = min(max(mean + sd * float(node), 0.0), float(guesses))
+        low = math.floor(count)
+        value = bound(low)
+        if count > low:
+            value += (count - low) * (bound(low + 1) - value)
+        total += float(weight) * value
+    return total / float(weights.sum())
 
 
 def expected_epsilon_lower(
@@ -24,28 +44,21 @@ def expected_epsilon_lower(
     """Mean one-run bound when the optimal attack meets a μ-GDP mechanism with independent canaries.
 
     Reference, not a promise: the number of right guesses is taken as binomial with the accuracy that the top and bottom
-    ``guesses``/2 of m scores N(±μ/2, 1) have; the mean over it is by quadrature, each count rounded down.
+    ``guesses``/2 of m scores N(±μ/2, 1) have; the mean over it is by quadrature.
     """
-    _validate.integer_at_least(1, guesses=guesses)
+    whole_at_least(1, guesses=guesses)
     p = gdp_accuracy_at_top(mu, guesses / (2 * m))
-    mean, sd = guesses * p, math.sqrt(guesses * p * (1 - p))
-    counts = np.clip(np.floor(mean + sd * _NODES + 1e-9), 0, guesses).astype(int)
-    return float(
-        sum(w * snj_epsilon_lower(m, guesses, int(v), delta, alpha, tol=tol) for w, v in zip(_WEIGHTS, counts))
-    )
+    return _mean_over_counts(lambda v: snj_epsilon_lower(m, guesses, v, delta, alpha, tol=tol), guesses, p, _SEVEN)
 
 
 def expected_mu_lower(m: int, guesses: int, mu: float, alpha: float = 0.05) -> float:
     """Mean one-run bound on μ of the Gaussian curve test when the optimal attack meets a μ-GDP mechanism.
 
-    As :func:`expected_epsilon_lower`, with a quadrature of three nodes.
+    As :func:`expected_epsilon_lower`, with a coarser quadrature.
     """
-    _validate.integer_at_least(1, guesses=guesses)
+    whole_at_least(1, guesses=guesses)
     p = gdp_accuracy_at_top(mu, guesses / (2 * m))
-    mean, sd = guesses * p, math.sqrt(guesses * p * (1 - p))
-    nodes, weights = np.array([-math.sqrt(3.0), 0.0, math.sqrt(3.0)]), np.array([1.0, 4.0, 1.0]) / 6.0
-    counts = np.clip(np.floor(mean + sd * nodes + 1e-9), 0, guesses).astype(int)
-    return float(sum(w * f_dp_mu_lower(m, guesses, int(v), alpha, tol=1e-4) for w, v in zip(weights, counts)))
+    return _mean_over_counts(lambda v: f_dp_mu_lower(m, guesses, v, alpha, tol=1e-4), guesses, p, _THREE)
 
 
 def power_of_optimal_attack(
@@ -93,8 +106,8 @@ def power_from_control(
         The plug-in estimate, and the powers at the ends of p's 95 % Clopper-Pearson interval: a control shows the
         power of its own fault, and is itself one run.
     """
-    _validate.integer_at_least(1, control_guesses=control_guesses)
-    _validate.integer_at_least(0, control_correct=control_correct)
+    whole_at_least(1, control_guesses=control_guesses)
+    whole_at_least(0, control_correct=control_correct)
     critical = snj_critical_count(m, guesses, epsilon, delta, alpha)
     if critical is None:
         return 0.0, (0.0, 0.0)

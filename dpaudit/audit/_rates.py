@@ -15,11 +15,12 @@ from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit.audit._gaussian import gdp_epsilon
 from dpaudit.audit._solve import largest_rejected
+from dpaudit.audit._whole import whole_at_least
 
 
 def _check_counts(tp: int, n_pos: int, fp: int, n_neg: int) -> None:
-    _validate.integer_at_least(0, tp=tp, fp=fp)
-    _validate.integer_at_least(1, n_pos=n_pos, n_neg=n_neg)
+    whole_at_least(0, tp=tp, fp=fp)
+    whole_at_least(1, n_pos=n_pos, n_neg=n_neg)
     if tp > n_pos or fp > n_neg:
         raise InvalidValue(f"tp={tp} of n_pos={n_pos} and fp={fp} of n_neg={n_neg}: counts exceed their totals.")
 

@@ -20,6 +20,7 @@ from dpaudit._errors import InvalidEvidence
 from dpaudit.audit._guess import check_scores
 from dpaudit.audit._many_runs import counts_at
 from dpaudit.audit._rates import gdp_mu_lower
+from dpaudit.audit._whole import whole_at_least
 
 Compose = Callable[[float], float]
 """μ of one step (sensitivity ÷ noise, before sampling) to ε of the whole run; use an accountant's LOWER bound."""
@@ -195,7 +196,7 @@ def smallest_visible_fault(releases: int, alpha: float, power: float = 0.8) -> f
     >>> round(smallest_visible_fault(1000, 0.005), 3)
     1.081
     """
-    _validate.integer_at_least(2, releases=releases)
+    whole_at_least(2, releases=releases)
     _validate.open_unit(alpha=alpha, power=power)
     half = releases / 2.0
     return math.sqrt(float(gammaincinv(half, power)) / float(gammaincinv(half, alpha)))

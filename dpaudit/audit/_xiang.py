@@ -10,10 +10,11 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr
+from scipy.special import betaincinv, ndtr, ndtri
 
 from dpaudit import _validate
 from dpaudit.audit._one_run import _check
+from dpaudit.audit._rates import rate_lower
 from dpaudit.audit._solve import largest_rejected
 
 _NODES = 16
@@ -77,3 +78,19 @@ def xiang_mu_lower(m: int, guesses: int, correct: int, alpha: float = 0.05, *, t
     return largest_rejected(
         lambda mu: _log_p(guesses - correct, _error_rates(mu, levels)) <= target, start=1.0, limit=60.0, tol=tol
     )
+
+
+def accuracy_mu_lower(m: int, correct: int, alpha: float = 0.05) -> float:
+    """Lower bound on μ from one run ASSUMING μ-GDP, when ALL m coins are guessed: 2Φ⁻¹(lower bound on the accuracy).
+
+    The same dominance with r = m: the Bernoulli rates then average Φ(−μ/2), and a sum of unequal Bernoulli variables
+    has a lighter lower tail than the binomial with their mean (Hoeffding 1956), so the exact binomial test replaces
+    the Chernoff bound. Guess "in" above a cut that was fixed beforehand, such as the claim's μ/2.
+
+    >>> round(accuracy_mu_lower(1000, 700), 2)
+    0.91
+    """
+    _check(m, m, correct, 0.0)
+    _validate.open_unit(alpha=alpha)
+    p = rate_lower(correct, m, alpha)
+    return max(0.0, 2.0 * float(ndtri(p))) if 0 < p < 1 else 0.0
