@@ -21,7 +21,7 @@ from scipy.special import erfcx
 from dpaudit._stage import Mechanism
 from dpaudit.accounting._compose import WRAP, Law, Tails, Tilted, compose, tails
 from dpaudit.accounting._gdp import gaussian_delta, gaussian_epsilon
-from dpaudit.accounting._loss import Array, Cells, cells, ends, loss, reach_for
+from dpaudit.accounting._loss import Array, Cells, cells, ends, loss, origin, reach_for
 from dpaudit.accounting._relations import Charges, Component, Step
 
 LARGEST_WINDOW = 2**22
@@ -109,6 +109,7 @@ class Aim:
 
     direction: int
     theta: float
+    mean: float
     low: float
     high: float
     slopes: tuple[float, float]
@@ -118,17 +119,18 @@ class Aim:
 
 def _aim(runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float) -> Aim:
     spread = float(np.sqrt(_cumulants(runs, direction, np.array([theta]), reach)[2][0]))
-    steps = np.geomspace(0.05, 2.0, 14) * (math.sqrt(-2 * math.log(WRAP)) / spread)
+    wrap = math.log(WRAP) - 5  # a margin for what the quadrature misses
+    steps = np.geomspace(0.002, 2.0, 24) * (math.sqrt(-2 * wrap) / spread)
     thetas = np.concatenate(([theta], theta + steps, theta - steps))
     values, means, _ = _cumulants(runs, direction, thetas, reach)
     base, mean = float(values[0]), float(means[0])
     above, below = values[1 : len(steps) + 1], values[len(steps) + 1 :]
-    reach_up = (above - base - steps * mean - math.log(WRAP)) / steps
-    reach_down = (below - base + steps * mean - math.log(WRAP)) / steps
+    reach_up = (above - base - steps * mean - wrap) / steps
+    reach_down = (below - base + steps * mean - wrap) / steps
     up, down = int(np.nanargmin(reach_up)), int(np.nanargmin(reach_down))
     slopes = (float(steps[up]), float(steps[down]))
     low, high = mean - float(reach_down[down]), mean + float(reach_up[up])
-    return Aim(direction, theta, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
+    return Aim(direction, theta, mean, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
 
 
 def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
@@ -136,6 +138,12 @@ def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
     reach = reach_for(delta, sum(times for _, times in runs))
     theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), math.log(delta))
     return _aim(runs, direction, theta, None, reach)
+
+
+def _aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
+    """Aim by the tilt whose mean is a known ε."""
+    theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon)
+    return _aim(runs, direction, theta, epsilon, reach)
 
 
 def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
@@ -157,15 +165,13 @@ def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
 # ---- laws of one step in a direction ------------------------------------------------------------------------------
 
 
-def _above(cut: Cells, direction: int, theta: float) -> tuple[Law, float]:
-    """Dominating law of the first member, and its mass where the second has none.
-
-    Where tails are uncertain by a factor 1 + κ, masses and losses are raised by κ: (2 + θ)·κ in tilted units.
-    """
+def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
+    """Dominating law of the first member, its mass where the second has none, and κ of its tails."""
+    none = np.zeros(len(cut.above_index))
     if direction > 0:
-        return Law(cut.above_index, cut.above_log_p, (2 + theta) * cut.above_error, cut.origin), cut.p_at_infinity
+        return Law(cut.above_index, cut.above_log_p, none, cut.origin), cut.p_at_infinity, cut.kappa
     log_q = cut.above_log_p - (cut.origin + cut.h * cut.above_index)
-    return Law(-cut.above_index, log_q, (2 + theta) * cut.above_error_reverse, -cut.origin), cut.q_at_infinity
+    return Law(-cut.above_index, log_q, none, -cut.origin), cut.q_at_infinity, cut.kappa_reverse
 
 
 def _below(cut: Cells, direction: int) -> tuple[Law, Law]:
@@ -188,30 +194,42 @@ def _smooth(n: float) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Tails of the first and the second member of a composed pair, with first-mass at infinity and a shift error."""
+    """Tails of the first and the second member of a composed pair.
+
+    ``infinite``: first-mass at infinity. The truth is dominated once ε is raised by ``shift_error`` and δ divided by
+    ``mass_factor`` (at most 1).
+    """
 
     first: Tails
     second: Tails
     infinite: float
     shift_error: float
+    mass_factor: float
     start: float
     h: float
 
 
-def _window(aim: Aim, offset: float, h: float) -> tuple[int, int]:
-    size = min(_smooth((aim.high - aim.low) / h + 2), LARGEST_WINDOW)
-    middle = ((aim.low + aim.high) / 2 - offset) / h
-    return math.floor(middle) - size // 2, size
+def _window(laws: Sequence[tuple[Law, int]], aim: Aim, h: float) -> tuple[int, int]:
+    """First lattice index and size, placed round the law's own tilted mean."""
+    centre = 0.0
+    for law, times in laws:
+        exponent = law.log_mass + (aim.theta * h) * law.index
+        weights = np.exp(exponent - exponent.max())
+        centre += times * float(weights @ law.index) / float(weights.sum())
+    size = min(_smooth((aim.high - aim.low) / h + 4), LARGEST_WINDOW)
+    below = (aim.mean - aim.low) / (aim.high - aim.low)
+    return math.floor(centre - below * size), size
 
 
 def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
     """Composed tails of the pair from above."""
-    laws, infinite = [], 0.0
+    laws, infinite, raised = [], 0.0, 0.0
     for step, times in runs:
-        law, lost = _above(cells(step, h, growth, aim.reach), aim.direction, aim.theta)
+        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
         laws.append((law, times))
         infinite += times * lost
-    first, size = _window(aim, sum(t * law.origin for law, t in laws), h)
+        raised += times * kappa
+    first, size = _window(laws, aim, h)
     tilted = compose(laws, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes)
     pivot = h * (first + size // 2)
     log_a = tilted.log_norm - aim.theta * pivot
@@ -219,8 +237,9 @@ def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
     return Pair(
         tails(tilted, aim.theta, log_a),
         tails(tilted, aim.theta + 1, log_b),
-        min(1.0, infinite),
-        tilted.offset_error,
+        min(1.0, infinite * math.exp(min(raised, 700.0))),
+        tilted.offset_error + raised,
+        math.exp(-min(raised, 700.0)),
         tilted.offset + h * first,
         h,
     )
@@ -233,20 +252,20 @@ def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
         p, q = _below(cells(step, h, growth, aim.reach), aim.direction)
         firsts.append((p, times))
         seconds.append((q, times))
-    first, size = _window(aim, sum(t * law.origin for law, t in firsts), h)
+    first, size = _window(firsts, aim, h)
     made: list[Tilted] = [
         compose(laws, theta=theta, h=h, first=first, size=size, slopes=aim.slopes)
         for laws, theta in ((firsts, aim.theta), (seconds, aim.theta + 1))
     ]
     pivot = h * (first + size // 2)
     p_tails, q_tails = (tails(t, t.theta, t.log_norm - t.theta * pivot) for t in made)
-    return Pair(p_tails, q_tails, 0.0, 0.0, made[0].offset + h * first, h)
+    return Pair(p_tails, q_tails, 0.0, 0.0, 1.0, made[0].offset + h * first, h)
 
 
 def _epsilon_above(pair: Pair, delta: float) -> float:
     """Upper bound on ε at δ from the dominating pair; at least the window's first loss, never below 0."""
     scale = math.exp(min(700.0, -pair.first.log_scale))
-    top = pair.first.value + pair.first.error + (pair.infinite - delta) * scale
+    top = pair.first.value + pair.first.error + (pair.infinite - delta * pair.mass_factor) * scale
     bottom = pair.second.value - pair.second.error
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(top <= 0, -np.inf, np.where(bottom > 0, np.log(top) - np.log(bottom), np.inf))
@@ -269,9 +288,36 @@ def _epsilon_below(pair: Pair, delta: float) -> float:
 def _spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
     """Lattice width whose two discretisations differ by about ``tolerance`` in ε, on a grid shared between calls."""
     steps = sum(times for _, times in runs)
-    h = min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), (aim.high - aim.low) / 200)
-    h = max(h, (aim.high - aim.low) / (LARGEST_WINDOW - 4))
+    widest = (aim.high - aim.low) / 200
+    h = min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), widest)
+    # Where most mass lies within one cell of the loss's lower end, far wider cells lose as little.
+    while h < widest and _predicted_width(runs, aim, 1.5 * h) <= tolerance:
+        h = min(1.5 * h, widest)
+    return _on_grid(max(h, (aim.high - aim.low) / (LARGEST_WINDOW - 4)))
+
+
+def _on_grid(h: float) -> float:
+    """Largest 2^(k/8) at most h, so that cells can be shared between similar calls."""
     return float(2 ** (math.floor(8 * math.log2(h)) / 8))
+
+
+def _predicted_width(runs: Sequence[Run], aim: Aim, h: float) -> float:
+    """Roughly what cutting at width h costs: (1 + θ)/2 times the variance added above and lost below."""
+    own = aim.theta if aim.direction > 0 else -1 - aim.theta
+    total = 0.0
+    for step, times in runs:
+        logs, losses = _rough(step, aim.reach)
+        weights = np.exp(logs + own * losses - (logs + own * losses).max())
+        weights /= weights.sum()
+        u = losses - origin(step)
+        _, cell, count = np.unique(np.floor(u / h), return_inverse=True, return_counts=True)
+        mass = np.bincount(cell, weights)
+        centre = np.bincount(cell, weights * u) / np.maximum(mass, 1e-300)
+        within = np.where(count[cell] > 2, (u - centre[cell]) ** 2, h * h / 12)
+        part = u / h - np.floor(u / h)
+        spread = np.where(count[cell] > 2, h * h * part * (1 - part), h * h / 6)
+        total += times * float(weights @ (within + spread))
+    return 0.5 * (1 + aim.theta) * total
 
 
 def with_gaussian(cost: Charges) -> tuple[Run, ...]:
@@ -315,10 +361,11 @@ def _refine(
     runs: Sequence[Run], aim: Aim, delta: float, rtol: float, atol: float, ceiling: float
 ) -> tuple[float, float]:
     """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's."""
-    tolerance, growth = max(0.35 * rtol * aim.epsilon, 0.6 * atol), 0.01
-    h = _spacing(runs, aim, tolerance)
-    low, high = 0.0, math.inf
+    low, high, growth = 0.0, math.inf, 0.01
+    h = _spacing(runs, aim, max(0.35 * rtol * aim.epsilon, 0.6 * atol))
+    stalled = 0
     for _ in range(_ROUNDS):
+        before = high - low
         high = min(high, _epsilon_above(dominating(runs, aim, h, growth), delta))
         if high <= ceiling or high == 0:
             return 0.0, high
@@ -326,11 +373,21 @@ def _refine(
         allowed = max(rtol * high, atol)
         if high - low <= allowed:
             break
-        shrink = min(0.5, 0.9 * math.sqrt(0.7 * allowed / (high - low)))
-        smallest = (aim.high - aim.low) / (LARGEST_WINDOW - 4)
-        if h <= 1.2 * smallest and growth < 1e-3:
+        stalled = stalled + 1 if high - low > 0.7 * before else 0
+        if stalled >= 2:
             break
-        h = max(float(2 ** (math.floor(8 * math.log2(h * shrink)) / 8)), smallest)
+        if high - low > 0.05 * high:
+            # The window looks at the wrong place: aim again from what is now known.
+            theta = 0.6 * aim.theta if math.isinf(high) else math.inf
+            known = (low + high) / 2 if math.isfinite(high) else aim.epsilon
+            again = _aim_at_mean(runs, aim.direction, known, aim.reach)
+            if again.theta > theta or not again.theta < 0.99 * aim.theta:
+                again = _aim(runs, aim.direction, 0.6 * aim.theta, known, aim.reach)
+            aim = again
+            h = _spacing(runs, aim, max(0.35 * rtol * aim.epsilon, 0.6 * atol))
+            continue
+        shrink = min(0.6, 0.9 * math.sqrt(0.7 * allowed / (high - low)))
+        h = _on_grid(max(h * shrink, (aim.high - aim.low) / (LARGEST_WINDOW - 4)))
         growth = max(growth * shrink, 1e-4)
     return low, high
 
@@ -359,7 +416,7 @@ def _delta_above(pair: Pair, epsilon: float) -> float:
     gain = pair.first.value + pair.first.error - factor * (pair.second.value - pair.second.error)
     gain = gain[max(0, math.floor((moved - pair.start) / pair.h) - 1) :]
     scale = math.exp(min(700.0, pair.first.log_scale))
-    value = float(gain.max(initial=0.0)) * scale + pair.infinite
+    value = float(gain.max(initial=0.0)) * scale / pair.mass_factor + pair.infinite
     return min(1.0, value) if moved >= pair.start else 1.0
 
 

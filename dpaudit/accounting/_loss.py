@@ -12,8 +12,8 @@ that this costs a ten-thousandth of δ. It also keeps the tilted law free of jum
 
 Round-off starts from the error of the normal distribution function (at most 4 units in the last place, tested).
 From above it is counted on tails: dominance only asks that P(L ≥ l) − e^l·Q(L ≥ l) is not understated at any node, so
-a tail that is right up to a factor 1 ± κ is dominated once masses and losses are raised by κ. From below it is counted
-cell by cell.
+tails that are right up to a factor 1 ± κ are dominated by (1 + κ)·P against Q: over T steps ε grows by T·log(1 + κ),
+with κ about 2e-14. From below round-off is counted cell by cell.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Cells:
     """Discrete laws above and below one step's pair, on the lattice ``origin + h·index``.
 
     ``above_log_p``: log P-mass at ``above_index``; the Q-mass is e^{-loss} of it. ``p_at_infinity`` is P-mass where Q
-    has none, ``q_at_infinity`` the reverse. ``above_error`` holds κ of the upper tails (for P against Q) and
-    ``above_error_reverse`` κ of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of the
+    has none, ``q_at_infinity`` the reverse. ``kappa`` is κ of the upper tails (for P against Q) and
+    ``kappa_reverse`` that of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of the
     labels ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``), with relative errors ``below_error``.
     """
 
@@ -51,8 +51,8 @@ class Cells:
     h: float
     above_index: Integers
     above_log_p: Array
-    above_error: Array
-    above_error_reverse: Array
+    kappa: float
+    kappa_reverse: float
     p_at_infinity: float
     q_at_infinity: float
     below_index: Integers
@@ -229,7 +229,7 @@ def _nodes(component: Component, start: float, h: float, growth: float, reach: f
     points = loss(component, np.array([first_x, max(low_x, first_x), min(high_x, last_x), last_x]))
     first, low, high, last = (float(v) for v in (points - start) / h)
     one_sided = len(component.down) == 1 and component.up[0] > 0 and start != 0.0
-    first_k = 0 if one_sided else math.floor(first)
+    first_k = max(0, math.floor(first)) if one_sided else math.floor(first)
     low_k, high_k, last_k = max(first_k, math.floor(low)), math.ceil(high), math.ceil(last)
     stride = max(1, (high_k - low_k) // 20000)
     dense = np.arange(low_k, high_k + stride, stride, dtype=np.int64)
@@ -265,8 +265,8 @@ def cells(step: Step, h: float, growth: float, reach: float) -> Cells:
         h,
         np.concatenate([c.above_index for c in each]),
         np.concatenate([c.above_log_p + w for c, w in zip(each, logs)]),
-        np.concatenate([c.above_error for c in each]),
-        np.concatenate([c.above_error_reverse for c in each]),
+        max(c.kappa for c in each),
+        max(c.kappa_reverse for c in each),
         sum(w * c.p_at_infinity for w, c in parts),
         sum(w * c.q_at_infinity for w, c in parts),
         np.concatenate([c.below_index for c in each]),
@@ -287,9 +287,8 @@ def _component_cells(component: Component, start: float, h: float, growth: float
     relative = np.minimum(relative, 1.0)
     level = start + u
     base = (16 + np.abs(level)) * UNIT + moved
-    kappa = np.maximum.accumulate(base + _share(p_cut, _above_cuts(p)) + _share(q_cut, _above_cuts(q)))
+    kappa = base + _share(p_cut, _above_cuts(p)) + _share(q_cut, _above_cuts(q))
     reverse = base + _share(p_cut, np.cumsum(p)[:-1]) + _share(q_cut, np.cumsum(q)[:-1])
-    reverse = np.maximum.accumulate(reverse[::-1])[::-1]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         log_q = np.log(q)
         # Q-mass of a cell, in P-mass at its lower node; in two ways because e^loss or Q may leave the floats' range.
@@ -316,8 +315,8 @@ def _component_cells(component: Component, start: float, h: float, growth: float
             h,
             index[keep],
             np.log(mass[keep]),
-            kappa[keep],
-            reverse[keep],
+            float(kappa.max()),
+            float(reverse.max()),
             max(0.0, float(p[-1]) - top) * (1 + float(relative[-1])),
             max(0.0, float(q[0]) - bottom) * (1 + float(relative[0])),
             label[some].astype(np.int64),
