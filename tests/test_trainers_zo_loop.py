@@ -118,11 +118,11 @@ def test_inclusion_is_independent_with_probability_q_and_varies_as_a_binomial() 
         sizes.append(len(report.private.indices))
 
     rows = [torch.zeros(6, dtype=torch.float64)] * 1024
-    whole = plan(public_size=1024, expected_batch_size=64, steps=1500)
+    whole = plan(public_size=1024, expected_batch_size=64, steps=600)
     run(Slope(), rows, mezo(whole, learning_rate=0.0, scale=0.1), callback=note, physical_batch_size=128)
     found = torch.tensor(sizes, dtype=torch.float64)
     assert found.mean().item() == pytest.approx(64, abs=1.0)
-    assert found.var().item() == pytest.approx(60.0, rel=0.2)
+    assert found.var().item() == pytest.approx(60.0, rel=0.25)
 
 
 def test_an_empty_draw_is_noised_charged_and_moves_the_weights() -> None:
@@ -304,9 +304,9 @@ def test_dpzero_and_laplace_take_one_direction() -> None:
 def test_more_noise_free_steps_lower_the_loss_of_a_transformer() -> None:
     model, rows = tiny_gpt(), token_records(1) * 40
     before = gpt_losses(model, rows[0][None]).item()
-    whole = plan(steps=30, releases_per_step=8, clip="joint", clipping_norm=1e6, noise_multiplier=0.0)
-    run(model, rows, zoso(whole, learning_rate=0.03, scale=1e-3), loss_fn=gpt_losses)
-    assert gpt_losses(model, rows[0][None]).item() < before - 0.1
+    whole = plan(steps=14, releases_per_step=8, clip="joint", clipping_norm=1e6, noise_multiplier=0.0)
+    run(model, rows, zoso(whole, learning_rate=0.05, scale=1e-3), loss_fn=gpt_losses)
+    assert gpt_losses(model, rows[0][None]).item() < before - 0.05
 
 
 # log, replay, resume

@@ -126,6 +126,13 @@ class ZOPlan:
         return dataclasses.replace(whole, stages=tuple(stage.plan.stage() for stage in self.stages))
 
 
+def as_plan(stages: ZOPlan | ZOStage | Sequence[ZOStage]) -> ZOPlan:
+    """A plan of one stage or of several."""
+    if isinstance(stages, ZOPlan):
+        return stages
+    return ZOPlan((stages,) if isinstance(stages, ZOStage) else tuple(stages))
+
+
 def geometric(first: float, last: float, count: int) -> list[float]:
     """``count`` values from ``first`` to ``last`` in equal ratios.
 

@@ -30,7 +30,7 @@ from dpaudit.trainers._zo_distributed import OneProcess, World
 from dpaudit.trainers._zo_log import Release, StageEntry, ZOLog, ZOLogWriter
 from dpaudit.trainers._zo_params import Mask, check_masks, masks_digest, trainable_parameters, weights_digest
 from dpaudit.trainers._zo_perturb import BitCache, perturbation
-from dpaudit.trainers._zo_stages import ZOPlan, ZOStage
+from dpaudit.trainers._zo_stages import ZOPlan, ZOStage, as_plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class ZOWeights:
 def zo_train(
     model: nn.Module,
     records: Sequence[Any],
-    stages: ZOPlan | Sequence[ZOStage],
+    stages: ZOPlan | ZOStage | Sequence[ZOStage],
     *,
     collate: Callable[[list[Any]], Any],
     loss_fn: LossFunction,
@@ -187,7 +187,7 @@ def zo_train(
     pad_batches: bool = True,
     perturbation_mode: str = "per_layer",
     cache_bytes: int = 0,
-    callback: Callable[[ZOReport], None] | None = None,
+    callback: Callable[[ZOReport], bool | None] | None = None,
     sampler: Sampler | None = None,
     noise: Noise | None = None,
     world: World | None = None,
@@ -205,7 +205,7 @@ def zo_train(
         Trainable parameters are those with ``requires_grad``; they must be fp32 or fp64.
     records : sequence
         One item for each record; its length may differ from the plans' ``public_size``.
-    stages : ZOPlan or sequence of ZOStage
+    stages : ZOPlan, ZOStage or sequence of ZOStage
         With σ known: calibrate before.
     collate : callable
         List of records to a batch. Pad to one length for all batches (:func:`pad_fixed`), so that no record changes
@@ -226,7 +226,8 @@ def zo_train(
     cache_bytes : int
         Random bits of the current direction kept in memory, to be drawn once instead of three times. Speed only.
     callback : callable or None
-        Called after every step with a :class:`ZOReport`.
+        Called after every step with a :class:`ZOReport`; True ends the run after this step. A stop decided from
+        ``private`` values is not free.
     sampler, noise : optional
         Injected for tests and planted faults.
     world : World or None
@@ -241,7 +242,7 @@ def zo_train(
     InvalidValue, PrivacyRefusal, UnsupportedModel
         Before the first step, with what to change.
     """
-    plan = stages if isinstance(stages, ZOPlan) else ZOPlan(tuple(stages))
+    plan = as_plan(stages)
     refuse_data_dependent(directions)
     _validate.integer_at_least(1, physical_batch_size=physical_batch_size)
     for stage in plan.stages:
@@ -272,7 +273,7 @@ def zo_train(
             )
             if world.rank == 0:
                 journal.begin(stage.plan.stage(0))
-            reason, count = "interrupted", 0
+            reason, count, stopped = "interrupted", 0, False
             perturb, held = None, None
             try:
                 for done in range(first, last):
@@ -299,16 +300,18 @@ def zo_train(
                     writer.release(Release(step=step, values=tuple(released)))
                     if callback is not None:
                         private = ZOPrivate(losses=losses, differences=differences, indices=tuple(indices))
-                        callback(
-                            ZOReport(
-                                step=step + 1, stage=index, schedule=stage, released=tuple(released), private=private
-                            )
+                        report = ZOReport(
+                            step=step + 1, stage=index, schedule=stage, released=tuple(released), private=private
                         )
+                        if stopped := callback(report) is True:
+                            break
                 reason = "completed"
             finally:
                 if world.rank == 0:
                     journal.seal(reason)
                 executed.append(stage.plan.stage(count))
+            if stopped:
+                break
     return ZOResult(
         status="test" if is_test else "completed",
         stages=tuple(executed),
@@ -327,9 +330,13 @@ def replay(log: ZOLog, model: nn.Module) -> nn.Module:
         If the model is not the base the log was written for, the generator is another, or a mask recomputed from
         the weights differs from the recorded one.
     """
+    return rebuild(log, model).model
+
+
+def rebuild(log: ZOLog, model: nn.Module) -> ZOWeights:
+    """Like :func:`replay`, with the anchor and mask in which the log ends, for a resume."""
     header = log.header
-    directions = Directions(run=str(header["run"]), kind=header["kind"])
-    weights = ZOWeights(model, directions)
+    weights = ZOWeights(model, Directions(run=str(header["run"]), kind=header["kind"]))
     for key in ("generator", "tensors", "base_sha256"):
         if weights.header()[key] != header.get(key):
             raise InvalidEvidence(
@@ -352,7 +359,7 @@ def replay(log: ZOLog, model: nn.Module) -> nn.Module:
             weights.refresh(done=done, step=entry.step)
             weights.apply(entry.values, step=entry.step)
             done += 1
-    return model
+    return weights
 
 
 def _release(stage: ZOStage, differences: Tensor, noise: Noise) -> list[float]:
