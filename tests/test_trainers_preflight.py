@@ -47,6 +47,14 @@ def test_a_right_model_and_loss_pass_and_stay_untouched():
     assert all(p.grad is None for p in model.parameters()) and model.transformer.drop.p == 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_default_clipper_passes_on_a_tied_model(dtype):
+    model = gpt2().to(dtype)
+    report = check(model, lm_losses, clipper=None)
+    assert report.agreement < (1e-4 if dtype == torch.float32 else 0.1)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 def test_the_batch_token_mean_is_refused():
     def hugging_face(model, batch):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]

@@ -203,7 +203,7 @@ def _gradients(
         grads = torch.autograd.grad(losses[row], list(parameters.values()), retain_graph=True, allow_unused=True)
         found.append(
             {
-                name: torch.zeros_like(p, dtype=torch.float64) if g is None else g.double()
+                name: _wide(torch.zeros_like(p)) if g is None else _wide(g)
                 for (name, p), g in zip(parameters.items(), grads)
             }
         )
@@ -228,8 +228,7 @@ def _clipped_sum(
     with clipper if isinstance(clipper, AbstractContextManager) else nullcontext():
         clipper.backward(loss_fn(model, batch))
     sums = {
-        name: torch.zeros_like(p, dtype=torch.float64) if p.grad is None else p.grad.double()
-        for name, p in parameters.items()
+        name: _wide(torch.zeros_like(p)) if p.grad is None else _wide(p.grad.detach()) for name, p in parameters.items()
     }
     for p in parameters.values():
         p.grad = None
@@ -275,6 +274,10 @@ def _without_dropout(model: nn.Module, losses: Callable[[], Tensor]) -> Iterator
         for p, grad in kept.items():
             p.grad = grad
         torch.set_rng_state(state)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _norm(gradients: Mapping[str, Tensor]) -> Tensor:

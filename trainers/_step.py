@@ -92,9 +92,13 @@ class ClippedSum:
             p.grad = None
 
     def take(self) -> None:
-        """Move half-precision gradients into their fp32 sums."""
+        """Move half-precision gradients into their fp32 sums; let go of any graph that a sum still holds."""
         for name, p in self._parameters.items():
-            if p.grad is None or p.grad.dtype in (torch.float32, torch.float64):
+            if p.grad is None:
+                continue
+            if p.grad.dtype in (torch.float32, torch.float64):
+                if p.grad.requires_grad:
+                    p.grad = p.grad.detach()
                 continue
             found, p.grad = p.grad.detach().to(torch.float32), None
             if name in self._wide:
