@@ -16,6 +16,7 @@ from dpaudit.audit import (
     exposure_epsilon_lower,
     exposure_extrapolated,
     exposure_from_rank,
+    exposure_p_values_under_claim,
     exposure_ranks,
     exposure_report,
     fit_references,
@@ -119,6 +120,32 @@ def test_report_groups_by_copies():
         exposure_report(["a", "a"], [0.0, 1.0], [1.0, 2.0])
     with pytest.raises(InvalidEvidence, match="NaN"):
         exposure_report(["a"], [float("nan")], [1.0, 2.0])
+
+
+def test_p_values_under_the_group_claim():
+    references = np.arange(1.0, 10_001.0)
+    report = exposure_report(
+        ["a", "b", "c"], [0.0, 0.0, 5000.5], references, copies=[1, 4, 4], group_claims={4: 3.0}, delta=1e-5
+    )
+    value = report.to_dict()
+    assert [c["p_value_under_claim"] for c in value["canaries"]] == [
+        None,
+        pytest.approx(math.exp(3) / 10_001 + 1e-5),
+        1.0,
+    ]
+    assert value["by_copies"][1]["p_value_under_claim"] == pytest.approx(2 * (math.exp(3) / 10_001 + 1e-5))
+    assert value["by_copies"][0]["p_value_under_claim"] is None
+    with pytest.raises(InvalidValue, match="delta"):
+        exposure_report(["a"], [0.0], references, group_claims={1: 3.0})
+
+
+def test_p_values_under_the_claim_keep_their_level():
+    """A mechanism that shows the canary's secret with the largest advantage (ε, 0) allows."""
+    rng, epsilon, r, low = np.random.default_rng(0), 1.0, 999, 0
+    for _ in range(4000):
+        rank = 1 if rng.random() < math.e / (r + 1) else int(rng.integers(2, r + 2))
+        low += exposure_p_values_under_claim([rank], r, epsilon, 0.0)[0] <= 0.01
+    assert low <= 40 + 2 * math.sqrt(40)
 
 
 def test_null_p_values_are_uniform():

@@ -18,18 +18,21 @@ FILE = click.Path(path_type=Path)
 @click.command("exposure")
 @click.argument("canaries", type=FILE)
 @click.option("--references", type=FILE, required=True, help="CSV or Parquet with a column loss, never trained on.")
+@click.option("--group-claim", "claims", multiple=True, metavar="K=EPS", help="ε for groups of K records; repeatable.")
+@click.option("--delta", type=float, help="δ of the group claims.")
 @json_option
-def command(canaries: Path, references: Path, as_json: bool) -> None:
+def command(canaries: Path, references: Path, claims: tuple[str, ...], delta: float | None, as_json: bool) -> None:
     """Exposure of CANARIES: CSV or Parquet with id,loss[,copies]; LOWER loss = memorised.
 
     References are secrets from the same generator that were never trained on; below 1,000 of them, or when a
     skew-normal does not fit them, no extrapolation is given. Without leakage the mean exposure is 1.44 bits, not 0. A
-    p-value is evidence of memorisation, never a bound on ε; canaries with k copies concern groups of k records.
+    p-value is evidence of memorisation, never a bound on ε; canaries with k copies concern groups of k records, whose
+    claim (dpaudit account --group-size K) can be given for p-values under it.
 
     \b
     Example:
       dpaudit exposure canaries.csv --references references.csv
-      dpaudit exposure canaries.parquet --references references.parquet --json
+      dpaudit exposure canaries.csv --references references.csv --group-claim 4=269 --delta 1e-5 --json
     """
     from dpaudit._errors import InvalidEvidence
     from dpaudit._readers import read_table
@@ -49,8 +52,27 @@ def command(canaries: Path, references: Path, as_json: bool) -> None:
         numbers(cells["loss"], name="loss", ids=ids),
         numbers(others, name="loss", ids=[f"row {i + 1}" for i in range(len(others))]),
         copies=copies,
+        group_claims=_claims(claims) or None,
+        delta=delta,
     )
     emit(report.to_dict(), as_json, to_text(report))
+
+
+def _claims(texts: tuple[str, ...]) -> dict[int, float]:
+    from dpaudit import _validate
+    from dpaudit._errors import InvalidValue
+
+    found: dict[int, float] = {}
+    for text in texts:
+        copies, _, epsilon = text.partition("=")
+        try:
+            k, value = int(copies), float(epsilon)
+        except ValueError:
+            raise InvalidValue(f"group-claim={text!r} must be K=EPS, such as 4=269.") from None
+        _validate.integer_at_least(1, copies=k)
+        _validate.non_negative(group_claim=value)
+        found[k] = value
+    return found
 
 
 def to_text(report: ExposureReport) -> str:
@@ -74,6 +96,7 @@ def to_text(report: ExposureReport) -> str:
             f"{group['canaries']} canaries with {group['copies']} copies ({group['claim']}): mean exposure"
             f" {group['mean_exposure']:.2f} bits, rank-sum p={group['p_value']:.3g}"
             + ("" if group["exact"] else " (normal approximation)")
+            + (f", p={p:.3g} under the claim" if (p := group["p_value_under_claim"]) is not None else "")
         )
     lines.append(f"all canaries: rank-sum p={report.combined_p_value:.3g} against {report.references} references")
     if not report.fit.used:
