@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +175,13 @@ def test_certificate_that_is_no_certificate(tmp_path: Path) -> None:
         verify_certificate(tmp_path)
 
 
-def test_command_is_quick_and_needs_no_torch(original: Path) -> None:
+def test_command_needs_no_torch(original: Path) -> None:
     code = (
         "import sys; from dpaudit.cli import run\n"
         "try: run(['verify', sys.argv[1], '--json'])\n"
         "except SystemExit as e: code = e.code\n"
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    start = time.perf_counter()
     result = subprocess.run(
         [sys.executable, "-c", code, str(original)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
     )
@@ -192,4 +190,3 @@ def test_command_is_quick_and_needs_no_torch(original: Path) -> None:
     assert payload["schema"] == "dpaudit.verify/1"
     assert payload["verdict"] == "inconclusive"
     assert all(set(step) == {"name", "result", "detail"} for step in payload["steps"])
-    assert time.perf_counter() - start < 10  # 3 s on a quiet machine; see docs/verify.md

@@ -56,7 +56,8 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
     ids = commit(canaries, coins, draw_nonce(), config.canaries.copies).ids
     rows = [i % len(prepared.public) for i in range(len(prepared.private))]
     stand_in: Records = prepared.public.take(rows)
-    records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies)
+    supervise = "scored" if config.canaries.kind == "new-token" else "all"
+    records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
     model, base = load_model(config, prepared.base), load_model(config, prepared.base)
     select_trainable(model, config.model.trainable)
     (plan,) = prepared.plans
