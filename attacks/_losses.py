@@ -189,6 +189,8 @@ def _classification(
                 attention_mask=_tensor(mask[rows], device),
             ).logits.float()
             target = _tensor(labels[rows], device)
+            if logits.ndim == 2 and logits.shape[1] < 2:
+                raise InvalidValue("the model has 1 class, whose cross-entropy is always 0; load a classifier of >= 2.")
             if logits.ndim != 2 or int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
                 raise InvalidValue(
                     f"labels reach {int(target.max())} and the model's output has shape {tuple(logits.shape)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_classification_losses_are_the_label_cross_entropy(classifier: Any) -> N
         assert loss == pytest.approx(float(torch.logsumexp(logits, 0) - logits[label]), rel=1e-5)
     with pytest.raises(InvalidValue, match="labels reach 3"):
         sequence_losses(classifier, made.input_ids, made.attention_mask, np.full(11, 3))
+    from transformers import BertForSequenceClassification
+
+    config = copy.deepcopy(classifier.config)
+    config.num_labels = 1
+    with pytest.raises(InvalidValue, match="1 class"):
+        sequence_losses(
+            BertForSequenceClassification(config), made.input_ids, made.attention_mask, np.zeros(11, dtype=int)
+        )
 
 
 def test_wrong_kind_of_model_is_named(causal: Any, classifier: Any) -> None:
@@ -124,8 +133,6 @@ def test_wrong_kind_of_model_is_named(causal: Any, classifier: Any) -> None:
 
 
 def test_bfloat16_models_are_scored_in_fp32(causal: Any) -> None:
-    import copy
-
     ids = np.arange(24).reshape(4, 6)
     half = copy.deepcopy(causal).bfloat16()
     exact = sequence_losses(causal, ids, np.ones_like(ids), ids)

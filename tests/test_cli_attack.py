@@ -237,6 +237,32 @@ def test_bad_usage(folders: dict[str, Path], texts: Path, tmp_path: Path, capsys
         assert code == expected and message in err and printed == "", (arguments, err)
 
 
+def test_adapter_folder_is_scored_with_its_base(
+    folders: dict[str, Path], texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folders["target"])
+    torch.manual_seed(3)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    words_tokenizer().save_pretrained(tmp_path / "adapter")
+    out = tmp_path / "scores.csv"
+    code, _, err = call(capsys, tmp_path / "adapter", "--canaries", texts, "--base", folders["target"], "--out", out)
+    assert code == 0, err
+    found = pd.read_csv(out, dtype={"id": str})
+    from dpaudit.attacks import loss_drop_scores
+    from dpaudit.attacks._records import load_canaries
+
+    canaries, ids = load_canaries(texts, words_tokenizer(), max_length=12, causal=True)
+    plain = AutoModelForCausalLM.from_pretrained(folders["target"])
+    expected = loss_drop_scores(canary_losses(adapted, canaries), canary_losses(plain, canaries))
+    assert list(found["id"]) == sorted(ids)
+    np.testing.assert_allclose(found["score"], expected[np.argsort(ids)], rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 1e-3
+
+
 def test_help_lists_the_library_attacks(capsys: Any) -> None:
     from dpaudit.attacks._score_model import ATTACKS as library
     from dpaudit.cli._attack import ATTACKS
