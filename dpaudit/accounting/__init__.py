@@ -1,5 +1,6 @@
-"""Accounting: certified upper bounds on ε from what a mechanism did. Pure functions of a ledger."""
+"""Accounting: certified bounds on ε from what a mechanism did. Pure functions of a ledger."""
 
+from dpaudit.accounting._account import BUILT_IN as BUILT_IN
 from dpaudit.accounting._account import account as account
 from dpaudit.accounting._account import epsilon_upper as epsilon_upper
 from dpaudit.accounting._calibrate import budget as budget
@@ -8,7 +9,24 @@ from dpaudit.accounting._calibrate import calibrate_noise_multiplier as calibrat
 from dpaudit.accounting._calibrate import calibrate_sampling_probability as calibrate_sampling_probability
 from dpaudit.accounting._calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting._calibrate import stage_ledger as stage_ledger
+from dpaudit.accounting._curves import Interval as Interval
+from dpaudit.accounting._curves import delta_interval as delta_interval
+from dpaudit.accounting._curves import epsilon_interval as epsilon_interval
+from dpaudit.accounting._gdp import clt_mu as clt_mu
 from dpaudit.accounting._gdp import gaussian_delta as gaussian_delta
 from dpaudit.accounting._gdp import gaussian_epsilon as gaussian_epsilon
+from dpaudit.accounting._gdp import gaussian_mu as gaussian_mu
+from dpaudit.accounting._gdp import gaussian_tpr as gaussian_tpr
+from dpaudit.accounting._mu import GaussianDP as GaussianDP
+from dpaudit.accounting._mu import gaussian_dp as gaussian_dp
+from dpaudit.accounting._relations import ASSUMPTIONS as ASSUMPTIONS
+from dpaudit.accounting._relations import Charges as Charges
 from dpaudit.accounting._relations import charges as charges
+from dpaudit.accounting._tradeoff import EpsilonCurve as EpsilonCurve
+from dpaudit.accounting._tradeoff import TradeOff as TradeOff
+from dpaudit.accounting._tradeoff import advantage as advantage
+from dpaudit.accounting._tradeoff import delta_at as delta_at
+from dpaudit.accounting._tradeoff import epsilon_curve as epsilon_curve
+from dpaudit.accounting._tradeoff import tradeoff as tradeoff
+from dpaudit.accounting._tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting._tuning import Tuning as Tuning

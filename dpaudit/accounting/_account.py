@@ -128,9 +128,17 @@ def _built_in(name: str, ledger: Ledger, cost: Charges, delta: float, tuning: Tu
             from dpaudit.accounting._gdp import exact_mu, gaussian_epsilon
 
             exact = exact_mu(cost)
-            if exact is None:
-                raise UnsupportedStage("accountant 'gdp' is exact for unsampled Gaussian stages only; use 'prv'.")
-            return _Found(gaussian_epsilon(exact, delta), notes=[f"exact Gaussian DP with mu={exact:.6g}"])
+            if exact is not None:
+                return _Found(
+                    math.inf if math.isinf(exact) else gaussian_epsilon(exact, delta),
+                    notes=[f"exact Gaussian DP with mu={exact:.6g}"],
+                )
+            from dpaudit.accounting._mu import certified_mu
+
+            mu, _ = certified_mu(cost, delta)
+            return _Found(
+                gaussian_epsilon(mu, delta), notes=[f"mu={mu:.6g} certified for delta >= {delta:g} from the prv curve"]
+            )
         case _:
             from dpaudit.accounting._curves import epsilon_interval
 

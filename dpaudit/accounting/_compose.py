@@ -23,7 +23,7 @@ import numpy as np
 
 from dpaudit.accounting._loss import UNIT, Array, Integers
 
-FFT_CONSTANT = 16.0
+FFT_CONSTANT = 4.0
 WRAP = 1e-9
 _NEGLIGIBLE = -46.0  # log of spectrum values that cannot matter (1e-20)
 
@@ -55,6 +55,7 @@ class Tilted:
     mass: Array
     sup: float
     total: float
+    relative: float
 
 
 def log_sum(values: Array) -> float:
@@ -86,15 +87,19 @@ def compose(
     half = size // 2 + 1
     fft_error = FFT_CONSTANT * math.log2(size) * UNIT
     log_size, ceiling, phase = np.zeros(half), np.zeros(half), np.zeros(half)
-    log_norm, model, over, under, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    log_norm, relative, over, under, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    stray = 0.0
     for law, times in laws:
         exponent = law.log_mass + (theta * h) * law.index
         norm = log_sum(exponent)
         weight = np.exp(exponent - norm)
         with np.errstate(invalid="ignore"):
             rounding = UNIT * (6 + np.abs(law.log_mass) + abs(theta * h) * np.abs(law.index) + abs(norm))
-            error = np.where(weight > 0, weight * (law.error + rounding), 0.0)
-        model += times * float(error.sum())
+            error = law.error + rounding
+        # One factor covers every path through these atoms; the few in the far tails are charged by their mass.
+        common = weight > 1e-25
+        relative += times * float(error[common].max())
+        stray += times * float(np.minimum(weight[~common] * 1e3, 1e-22).sum())
         over += times * (log_sum(exponent + slopes[0] * h * law.index) - norm)
         under += times * (log_sum(exponent - slopes[1] * h * law.index) - norm)
         # Centring keeps the phases small where the spectrum matters, so that T·angle stays accurate.
@@ -125,8 +130,8 @@ def compose(
     last = first + size
     wrapped = math.exp(min(0.0, over - slopes[0] * h * last)) + math.exp(min(0.0, under + slopes[1] * h * first))
     offset_error += 4 * UNIT * h * (abs(first) + size)
-    total = math.expm1(min(model, 50.0)) + 1.01 * wrapped
-    return Tilted(theta, h, first, offset, offset_error, log_norm, mass, sup, total)
+    relative = math.expm1(min(relative, 50.0))
+    return Tilted(theta, h, first, offset, offset_error, log_norm, mass, sup, stray + 1.01 * wrapped, relative)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +156,6 @@ def tails(law: Tilted, power: float, log_scale: float) -> Tails:
     # Everything above j weighs at most what j does when the weights fall, and what the last point does otherwise.
     heaviest = decay if power >= 0 else decay[-1]
     error = heaviest * (law.sup * per_point + law.total)
-    error = error + UNIT * (8 + n + abs(power) * law.h * n) * (np.abs(value) + error)
+    error = error + (law.relative + UNIT * (8 + n + abs(power) * law.h * n)) * (np.abs(value) + error)
     # Where weights would leave the range of floats nothing is claimed.
     return Tails(value, np.where(np.abs(exponent) > 600, np.inf, error), log_scale)

@@ -1,4 +1,9 @@
-"""Gaussian DP: exact for unsampled stages, and the central-limit estimate that is never a bound."""
+"""Gaussian DP: exact for unsampled stages, a certified μ over a range of δ otherwise, and the central-limit estimate.
+
+Sampling has no useful global μ: in the far corner a sampled run behaves as if every step had been sampled. So a
+certified μ* is stated for δ ≥ δ_min only: for δ in [δ_min, 1) the ledger's ε(δ) is at most that of the μ*-Gaussian.
+The central-limit value is an estimate, up to 23 times below the truth, and never a bound.
+"""
 
 from __future__ import annotations
 
