@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -177,6 +178,14 @@ def test_ties_do_not_depend_on_order_or_coins():
     second = dict(zip([ids[i] for i in order], guess([ids[i] for i in order], scores[order], (10, 10)).tolist()))
     assert first == second
     assert sum(v == 1 for v in first.values()) == 10 and sum(v == -1 for v in first.values()) == 10
+
+
+def test_ties_stand_in_the_order_of_their_digests():
+    ids = [f"c{i}" for i in range(50)]
+    scores = np.repeat([2.0, 1.0], 25)
+    top = sorted(ids[:25], key=lambda i: hashlib.sha256(i.encode()).digest())[:7]
+    made = guess(ids, scores, (7, 7))
+    assert {i for i, g in zip(ids, made) if g == 1} == set(top)
 
 
 def test_paired_coins_for_replace_one():

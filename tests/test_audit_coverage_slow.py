@@ -32,6 +32,8 @@ from dpaudit.audit import (
     katz_epsilon_lower,
     snj_epsilon_lower,
     split_counts,
+    step_means_bound,
+    step_noise_bound,
     xiang_mu_lower,
 )
 
@@ -225,3 +227,23 @@ def test_candidate_bound_covers(k, epsilon, delta):
     for right in rng.binomial(300, q, RUNS):
         above += candidate_epsilon_lower(300, 300, int(right), k, delta) > epsilon
     at_most(above)
+
+
+@pytest.mark.parametrize(("scale", "releases", "q"), [(0.8, 1000, 0.0128), (4.0, 30_000, 0.0625)])
+def test_zeroth_order_step_audit_reaches_three_quarters_of_epsilon(scale, releases, q):
+    """σ/√P = ``scale``: a correct mechanism on a batch the examiner owns, composed by the certified accountant."""
+    from dpaudit import Stage
+    from dpaudit.accounting import account, stage_ledger
+
+    def compose(mu):
+        stage = Stage(sampling="poisson", sampling_probability=q, noise_multiplier=1 / mu, steps=1000)
+        return account(stage_ledger(stage, "add_or_remove_one"), delta=DELTA)[0].epsilon_lower
+
+    truth, noise, means = compose(1 / scale), [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        noise.append(step_noise_bound(rng.normal(0, scale, releases), compose=compose).epsilon_lower / truth)
+        inside, outside = rng.normal(1, scale, releases // 2), rng.normal(0, scale, releases // 2)
+        means.append(step_means_bound(inside, outside, compose=compose).epsilon_lower / truth)
+    assert np.mean(noise) >= 0.9 and np.mean(means) >= 0.75
+    assert np.mean(np.array(noise) > 1.01) <= 0.15

@@ -223,3 +223,17 @@ def test_help_has_an_example_and_is_quick():
         check=True,
     ).stdout
     assert "Example:" in out and out.rstrip().endswith("False")
+
+
+def test_secret_canary_file_opens_the_commitment(tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, nonce = rows_of(), bytes(range(32))
+    ids, coins = [r[0] for r in rows], [r[1] for r in rows]
+    secret = pa.table({"id": ids, "coin": pa.array(coins, pa.int8()), "nonce": [nonce] * 1000, "copies": [1] * 1000})
+    pq.write_table(secret, tmp_path / "canaries.secret.parquet")
+    digest = commitment(nonce, manifest(ids, coins, 1))
+    scores = write(tmp_path / "s.csv", [(i, s) for i, _, s in rows], "id,score")
+    more = ["--manifest", tmp_path / "canaries.secret.parquet", "--commitment", digest]
+    assert good(capsys, scores, *more)[1]["design"]["coins"] == "verified"

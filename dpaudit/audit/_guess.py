@@ -57,8 +57,11 @@ def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
     names, values = check_ids(ids), check_scores(scores)
     if len(names) != values.size:
         raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
-    digests = np.array([hashlib.sha256(n.encode("utf-8")).digest() for n in names], dtype="S32")
-    # numpy strips trailing zero bytes of S32 when comparing, which keeps the order: zero is the smallest byte.
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    digests = np.zeros(len(names), dtype="S32")
+    # Only tied scores need a digest. numpy ignores trailing zero bytes, which keeps the order: zero is the smallest.
+    for place in np.flatnonzero(counts[inverse] > 1):
+        digests[place] = hashlib.sha256(names[place].encode("utf-8")).digest()
     return np.lexsort((digests, -values)).astype(np.int64)
 
 
