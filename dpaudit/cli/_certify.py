@@ -14,8 +14,11 @@ from dpaudit.cli._common import EXIT_CODES, emit, json_option
 @click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
 @click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
+@click.option(
+    "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
+)
 @json_option
-def command(source: Path, out: Path | None, control: bool, as_json: bool) -> None:
+def command(source: Path, out: Path | None, control: bool, sign_key: Path | None, as_json: bool) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
     Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
@@ -28,6 +31,7 @@ def command(source: Path, out: Path | None, control: bool, as_json: bool) -> Non
     from dpaudit.cli._config import read_config
     from dpaudit.cli._run import begin, certify_phase, control_phase, reopen, summary, train_phase
 
+    key = sign_key.read_bytes() if sign_key is not None else None
     if source.is_dir():
         if out is not None and out.resolve() != source.resolve():
             raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
@@ -41,7 +45,7 @@ def command(source: Path, out: Path | None, control: bool, as_json: bool) -> Non
         job = train_phase(begin(config, source.resolve().parent, out))
     if control:
         control_phase(job)
-    published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN")
+    published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN", signing_key=key)
     verdict = published.certificate["predicate"]["verdict"]["name"]
     payload = {
         "schema": "dpaudit.certify/1",

@@ -94,14 +94,17 @@ class Published:
     exposure: Mapping[str, Any]
 
 
-def publish(folder: RunFolder, config: Config, record: RunRecord, *, reproduction: str) -> Published:
+def publish(
+    folder: RunFolder, config: Config, record: RunRecord, *, reproduction: str, signing_key: bytes | None = None
+) -> Published:
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit._certificate import build_certificate, certificate_bytes
+    from dpaudit._dsse import envelope_path, sign
     from dpaudit._journal import _write_atomically
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
     from dpaudit.audit import AuditPlan, audit, guess
-    from dpaudit.reports import render_report
+    from dpaudit.reports import model_card, render_report
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
     journal = read_journal(folder.ledger)
@@ -116,7 +119,7 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, reproductio
     control = read_control(folder.control_scores)
     result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None), control=control)
     guesses = guess(secret.ids, scores, plan)
-    exposure = exposure_of(secret.ids, scores, np.asarray(secret.coins), copies=plan.copies)
+    exposure = exposure_of(scores, np.asarray(secret.coins), copies=plan.copies)
     canaries = [
         {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
     ]
@@ -125,7 +128,13 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, reproductio
             folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure, reproduction
         )
     )
-    _write_atomically(folder.certificate, certificate_bytes(certificate))
+    content = certificate_bytes(certificate)
+    envelope = None if signing_key is None else sign(content, signing_key)
+    _write_atomically(folder.certificate, content)
+    envelope_path(folder.certificate).unlink(missing_ok=True)  # a signature over an earlier certificate
+    if envelope is not None:
+        _write_atomically(envelope_path(folder.certificate), envelope)
+    _write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
     series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
     _write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
     return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
@@ -219,24 +228,29 @@ def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def exposure_of(ids: Sequence[str], scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[str, Any]:
+def exposure_of(scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[str, Any]:
     """Exposure of the inserted canaries against the canaries that were left out.
 
-    References from the same generator that the model never saw: the coin-0 canaries. Rank 1 = highest score; ties
-    count against the canary's secrecy last (pessimistic for the claim of memorisation).
+    The references come from the same generator and were decided by the same coins; the loss ranked is minus the
+    score, so that canaries whose tokens differ in difficulty can be compared.
     """
-    inside, outside = scores[coins == 1], np.sort(scores[coins == 0])
-    count = len(outside)
-    ranks = 1 + count - np.searchsorted(outside, inside, side="left")
-    values = math.log2(max(count, 1)) - np.log2(np.maximum(ranks, 1))
+    from dpaudit.audit import exposure, rank_sum_test
+
+    inside, outside = -scores[coins == 1], -scores[coins == 0]
+    if not len(inside) or not len(outside):
+        return {"references": len(outside), "canaries": len(inside), "copies": copies, "values": []}
+    values = exposure(inside, outside)
+    p_value, exact = rank_sum_test(inside, outside)
     return {
-        "references": count,
+        "references": len(outside),
         "canaries": len(inside),
         "copies": copies,
-        "median": float(np.median(values)) if len(values) else None,
-        "maximum": float(values.max()) if len(values) else None,
-        "largest_possible": math.log2(max(count, 1)),
+        "median": float(np.median(values)),
+        "maximum": float(values.max()),
+        "largest_possible": math.log2(len(outside)),
         "mean_without_leakage": math.log2(math.e),
+        "rank_sum_p_value": p_value,
+        "rank_sum_exact": exact,
         "values": sorted((round(float(v), 6) for v in values), reverse=True),
     }
 
@@ -245,6 +259,9 @@ def series_of(
     config: Config, ledger: Ledger, scores: np.ndarray, coins: np.ndarray, exposure: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arrays that the report draws and does not compute."""
+    from dpaudit.accounting import tradeoff_curve
+
+    band = tradeoff_curve(ledger, np.concatenate([np.geomspace(1e-4, 0.1, 30), np.linspace(0.12, 1.0, 45)]))
     order = np.argsort(-scores, kind="stable")
     hits = coins[order]
     tpr, fpr = np.cumsum(hits) / max(hits.sum(), 1), np.cumsum(1 - hits) / max((1 - hits).sum(), 1)
@@ -252,39 +269,22 @@ def series_of(
         "epsilon_over_steps": epsilon_over_steps(config, ledger),
         "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
         "scores": {"in": scores[coins == 1].tolist(), "out": scores[coins == 0].tolist()},
-        "exposure": {"exposure": list(exposure["values"])},
+        "exposure": {"exposure": list(exposure["values"])} if exposure["values"] else None,
+        "tradeoff": {
+            "alpha": band.fpr.tolist(),
+            "lower": (1 - band.tpr_upper).tolist(),
+            "upper": (1 - band.tpr_lower).tolist(),
+            "points": [{"fpr": float(f), "fnr": 1 - float(t)} for f, t in zip(fpr[9::10], tpr[9::10], strict=True)],
+        },
     }
 
 
-def epsilon_over_steps(config: Config, ledger: Ledger, points: int = 24) -> dict[str, Any]:
-    """ε spent after a grid of steps, and the steps at which stages end."""
-    from dpaudit.accounting import account
+def epsilon_over_steps(config: Config, ledger: Ledger) -> dict[str, Any]:
+    """Certified ε after a grid of steps, and the steps at which stages end."""
+    from dpaudit.accounting import epsilon_curve
 
-    total, boundaries, reached = ledger.steps, [], 0
-    for stage in ledger.stages:
-        reached += stage.steps
-        boundaries.append(reached)
-    wanted = sorted({max(1, round(total * (i + 1) / points)) for i in range(points)} | set(boundaries)) if total else []
-    epsilon = []
-    for steps in wanted:
-        (found,) = account(
-            first_steps(ledger, steps), delta=config.claim.delta, accountants=config.privacy.accountants[:1]
-        )
-        epsilon.append(found.epsilon_upper)
-    return {
-        "steps": wanted,
-        "epsilon": epsilon,
-        "boundaries": boundaries[:-1],
-        "accountant": config.privacy.accountants[0],
-    }
-
-
-def first_steps(ledger: Ledger, steps: int) -> Ledger:
-    """The ledger's first ``steps`` steps."""
-    stages, left = [], steps
-    for stage in ledger.stages:
-        taken = min(stage.steps, left)
-        if taken:
-            stages.append(dataclasses.replace(stage, steps=taken))
-        left -= taken
-    return dataclasses.replace(ledger, stages=tuple(stages))
+    curve = epsilon_curve(
+        ledger, config.claim.delta, points=min(40, ledger.steps), group_size=ledger.max_records_per_unit
+    )
+    ends = np.cumsum([stage.steps for stage in ledger.stages])[:-1].tolist()
+    return {"steps": list(curve.steps), "epsilon": list(curve.upper), "boundaries": ends, "accountant": "prv"}

@@ -102,7 +102,7 @@ def control_phase(job: Job) -> None:
             train_control(prepared, job.folder.control_scores, advance)
 
 
-def certify_phase(job: Job, *, reproduction: str) -> Published:
+def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = None) -> Published:
     """Account, audit, certify and report what the training phase left."""
     if job.record.status not in ("attacked", "certified"):
         raise InvalidEvidence(
@@ -110,7 +110,7 @@ def certify_phase(job: Job, *, reproduction: str) -> Published:
             f" 'dpaudit certify CONFIG.toml --out {job.folder.root}' again to resume it."
         )
     with job.folder.locked():
-        published = publish(job.folder, job.config, job.record, reproduction=reproduction)
+        published = publish(job.folder, job.config, job.record, reproduction=reproduction, signing_key=signing_key)
         update_record(job.folder, job.record, status="certified")
     return published
 
@@ -141,8 +141,8 @@ def summary(job: Job, published: Published) -> str:
             f"lower bound ε ≥ {_number(result.epsilon_lower)} with confidence {result.confidence:g}",
             f"ceiling     ε ≥ {_number(result.ceiling)} is the most a perfect attack could have shown",
             f"power       {'unknown (no positive control was run)' if result.power is None else f'{result.power:.2f}'}",
-            f"exposure    median {exposure['median']:.2f} of at most {exposure['largest_possible']:.2f} bits"
-            f" (1.44 without leakage)",
+            f"exposure    median {_number(exposure.get('median'))} bits of at most"
+            f" {_number(exposure.get('largest_possible'))}; its mean is 1.44 without leakage",
             f"public text {what} {_number(before)} before, {_number(after)} after private fine-tuning",
             f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
             f"files       {job.folder.certificate} and {job.folder.report}",
