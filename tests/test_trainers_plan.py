@@ -83,3 +83,17 @@ def test_the_plan_is_frozen_and_infinite_c_is_for_faults_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan().steps = 1
     assert plan(clipping_norm=math.inf, noise_multiplier=0.0).noise_std == 0
+
+
+def test_public_names_resolve_and_the_heavy_ones_wait():
+    import subprocess
+    import sys
+
+    code = "import sys, dpaudit.trainers as t; print('transformers.trainer' in sys.modules, t.train, t.GhostClipping)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False")
+    import dpaudit.trainers as trainers
+
+    assert {trainers.DPTrainer.__name__, trainers.ZOTrainer.__name__} == {"DPTrainer", "ZOTrainer"}
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        _ = trainers.Trainer

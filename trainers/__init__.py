@@ -10,6 +10,9 @@ from dpaudit.trainers._clipping import AdaptiveFlat as AdaptiveFlat
 from dpaudit.trainers._clipping import Automatic as Automatic
 from dpaudit.trainers._clipping import Flat as Flat
 from dpaudit.trainers._clipping import PerLayer as PerLayer
+from dpaudit.trainers._directions import DirectionKind as DirectionKind
+from dpaudit.trainers._directions import Directions as Directions
+from dpaudit.trainers._directions import DirectionStream as DirectionStream
 from dpaudit.trainers._distributed import ShardSampler as ShardSampler
 from dpaudit.trainers._distributed import distributed_options as distributed_options
 from dpaudit.trainers._ghost import GhostClipping as GhostClipping
@@ -28,6 +31,8 @@ from dpaudit.trainers._plan import PrivacyPlan as PrivacyPlan
 from dpaudit.trainers._preflight import PreflightReport as PreflightReport
 from dpaudit.trainers._preflight import preflight as preflight
 from dpaudit.trainers._preflight_records import generated_batch as generated_batch
+from dpaudit.trainers._pruning import MaskRule as MaskRule
+from dpaudit.trainers._pruning import pruning_mask as pruning_mask
 from dpaudit.trainers._sampling import FullSampler as FullSampler
 from dpaudit.trainers._sampling import PoissonSampler as PoissonSampler
 from dpaudit.trainers._sampling import Sampler as Sampler
@@ -59,15 +64,37 @@ from dpaudit.trainers._tasks_text import encode_pair as encode_pair
 from dpaudit.trainers._tasks_text import encode_table as encode_table
 from dpaudit.trainers._tasks_text import linearise_table as linearise_table
 from dpaudit.trainers._tasks_text import pad_labelled as pad_labelled
+from dpaudit.trainers._zo_log import ZOLog as ZOLog
+from dpaudit.trainers._zo_log import ZOLogWriter as ZOLogWriter
+from dpaudit.trainers._zo_log import read_zo_log as read_zo_log
+from dpaudit.trainers._zo_stages import ZOPlan as ZOPlan
+from dpaudit.trainers._zo_stages import ZOStage as ZOStage
+from dpaudit.trainers._zo_stages import aggzo as aggzo
+from dpaudit.trainers._zo_stages import dpzero as dpzero
+from dpaudit.trainers._zo_stages import dpzo_laplace as dpzo_laplace
+from dpaudit.trainers._zo_stages import mezo as mezo
+from dpaudit.trainers._zo_stages import zoso as zoso
+from dpaudit.trainers._zo_tasks import answer_losses as answer_losses
+from dpaudit.trainers._zo_tasks import fixed_length as fixed_length
+from dpaudit.trainers._zo_tasks import masked_prompt_losses as masked_prompt_losses
+from dpaudit.trainers._zo_tasks import option_losses as option_losses
+from dpaudit.trainers._zoso import ZOReport as ZOReport
+from dpaudit.trainers._zoso import ZOResult as ZOResult
+from dpaudit.trainers._zoso import replay as replay
+from dpaudit.trainers._zoso import zo_train as zo_train
 
 if TYPE_CHECKING:
     from dpaudit.trainers._hf import DPTrainer as DPTrainer
+    from dpaudit.trainers._zo_hf import ZerothOrderArguments as ZerothOrderArguments
+    from dpaudit.trainers._zo_hf import ZOTrainer as ZOTrainer
+
+# transformers' Trainer takes seconds to import, so what needs it is loaded when it is asked for.
+_LATE = {"DPTrainer": "_hf", "ZerothOrderArguments": "_zo_hf", "ZOTrainer": "_zo_hf"}
 
 
 def __getattr__(name: str) -> Any:
-    # transformers' Trainer takes seconds to import, so it is loaded when it is asked for.
-    if name == "DPTrainer":
-        from dpaudit.trainers._hf import DPTrainer
+    if name in _LATE:
+        import importlib
 
-        return DPTrainer
+        return getattr(importlib.import_module(f"dpaudit.trainers.{_LATE[name]}"), name)
     raise AttributeError(f"module 'dpaudit.trainers' has no attribute {name!r}")
