@@ -100,6 +100,7 @@ def publish(
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit._certificate import build_certificate, certificate_bytes
     from dpaudit._dsse import envelope_path, sign
+    from dpaudit._privacy_json import privacy_json
     from dpaudit._journal import _write_atomically
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
@@ -134,6 +135,7 @@ def publish(
     envelope_path(folder.certificate).unlink(missing_ok=True)  # a signature over an earlier certificate
     if envelope is not None:
         _write_atomically(envelope_path(folder.certificate), envelope)
+    _write_atomically(folder.model / "privacy.json", privacy_json(certificate))
     _write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
     series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
     _write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
@@ -188,7 +190,7 @@ def _evidence(
         audit_result=result.to_dict(),
         exposure=exposure,
         findings=(),
-        subjects={f"model/{name}": digest for name, digest in folder_digests(folder.model).items()},
+        subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={
             **record.provenance,
             "config_sha256": record.config_sha256,
