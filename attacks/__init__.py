@@ -3,6 +3,10 @@
 This room receives models and returns scores; bounds and verdicts are computed elsewhere from the scores alone.
 """
 
+from dpaudit.attacks._adapters import FirstOrderAdapter as FirstOrderAdapter
+from dpaudit.attacks._adapters import LoopAdapter as LoopAdapter
+from dpaudit.attacks._adapters import StepAdapter as StepAdapter
+from dpaudit.attacks._adapters import ZerothOrderAdapter as ZerothOrderAdapter
 from dpaudit.attacks._canaries import Canary as Canary
 from dpaudit.attacks._canaries import CanarySet as CanarySet
 from dpaudit.attacks._canaries import Committed as Committed
@@ -19,6 +23,11 @@ from dpaudit.attacks._estimators import NeighbourhoodAttack as NeighbourhoodAtta
 from dpaudit.attacks._estimators import ProjectionAttack as ProjectionAttack
 from dpaudit.attacks._estimators import RmiaAttack as RmiaAttack
 from dpaudit.attacks._estimators import ZlibAttack as ZlibAttack
+from dpaudit.attacks._exam_plan import ExamPlan as ExamPlan
+from dpaudit.attacks._exam_values import ExamFinding as ExamFinding
+from dpaudit.attacks._exam_values import ExamTest as ExamTest
+from dpaudit.attacks._exam_values import Findings as Findings
+from dpaudit.attacks._examine import examine as examine
 from dpaudit.attacks._extraction import CandidateSecrets as CandidateSecrets
 from dpaudit.attacks._extraction import Extraction as Extraction
 from dpaudit.attacks._extraction import candidate_losses as candidate_losses
@@ -74,12 +83,3 @@ from dpaudit.attacks._shadow import lira_online_scores as lira_online_scores
 from dpaudit.attacks._shadow import rmia_scores as rmia_scores
 from dpaudit.attacks._shadow import shadow_memberships as shadow_memberships
 from dpaudit.attacks._shadow import train_shadows as train_shadows
-from dpaudit.attacks._adapters import FirstOrderAdapter as FirstOrderAdapter
-from dpaudit.attacks._adapters import LoopAdapter as LoopAdapter
-from dpaudit.attacks._adapters import StepAdapter as StepAdapter
-from dpaudit.attacks._adapters import ZerothOrderAdapter as ZerothOrderAdapter
-from dpaudit.attacks._exam_plan import ExamPlan as ExamPlan
-from dpaudit.attacks._exam_values import ExamFinding as ExamFinding
-from dpaudit.attacks._exam_values import ExamTest as ExamTest
-from dpaudit.attacks._exam_values import Findings as Findings
-from dpaudit.attacks._examine import examine as examine

@@ -100,8 +100,8 @@ def publish(
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit._certificate import build_certificate, certificate_bytes
     from dpaudit._dsse import envelope_path, sign
-    from dpaudit._privacy_json import privacy_json
     from dpaudit._journal import _write_atomically
+    from dpaudit._privacy_json import privacy_json
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
     from dpaudit.audit import AuditPlan, audit, guess

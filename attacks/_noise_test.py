@@ -1,0 +1,333 @@
+"""Noise: its scale, law and independence over coordinates, parameters, steps and batches, and who could know it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from dpaudit.attacks._adapters import Vector
+from dpaudit.attacks._exam_plan import ExamPlan
+from dpaudit.attacks._exam_probe import Probe, set_public_seeds
+from dpaudit.attacks._exam_statistics import (
+    autocorrelation,
+    chi2_lower,
+    chi2_upper,
+    excluded_shrink,
+    gaussian_two_sided,
+    kolmogorov,
+    lag_p_values,
+    variance_ratio,
+)
+from dpaudit.attacks._exam_values import ExamFinding, ExamTest, found
+
+COORDINATES = 20_000
+"""Noise values wanted from empty minibatches: a 5% shortfall is then convicted almost surely."""
+
+LOADED = 3_000
+"""Noise values wanted from minibatches of each size tried."""
+
+LAW = 200_000
+"""Noise values whose law is looked at."""
+
+WIDE = 300_000
+"""Coordinates from which fewer steps are taken, for the memory's sake."""
+
+MISSING = 1e-4
+"""Mean square below this share of the plan's (deviation below 1% of it) is called missing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Evidence:
+    """Standard normal under the null: noise over its planned deviation (through its law, for Laplace)."""
+
+    empty: Vector
+    """(steps, d): one run on empty minibatches."""
+    again: Vector
+    """(steps', d): a second run under the same public seeds, steps' <= steps."""
+    loaded: dict[int, Vector]
+    """Batch size to (repetitions, d)."""
+
+
+def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest]]:
+    """Statistical tests of the noise, with a false alarm of at most ``alpha`` together."""
+    try:
+        first = probe.release(())
+    except Exception as error:
+        return [found("empty_batch", f"it raised {type(error).__name__}: {error}"[:300], deterministic=True)], []
+    if first.size == 0 or not np.isfinite(first).all():
+        return [found("empty_batch", "its release is empty or not finite", deterministic=True)], []
+    if not first.any() and probe.size and (probe.release((0,)) != probe.release((0,))).any():
+        return [found("empty_batch", "the weights stand still, without noise, where no record was drawn")], []
+    if first.size != plan.stage.releases_per_step and (plan.stage.clip is not None):
+        text = f"{first.size} numbers released where the plan says {plan.stage.releases_per_step}"
+        return [found("ledger_directions", text, deterministic=True, claim="ledger", measured=first.size)], []
+    evidence = _collect(probe, plan, first.size)
+    each = alpha / 12
+    findings = list(_scale(probe, evidence, each))
+    fatal = any(f.name == "noise_missing" for f in findings)
+    if not fatal:
+        joint = list(_steps(evidence, each)) + list(_coordinates(evidence, each))
+        joint += _public(evidence, each, clear=0.9 if joint else 0.0)
+        if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
+            findings = joint
+        else:
+            findings += _loaded(evidence, each)
+            findings += list(_law(evidence, each, plan.laplace)) if not findings else []
+    steps, d = evidence.empty.shape
+    count = steps * d
+    shrink = excluded_shrink(count, each)
+    tests = [
+        ExamTest(
+            name="noise_scale", group="noise", evidence=f"{count} values of {steps} steps on empty minibatches",
+            alpha=3 * each, excludes=f"noise below {shrink:.3f} of the plan's", power=0.99,
+        ),
+        ExamTest(
+            name="noise_law_and_independence", group="noise", alpha=6 * each,
+            evidence=f"{count} values: {d} coordinates, {steps} steps, {len(evidence.again)} steps run again",
+            excludes="noise repeated, shared or seeded in public", power=0.99,
+        ),
+    ]  # fmt: skip
+    if evidence.loaded:
+        fewest = min(v.size for v in evidence.loaded.values())
+        sizes = ", ".join(map(str, evidence.loaded))
+        tests.append(
+            ExamTest(
+                name="noise_with_records", group="noise", alpha=3 * each,
+                evidence=f"at least {fewest} values on minibatches of {sizes} records",
+                excludes=f"noise below {excluded_shrink(fewest, each / len(evidence.loaded)):.3f} of the plan's",
+                power=0.99,
+            )
+        )  # fmt: skip
+    return findings, tests
+
+
+def _collect(probe: Probe, plan: ExamPlan, d: int) -> _Evidence:
+    cost = _measure(probe)
+    wanted = max(32 if d < WIDE else 12, math.ceil(COORDINATES / d))
+    steps = max(8, min(wanted, 4000, probe.affordable(0.2, cost)))
+    again = max(2, min(steps, math.ceil(400 / d)))
+    quiet = probe.clean(()) if probe.has("clean") else np.zeros(d)
+    set_public_seeds(1)
+    empty = probe.run([()] * steps) - quiet
+    set_public_seeds(1)
+    second = probe.run([()] * again) - quiet
+    return _Evidence(
+        empty=_normal(plan, empty), again=_normal(plan, second), loaded=dict(_with_records(probe, plan, d, cost))
+    )
+
+
+def _measure(probe: Probe) -> float:
+    import time
+
+    begun = time.monotonic()
+    probe.run([()] * 4)
+    probe.cost = (time.monotonic() - begun) / 4
+    return probe.cost
+
+
+def _with_records(probe: Probe, plan: ExamPlan, d: int, cost: float) -> Iterator[tuple[int, Vector]]:
+    """Residuals on small, usual and large minibatches: against the clean step, or of two releases."""
+    size = probe.size or 0
+    usual = max(2, round(plan.normaliser)) if plan.normaliser < size else max(2, size // 4)
+    sizes = sorted({n for n in (1, usual, min(size, 4 * usual)) if 0 < n <= size})
+    for n in sizes:
+        batch = tuple(range(n))
+        wanted = max(6 if d < WIDE else 2, math.ceil(LOADED / d))
+        begun_cost = max(cost, _cost_of(probe, batch))
+        repeats = max(min(4, wanted), min(wanted, probe.affordable(0.1, 2 * begun_cost)))
+        rows = []
+        steady = probe.clean(batch) if probe.has("clean") else None
+        for _ in range(repeats):
+            if steady is not None:
+                rows.append(probe.release(batch) - steady)
+            else:
+                rows.append((probe.release(batch) - probe.release(batch)) / math.sqrt(2))
+        yield n, _normal(plan, np.stack(rows))
+
+
+def _cost_of(probe: Probe, batch: tuple[int, ...]) -> float:
+    import time
+
+    begun = time.monotonic()
+    probe.release(batch)
+    return time.monotonic() - begun
+
+
+def _normal(plan: ExamPlan, residual: Vector) -> Vector:
+    scaled = residual / plan.noise_std
+    if not plan.laplace:
+        return scaled
+    tail = 0.5 * np.exp(-math.sqrt(2) * np.abs(scaled))
+    return np.asarray(-np.sign(scaled) * ndtri(np.clip(tail, 1e-300, 0.5)), dtype=np.float64)
+
+
+def _mean_square(values: Vector) -> float:
+    return float(np.mean(np.square(values)))
+
+
+def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+    """Mean squares: all in all, by parameter, and by step."""
+    rows = evidence.empty
+    steps, d = rows.shape
+    ratio = _mean_square(rows)
+    p = chi2_lower(ratio * rows.size, rows.size)
+    detail: dict[str, Any] = {
+        "measured": math.sqrt(ratio),
+        "bound": 1.0,
+        "values": rows.size,
+        "records": (),
+        "without": (),
+    }
+    if ratio < MISSING:
+        yield found("noise_missing", f"deviation {math.sqrt(ratio):.3g} of the plan's", p, **detail)
+        return
+    everywhere = True
+    blocks = probe.blocks(d)
+    for name, part in blocks if len(blocks) > 1 else ():
+        own, count = float(np.square(rows[:, part]).sum()), rows[:, part].size
+        other = (ratio * rows.size - own) / max(rows.size - count, 1)
+        chance = chi2_lower(own, count) * len(blocks)
+        apart = variance_ratio(own / count, count, other, rows.size - count) * len(blocks) if count else 1.0
+        if count and chance <= alpha and apart <= alpha:
+            everywhere = False
+            share = math.sqrt(own / count)
+            cause = "noise_missing_on_parameter" if share**2 < MISSING else "noise_scale_parameter"
+            words = f"{name} has deviation {share:.3g} of the plan's"
+            yield found(cause, words, chance, **(detail | {"parameter": name, "measured": share}))
+    squares = np.square(rows).sum(axis=1) if everywhere else np.zeros(0)
+    # held against the run's own level, so that noise too small everywhere does not look like missing steps
+    chances = np.asarray([chi2_lower(square / ratio, d) * steps for square in squares])
+    weak = np.flatnonzero(chances <= alpha)
+    if weak.size:
+        everywhere = False
+        share = math.sqrt(float(squares[weak].mean()) / d)
+        words = f"{weak.size} of {steps} steps have deviation {share:.3g} of the plan's, the first at step {weak[0]}"
+        yield found(
+            "noise_missing_on_steps", words, float(chances.min()), **(detail | {"steps": weak[:20].tolist()})
+        )  # fmt: skip
+    if not everywhere:
+        return
+    if p <= alpha:
+        yield found("noise_scale", f"deviation {math.sqrt(ratio):.4g} of the plan's", p, **detail)
+    high = chi2_upper(ratio * rows.size, rows.size)
+    if high <= alpha and ratio > 1:
+        yield found(
+            "noise_scale_high", f"deviation {math.sqrt(ratio):.4g} of the plan's", high, status="note", **detail
+        )
+
+
+def _standard(rows: Vector) -> Vector:
+    """Rows of mean square 1: dependence is looked for whatever the scale."""
+    return rows / max(math.sqrt(_mean_square(rows)), 1e-300)
+
+
+def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[ExamFinding]:
+    """Two runs under the same public seeds must not share their noise; beside other dependence, a correlation above
+    ``clear`` is asked for, since such noise has few values that are free to differ."""
+    first, second = evidence.empty[: len(evidence.again)].ravel(), evidence.again.ravel()
+    if (length := float(np.linalg.norm(second))) == 0:
+        return
+    first = first / max(1.0, math.sqrt(_mean_square(first)))
+    p = gaussian_two_sided(float(first @ second) / length)
+    cosine = float(first @ second) / length / max(float(np.linalg.norm(first)), 1e-300)
+    if p <= alpha and cosine >= clear:
+        text = f"a second run under the same public seeds has noise of correlation {cosine:.4f} with the first's"
+        yield found("noise_public_seed", text, p, measured=cosine, bound=0.0, records=(), without=())
+
+
+def _steps(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+    """Noise of different steps is independent: every pair of steps, and every lag in time."""
+    rows = _standard(evidence.empty)
+    steps, d = rows.shape
+    if d >= 16:
+        kept = rows[: min(steps, 400)]
+        gram = kept @ kept.T
+        lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+        z = np.triu(gram / lengths[None, :], 1)  # given one step's noise, the other's projection on it is N(0, 1)
+        pairs = len(kept) * (len(kept) - 1) // 2
+        a, b = np.unravel_index(int(np.argmax(np.abs(z))), z.shape)
+        p = gaussian_two_sided(float(z[a, b])) * pairs
+        if p <= alpha:
+            cosine = float(gram[a, b] / (lengths[a] * lengths[b]))
+            alike = cosine > 0.9 and 0.8 < lengths[a] / lengths[b] < 1.25
+            text = f"noise of steps {int(a)} and {int(b)} has correlation {cosine:.4f}"
+            cause = "noise_repeated" if alike else _low_rank(gram, lengths)
+            yield found(cause, text, min(p, 1.0), measured=cosine, bound=0.0, steps=(int(a), int(b)))
+            return
+    lagged = autocorrelation(np.ascontiguousarray(rows.T))
+    lags = np.arange(1, min(steps - 1, 2000) + 1)
+    if not lags.size:
+        return
+    chances = lag_p_values(lagged[lags], (steps - lags) * d, len(lags))
+    p, lag = float(chances.min()), int(lags[chances.argmin()])
+    if p <= alpha:
+        rho = float(lagged[lag] / ((steps - lag) * d))
+        cause = "noise_repeated" if rho > 0.4 else "noise_correlated_steps"
+        yield found(cause, f"noise {lag} steps apart has correlation {rho:.3f}", p, measured=rho, bound=0.0, lag=lag)
+
+
+def _low_rank(gram: Vector, lengths: Vector) -> str:
+    """Steps that all lie on few common directions share noise among coordinates rather than among steps."""
+    cosines = np.abs(np.triu(gram / np.outer(lengths, lengths), 1))
+    pairs = cosines[np.triu_indices(len(cosines), 1)]
+    return "noise_correlated_coordinates" if float(np.mean(pairs > 0.5)) > 0.2 else "noise_correlated_steps"
+
+
+def _coordinates(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+    """Coordinates of one step are independent: their sum, and every lag along the vector."""
+    rows = _standard(evidence.empty)
+    steps, d = rows.shape
+    if d < 2:
+        return
+    total = float(np.square(rows.sum(axis=1)).sum() / d)
+    others = float(np.square(rows).sum()) - total  # what is orthogonal to the sum, d − 1 directions of d
+    p = variance_ratio(total / steps, steps, max(others, 1e-300) / (steps * (d - 1)), steps * (d - 1))
+    if p <= alpha:
+        text = f"the sum of all coordinates has variance {total / steps:.3g} times that of independent ones"
+        yield found("noise_correlated_coordinates", text, p, measured=total / steps, bound=1.0)
+        return
+    lagged = autocorrelation(rows)
+    lags = np.arange(1, d)
+    chances = lag_p_values(lagged[lags], steps * (d - lags), d - 1)
+    p, lag = float(chances.min()), int(lags[chances.argmin()])
+    if p <= alpha:
+        rho = float(lagged[lag] / (steps * (d - lag)))
+        text = f"coordinates {lag} places apart have correlation {rho:.3f}"
+        yield found("noise_correlated_coordinates", text, p, measured=rho, bound=0.0, lag=lag)
+
+
+def _loaded(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+    """The noise on minibatches with records is that on empty ones."""
+    base, count = _mean_square(evidence.empty), evidence.empty.size
+    tries = max(len(evidence.loaded), 1)
+    for n, rows in evidence.loaded.items():
+        ratio = _mean_square(rows)
+        low = chi2_lower(ratio * rows.size, rows.size) * tries
+        apart = variance_ratio(ratio, rows.size, base, count) * tries
+        detail: dict[str, Any] = {
+            "records": tuple(range(n)),
+            "without": (),
+            "measured": math.sqrt(ratio),
+            "bound": math.sqrt(base),
+        }
+        if apart > alpha:
+            continue
+        text = f"with {n} records the deviation is {math.sqrt(ratio):.3g} of the plan's, without {math.sqrt(base):.3g}"
+        missing = ratio < MISSING and low <= alpha
+        yield found("noise_missing_on_steps" if missing else "noise_depends_on_batch", text, apart, **detail)
+        return
+
+
+def _law(evidence: _Evidence, alpha: float, laplace: bool) -> Iterator[ExamFinding]:
+    """Kolmogorov's distance from the standard normal law (Laplace noise was mapped to it)."""
+    values = evidence.empty.ravel()[:LAW]
+    distance, p = kolmogorov(values)
+    if p <= alpha:
+        law = "Laplace" if laplace else "Gaussian"
+        text = f"distance {distance:.4f} from the {law} law over {values.size} values"
+        yield found("noise_not_gaussian", text, p, measured=distance, bound=0.0, values=values.size)

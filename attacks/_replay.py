@@ -1,0 +1,284 @@
+"""Replay: neighbouring minibatches with the noise off, and what one record moves.
+
+With g the clipped sum, a record may move it by at most the sensitivity, ‖g(D) − g(D∖i)‖ ≤ C, for every record and
+every batch, and the other records' contributions must stay as they are. Both are checked on ordinary and on
+adversarial records; a breach needs no statistics and is explained by the smallest example that shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpaudit.attacks._adapters import Vector
+from dpaudit.attacks._exam_plan import ExamPlan
+from dpaudit.attacks._exam_probe import Probe
+from dpaudit.attacks._exam_values import ExamFinding, ExamTest, found
+
+TOLERANCE = 1e-3
+"""Relative slack for fp32 rounding of weights and sums: a breach is larger than this share of C."""
+
+COUPLING = 5e-3
+"""Relative change of the others' contributions that counts as coupling, beyond rounding of another padding."""
+
+UNDEFINED = ("infinite loss", "undefined loss")
+SCALED = ("large loss", "huge loss")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Replayer:
+    """The clipped sum of any batch, in units of the sensitivity."""
+
+    probe: Probe
+    plan: ExamPlan
+    cache: dict[tuple[int, ...], Vector]
+
+    def sum(self, *indices: int) -> Vector:
+        """g of a batch divided by the sensitivity: one record's share has norm at most 1."""
+        key = tuple(indices)
+        if key not in self.cache:
+            with np.errstate(all="ignore"):
+                released = self.probe.clean(indices)
+            self.cache[key] = released * (self.plan.normaliser / self.plan.sensitivity)
+        return self.cache[key]
+
+    def shares(self, indices: Sequence[int]) -> Vector:
+        """Σ of what every record of a batch contributes alone."""
+        return np.asarray(np.sum([self.sum(i) for i in indices], axis=0))
+
+
+def replay(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest]]:
+    """Deterministic tests of sensitivity; needs ``clean``."""
+    seen = _Replayer(probe, plan, {})
+    size = probe.size or 8
+    base = list(range(min(size, 6)))
+    findings = _undefined(seen, base)
+    try:
+        alone = _alone(seen, base)
+        findings += alone
+        findings += _together(seen, base, excess=bool(alone))
+        findings += _others(seen, base)
+    except Exception as error:  # a step that raises on a record tells that the record is there
+        findings.append(found("step_failed", f"the step raised {type(error).__name__}: {error}"))
+    findings += _sizes(seen, base)
+    compared = f"{len(seen.cache)} minibatches replayed without noise, {len(base)} ordinary and"
+    test = ExamTest(
+        name="replay", group="replay", evidence=f"{compared} {len(probe.adversaries)} adversarial records",
+        excludes=f"a contribution above {1 + TOLERANCE:g} C on the records replayed", power=1.0,
+    )  # fmt: skip
+    return findings, [test]
+
+
+def _norm(vector: Vector) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(vector))
+
+
+def _undefined(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
+    """Records with infinite or undefined losses leave the release finite, and raise nothing."""
+    for name in UNDEFINED:
+        if (index := seen.probe.adversaries.get(name)) is None:
+            continue
+        for batch in ((index,), (base[0], index)):
+            try:
+                share = _norm(seen.sum(*batch))
+            except Exception as error:
+                words = f"a record with an {name} made the step raise {type(error).__name__}, which shows it is there"
+                return [found("non_finite", words, records=batch, without=batch[:-1], error=str(error)[:200])]
+            if not math.isfinite(share):
+                words = f"with an {name} in the minibatch the released vector has norm {share:g}"
+                return [found("non_finite", words, records=batch, without=batch[:-1], measured=share, bound=1.0)]
+    return []
+
+
+def _alone(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
+    """A batch of one record has norm at most C, also for adversarial records."""
+    candidates = {f"record {i}": i for i in base} | {
+        name: i for name, i in seen.probe.adversaries.items() if name not in UNDEFINED
+    }
+    norms = {name: _norm(seen.sum(i) - seen.sum()) for name, i in candidates.items()}
+    bad = {name: norm for name, norm in norms.items() if not norm <= 1 + TOLERANCE}
+    if not bad:
+        return []
+    worst = max(bad, key=lambda name: bad[name] if math.isfinite(bad[name]) else math.inf)
+    detail: dict[str, Any] = {
+        "records": (candidates[worst],),
+        "without": (),
+        "measured": norms[worst],
+        "bound": 1.0,
+        "kind": worst,
+    }
+    if not math.isfinite(norms[worst]):
+        return [found("non_finite", f"{worst} alone releases a vector of norm {norms[worst]}", **detail)]
+    grown = _growth(seen)
+    if grown is not None:
+        names, every = grown
+        if not every:
+            return [
+                found(
+                    "unclipped_parameter", f"{worst} alone moves the sum by {norms[worst]:.4g} C, growing with the"
+                    f" loss in {', '.join(names[:4])}", parameters=names, **detail,
+                )
+            ]  # fmt: skip
+        return [
+            found("unclipped", f"{worst} alone moves the sum by {norms[worst]:.4g} C, growing with the loss", **detail)
+        ]
+    return [
+        found(
+            "norm_underestimated", f"{worst} alone moves the sum by {norms[worst]:.4g} C, however large its loss",
+            **detail,
+        )
+    ]  # fmt: skip
+
+
+def _growth(seen: _Replayer) -> tuple[list[str], bool] | None:
+    """Blocks whose contribution grows with the loss beyond C; whether that is all of them; None where none does."""
+    scaled = [seen.probe.adversaries.get(name) for name in SCALED]
+    if None in scaled:
+        return None
+    first, second = (seen.sum(i) for i in scaled if i is not None)
+    blocks = seen.probe.blocks(first.size)
+    grown, live = [], 0
+    for name, part in blocks:
+        before, after = _norm(first[part]), _norm(second[part])
+        live += before > 1e-9 or after > 1e-9
+        if after > 1 and after > 3 * before:
+            grown.append(name)
+    if not grown:
+        return None
+    return grown, len(grown) >= max(live, 1)
+
+
+def _together(seen: _Replayer, base: list[int], *, excess: bool) -> list[ExamFinding]:
+    """Records added to others: their shares add up, with one divisor whatever the batch."""
+    pair = (base[0], base[1])
+    whole, shares = seen.sum(*base), seen.shares(base)
+    scale = max(_norm(shares), 1e-12)
+    gap = _norm(whole - shares)
+    detail: dict[str, Any] = {
+        "records": tuple(base),
+        "without": tuple(base[:-1]),
+        "measured": gap,
+        "bound": COUPLING * scale,
+    }
+    if _norm(whole * len(base) - shares) < COUPLING * scale < gap:
+        ratio = f"the sum of {len(base)} records is 1/{len(base)} of the sum of their shares"
+        return [found("normaliser_realised_batch", ratio, **detail)]
+    if excess:
+        return []  # the shares themselves are wrong; what they do together says nothing more
+    huge = seen.probe.adversaries.get("huge loss")
+    if huge is not None:
+        # when a clip acts on the mean, a record with a huge loss leaves nothing of the other's own direction
+        alone, other, both = seen.sum(huge), seen.sum(base[1]), seen.sum(base[1], huge)
+        own, left = _norm(_across(other, alone)), _norm(_across(both, alone))
+        if own > 1e-3 and left < 0.3 * own:
+            words = f"beside a record with a huge loss, {left:.3g} C is left of the {own:.3g} C of record {base[1]}"
+            return [
+                found(
+                    "clipped_after_averaging", words, records=(base[1], huge), without=(huge,), measured=left, bound=own
+                )
+            ]  # fmt: skip
+    for batch in (pair, tuple(base)):
+        whole, expected = seen.sum(*batch), seen.shares(batch)
+        if _norm(whole - expected) > COUPLING * max(_norm(expected), 0.1):
+            moved = _norm(whole - expected)
+            return [
+                found(
+                    "coupled_examples", f"the sum of records {batch} differs by {moved:.3g} C from the sum of their"
+                    " shares", records=batch, without=batch[:-1], measured=moved,
+                    bound=COUPLING * max(_norm(expected), 0.1),
+                )
+            ]  # fmt: skip
+    return []
+
+
+def _across(vector: Vector, along: Vector) -> Vector:
+    """The part of a vector at right angles to another."""
+    length = max(float(along @ along), 1e-300)
+    return np.asarray(vector - along * (float(vector @ along) / length), dtype=np.float64)
+
+
+def _others(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
+    """Removing any one record from a batch moves the sum by at most C and leaves the others' shares alone."""
+    findings: list[ExamFinding] = []
+    candidates = [base[0], base[-1], *(i for name, i in seen.probe.adversaries.items() if name not in UNDEFINED)]
+    rest = [i for i in base[1:-1]]
+    for index in candidates:
+        with_it, without = seen.sum(*rest, index), seen.sum(*rest)
+        moved = _norm(with_it - without)
+        detail: dict[str, Any] = {"records": (*rest, index), "without": tuple(rest)}
+        if not moved <= 1 + TOLERANCE:
+            text = f"removing record {index} moves the sum by {moved:.4g} C"
+            findings.append(found("sensitivity", text, measured=moved, bound=1.0, **detail))
+        change = _norm(with_it - without - seen.sum(index))
+        bound = COUPLING * max(_norm(without), 1.0)
+        if not change <= bound:
+            text = f"with record {index} present the others' shares change by {change:.3g} C"
+            findings.append(found("coupled_examples", text, measured=change, bound=bound, **detail))
+    return findings
+
+
+def _sizes(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
+    """The divisor stays when the data set has one record fewer; sizes around a rounding boundary are tried."""
+    probe = seen.probe
+    if not probe.has("resized") or probe.size is None:
+        return []
+    q = seen.plan.stage.sampling_probability
+    span = min(max(2, math.ceil(1 / max(q, 1e-9)) + 1), 24, probe.size - len(base) - 1)
+    batch = base[:4]
+    before: Vector | None = None
+    for size in range(probe.size, probe.size - span - 1, -1):
+        probe.rewind()
+        other = probe.adapter.resized(size)
+        after = np.asarray(other.clean(batch), dtype=np.float64) * (seen.plan.normaliser / seen.plan.sensitivity)
+        if before is not None and _norm(after - before) > TOLERANCE * max(_norm(before), 1e-9):
+            ratio = _norm(before) / max(_norm(after), 1e-300)
+            text = f"the same records release {ratio:.4g} times as much with {size + 1} records as with {size}"
+            return [
+                found(
+                    "normaliser_data_size", text, records=(size + 1,), without=(size,), measured=ratio, bound=1.0,
+                    sizes=(size + 1, size),
+                )
+            ]  # fmt: skip
+        before = after
+    return []
+
+
+def published_outputs(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest]]:
+    """Numbers published beside the release: one that follows the records and never varies carries no noise."""
+    if not probe.has("published"):
+        return [], []
+    batches: list[tuple[int, ...]] = [(0, 1, 2, 3, 4), (0, 1, 2, 3), (5,), ()]
+    seen: list[dict[str, list[float]]] = []
+    for batch in batches:
+        values: dict[str, list[float]] = {}
+        for _ in range(3):
+            probe.release(batch)
+            for name, value in probe.adapter.published().items():
+                values.setdefault(name, []).append(float(value))
+            probe.run([batch, ()])
+            for name, value in probe.adapter.published().items():
+                values.setdefault(f"{name} a step later", []).append(float(value))
+        seen.append(values)
+    findings = []
+    for name in seen[0]:
+        columns = [values.get(name, [math.nan]) for values in seen]
+        steady = all(len(set(map(repr, column))) == 1 for column in columns)
+        if steady and len({repr(column[0]) for column in columns}) > 1:
+            first = next(i for i in range(1, len(columns)) if repr(columns[i][0]) != repr(columns[0][0]))
+            text = f"{name} is {columns[0][0]:.6g} for one minibatch and {columns[first][0]:.6g} for another"
+            findings.append(
+                found(
+                    "private_output", f"{text}, the same at every repetition", records=batches[0],
+                    without=batches[first], measured=columns[0][0], bound=columns[first][0], output=name,
+                )
+            )  # fmt: skip
+    test = ExamTest(
+        name="published_outputs", group="replay", evidence=f"{9 * len(batches)} noisy steps on {len(batches)} batches",
+        excludes="a published number that is a function of the records alone", power=1.0,
+    )  # fmt: skip
+    return findings, [test]

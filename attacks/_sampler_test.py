@@ -1,0 +1,156 @@
+"""Sampler: who takes part how often, how large the minibatches are, and what they have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit import Sampling
+from dpaudit.attacks._exam_plan import ExamPlan
+from dpaudit.attacks._exam_probe import Probe, set_public_seeds
+from dpaudit.attacks._exam_statistics import (
+    binomial_two_sided,
+    binomial_upper,
+    chi2_lower,
+    chi2_upper,
+    normal_quantile,
+    two_sided,
+)
+from dpaudit.attacks._exam_values import ExamFinding, ExamTest, found
+
+INCLUSIONS = 6_000
+"""Participations wanted: a rate 11% off is then convicted almost surely."""
+
+Draws = list[NDArray[np.int64]]
+
+
+def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest]]:
+    """Tests of the minibatches against the declared sampling, with a false alarm of at most ``alpha`` together."""
+    n, q = probe.size, plan.stage.sampling_probability
+    if n is None:
+        return [], []
+    steps = _affordable(probe, n, q)
+    set_public_seeds(2)
+    draws = probe.draws(steps)
+    again = min(steps, max(8, math.ceil(400 / max(n * q, 1e-9))))
+    set_public_seeds(2)
+    second = probe.draws(again)
+    each = alpha / 6
+    findings = list(_inside(draws))
+    if plan.stage.sampling is Sampling.NONE:
+        findings += _full(draws, n)
+        test = ExamTest(name="sampler", group="sampler", evidence=f"{steps} minibatches of all {n} records")
+        return findings, [test]
+    findings += _rate(draws, n, q, each)
+    independent = plan.poisson
+    if independent:
+        findings += _together(draws, n, q, each, whole=not findings)
+        findings += _seeded(draws, second, n, q, each)
+        findings += [] if any(f.name == "sampling_rate" for f in findings) else _sizes(draws, n, q, each)
+    count = steps * n * q
+    off = (normal_quantile(1 - each / 2) + normal_quantile(0.99)) * math.sqrt((1 - q) / count)
+    test = ExamTest(
+        name="sampler", group="sampler", alpha=alpha, power=0.99,
+        evidence=f"{steps} minibatches of {n} records, {sum(map(len, draws))} participations",
+        excludes=f"a sampling probability above {1 + off:.3f} q",
+    )  # fmt: skip
+    return findings, [test]
+
+
+def _affordable(probe: Probe, n: int, q: float) -> int:
+    import time
+
+    begun = time.monotonic()
+    probe.draws(8)
+    cost = (time.monotonic() - begun) / 8
+    wanted = max(240, math.ceil(INCLUSIONS / max(n * q, 1e-9)))
+    return max(16, min(wanted, 20_000, probe.affordable(0.2, cost)))
+
+
+def _inside(draws: Draws) -> Iterator[ExamFinding]:
+    for step, batch in enumerate(draws):
+        if len(np.unique(batch)) < len(batch):
+            values, counts = np.unique(batch, return_counts=True)
+            record = int(values[counts.argmax()])
+            text = f"record {record} stands {int(counts.max())} times in the minibatch of step {step}"
+            yield found("sampling_repeats_in_batch", text, deterministic=True, record=record, step=step)
+            return
+
+
+def _full(draws: Draws, n: int) -> Iterator[ExamFinding]:
+    for step, batch in enumerate(draws):
+        if not np.array_equal(np.sort(batch), np.arange(n)):
+            text = f"step {step} has {len(batch)} of {n} records where the plan takes all"
+            yield found("sampling_rate", text, deterministic=True, step=step, measured=len(batch), bound=n)
+            return
+
+
+def _rate(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    steps = len(draws)
+    counts = np.zeros(n, dtype=np.int64)
+    for batch in draws:
+        np.add.at(counts, batch[(batch >= 0) & (batch < n)], 1)
+    total = int(counts.sum())
+    p = binomial_two_sided(total, n * steps, q)
+    if p <= alpha:
+        text = f"{total} participations of {n} records in {steps} steps, rate {total / (n * steps):.5f}, plan {q:.5f}"
+        yield found("sampling_rate", text, p, measured=total / (n * steps), bound=q)
+        return
+    chances = [(binomial_two_sided(int(c), steps, q) * n, i) for i, c in enumerate(counts)]
+    p, record = min(chances)
+    if p <= alpha:
+        text = f"record {record} takes part {int(counts[record])} times in {steps} steps, expected {steps * q:.1f}"
+        yield found("sampling_unequal", text, p, measured=int(counts[record]), bound=steps * q, record=record)
+
+
+def _overlap(first: Draws, second: Draws) -> int:
+    return sum(len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True))
+
+
+def _together(draws: Draws, n: int, q: float, alpha: float, *, whole: bool) -> Iterator[ExamFinding]:
+    """Records shared by minibatches a lag apart: over disjoint pairs of steps, exactly Binomial(n·pairs, q²)."""
+    steps = len(draws)
+    epoch = max(1, round(1 / q))
+    rate = sum(map(len, draws)) / max(n * steps, 1)
+    # with a wrong q the overlap is held against the realised rate: the cause is then still the rate's
+    square = q * q if whole else rate * rate
+    lags = sorted({lag for lag in (1, 2, 3, epoch - 1, epoch, epoch + 1, steps // 2) if 1 <= lag <= steps // 2})
+    worst: tuple[float, int, int, float] | None = None
+    for lag in lags:
+        starts = [t for t in range(steps - lag) if (t // lag) % 2 == 0]
+        shared = _overlap([draws[t] for t in starts], [draws[t + lag] for t in starts])
+        p = binomial_two_sided(shared, n * len(starts), square) * len(lags)
+        if worst is None or p < worst[0]:
+            worst = (p, lag, shared, n * len(starts) * square)
+    if worst is None or worst[0] > (alpha if whole else alpha * 1e-6):
+        return
+    p, lag, shared, expected = worst
+    cause = "sampling_without_replacement" if shared < expected else "sampling_repeated_batches"
+    text = f"minibatches {lag} apart share {shared} records, expected {expected:.1f}"
+    yield found(cause, text, p, measured=shared, bound=expected, lag=lag)
+
+
+def _seeded(draws: Draws, second: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    shared = _overlap(draws[: len(second)], second)
+    p = binomial_upper(shared, n * len(second), q * q)
+    if p <= alpha and shared > 0.5 * sum(map(len, second)):
+        text = f"a second run under the same public seeds draws {shared} of {sum(map(len, second))} records again"
+        yield found("sampling_public_seed", text, p, measured=shared, bound=n * len(second) * q * q)
+
+
+def _sizes(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    """Dispersion of Binomial(n, q) sizes, with the chi-square law corrected for the binomial's fourth moment."""
+    steps, variance = len(draws), n * q * (1 - q)
+    if variance < 1:
+        return
+    sizes = np.asarray([len(batch) for batch in draws], dtype=np.float64)
+    statistic = float(np.square(sizes - n * q).sum() / variance)
+    scale = 1 + (1 - 6 * q * (1 - q)) / (2 * variance)
+    p = two_sided(chi2_lower(statistic / scale, steps / scale), chi2_upper(statistic / scale, steps / scale))
+    if p <= alpha:
+        spread = statistic / steps * variance
+        text = f"the sizes of {steps} minibatches have variance {spread:.3g}, expected {variance:.3g}"
+        yield found("sampling_batch_size", text, p, measured=spread, bound=variance)

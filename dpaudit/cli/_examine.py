@@ -1,0 +1,224 @@
+"""``dpaudit examine``: white-box tests of a training step against the plan it claims to follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dpaudit import Ledger
+from dpaudit._errors import InvalidValue
+from dpaudit.cli._common import emit, json_option, quiet_transformers
+
+if TYPE_CHECKING:
+    from dpaudit.attacks import Findings, FirstOrderAdapter, ZerothOrderAdapter
+    from dpaudit.cli._config import Config
+
+RECORDS = 96
+"""Synthetic records of an examination of a configuration."""
+
+LENGTH = 16
+"""Tokens of a synthetic record, at most."""
+
+
+@click.command("examine")
+@click.argument("source", metavar="CONFIG.toml|MODULE:FUNCTION")
+@click.option("--budget", default="1min", show_default=True, help="Time to spend, such as 30s or 2min.")
+@click.option(
+    "--accountant",
+    default="pld",
+    show_default=True,
+    type=click.Choice(["prv", "pld", "rdp"]),
+    help="Recomputes the claimed ε.",
+)
+@json_option
+def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
+    """Test a training step from inside: sensitivity, noise, sampler, ledger, and one canary a step.
+
+    With a configuration, dpaudit's own trainer is examined as that file sets it up, on synthetic records of the same
+    form; no private record is read but for their number. MODULE:FUNCTION names a function without arguments that
+    returns (adapter, plan), for a step of any library.
+
+    Exit code: 0 nothing found (which proves no more than the tests listed exclude), 1 violated, 64 bad usage.
+
+    \b
+    Example:
+      dpaudit examine examples/certify.toml --budget 2min
+      dpaudit examine mypackage.training:step_adapter --json
+    """
+    from dpaudit.attacks import examine
+
+    adapter, plan = _from_file(Path(source)) if source.endswith(".toml") else _from_function(source)
+    found = examine(adapter, plan, budget=budget, accountant=_accountant(accountant))
+    payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
+    emit(payload | {"budget": budget} | found.to_dict(), as_json, _text(found))
+    raise SystemExit(1 if found.violated else 0)
+
+
+def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
+    """Findings as a certificate takes them: the cause and its standing text, never a witness."""
+    return [{**finding.public(), "verdict": finding.status} for finding in found.findings]
+
+
+def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:
+    """Examine the trainer that a configuration names, on synthetic records."""
+    from dpaudit.attacks import examine
+
+    adapter, plan = adapter_of(config, base)
+    return examine(adapter, plan, budget=budget, accountant=_accountant(config.privacy.calibrate_with))
+
+
+def _accountant(name: str) -> Any:
+    def epsilon(ledger: Ledger, delta: float) -> float:
+        from dpaudit.accounting import epsilon_upper
+
+        return epsilon_upper(ledger, delta, name)
+
+    return epsilon
+
+
+def _from_function(source: str) -> tuple[Any, Any]:
+    name, _, function = source.partition(":")
+    if not name or not function:
+        raise InvalidValue(
+            f"source={source!r} is neither a .toml file nor MODULE:FUNCTION; name the function, as in"
+            " mypackage.training:step_adapter."
+        )
+    sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(name), function)()
+    except (ImportError, AttributeError) as error:
+        raise InvalidValue(f"source={source!r} cannot be loaded ({error}); check name and path.") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise InvalidValue(f"{source} returned {type(made).__name__} and must return a pair (adapter, plan).")
+    return made
+
+
+def _from_file(path: Path) -> tuple[Any, Any]:
+    from dpaudit.cli._config import read_config
+
+    quiet_transformers()
+    return adapter_of(read_config(path), path.resolve().parent)
+
+
+def adapter_of(config: Config, base: Path) -> tuple[Any, Any]:
+    """Adapter and plan of the trainer that a configuration names."""
+    from dpaudit.cli._fit import select_trainable
+    from dpaudit.cli._prepare import make_plans
+    from dpaudit.cli._sources import load_model, private_and_public
+
+    private, _ = private_and_public(config, base)
+    public_size = len(private) + round(config.canaries.count * config.canaries.copies / 2)
+    plans = make_plans(config, public_size)
+    model = load_model(config, base)
+    select_trainable(model, config.model.trainable)
+    records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, public_size))
+    build = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
+    adapter = build(config, model, records, special, plans[0])
+    return adapter, whole_plan(plans)
+
+
+def whole_plan(plans: Sequence[Any]) -> Any:
+    """The plan that the claim is held against: the first stage's step, with the steps of all stages.
+
+    Stages of one run share σ, q and P; they differ in rates, which cost no privacy.
+    """
+    return dataclasses.replace(plans[0], steps=sum(plan.steps for plan in plans))
+
+
+def synthetic_records(config: Config, vocabulary: int, count: int) -> tuple[list[Any], dict[str, Any]]:
+    """Random token records of the task's form, and adversarial ones by name."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    causal, longest = config.model.task == "causal-lm", max(4, min(LENGTH, config.data.max_length))
+
+    def record(tokens: Any, *, labels: Any = None) -> dict[str, Any]:
+        ids = [int(t) for t in tokens]
+        own = list(ids) if causal else int(rng.integers(2))
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": own if labels is None else labels}
+
+    rows = [record(rng.integers(2, vocabulary, size=rng.integers(3, longest))) for _ in range(count)]
+    special = {"repeated token": record([5] * longest), "long record": record(rng.integers(2, vocabulary, longest))}
+    if causal:
+        special["empty label"] = record([7] * 4, labels=[-100] * 4)
+        special["one token"] = record([9])
+    return rows, special
+
+
+def _collator(config: Config) -> Any:
+    import torch
+
+    causal = config.model.task == "causal-lm"
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        width = max((len(row["input_ids"]) for row in rows), default=1)
+
+        def padded(key: str, value: int) -> torch.Tensor:
+            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+
+        labels = padded("labels", -100) if causal else torch.tensor([row["labels"] for row in rows])
+        return {"input_ids": padded("input_ids", 1), "attention_mask": padded("attention_mask", 0), "labels": labels}
+
+    return collate
+
+
+def _losses(config: Config) -> Any:
+    from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
+
+    if config.model.task == "causal-lm":
+        return lambda model, batch: causal_lm_losses(model, **batch)
+    return sequence_classification_losses
+
+
+def _first_order(
+    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any
+) -> FirstOrderAdapter:
+    from dpaudit.attacks import FirstOrderAdapter
+    from dpaudit.trainers import OptimizerSettings, train
+
+    return FirstOrderAdapter(
+        train, model, records, plan, collate=_collator(config), loss_fn=_losses(config), special=special,
+        optimizer=OptimizerSettings(algorithm="sgd", learning_rate=1.0), options={"physical_batch_size": 16},
+    )  # fmt: skip
+
+
+def _zeroth_order(
+    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any
+) -> ZerothOrderAdapter:
+    from dpaudit.attacks import ZerothOrderAdapter
+    from dpaudit.trainers._directions import Directions
+    from dpaudit.trainers._zo_stages import ZOStage
+    from dpaudit.trainers._zo_tasks import fixed_length
+    from dpaudit.trainers._zoso import zo_train
+
+    options = config.zeroth_order
+    assert options is not None  # the configuration required it
+    stage = ZOStage(plan=plan, learning_rate=config.optimizer.learning_rate, scale=options.scale)
+    return ZerothOrderAdapter(
+        zo_train, model, records, stage, collate=fixed_length(_collator(config), LENGTH, pad=1),
+        loss_fn=_losses(config), special=special, directions=Directions(run=f"{config.run.seed}/examination"),
+        options={"physical_batch_size": 16},
+    )  # fmt: skip
+
+
+def _text(found: Findings) -> str:
+    lines = ["verdict: VIOLATED" if found.violated else "nothing found (no proof of privacy; see what was excluded)"]
+    for finding in found.findings:
+        lines.append(f"- {finding.name} [{finding.status}] {finding.text}")
+    lines.append("tests:")
+    for test in found.tests:
+        lines.append(f"  {test.name}: {test.evidence}; excludes {test.excludes or 'nothing further'}")
+    lines += [f"  not tested: {reason}" for reason in found.untested]
+    lines.append(f"false alarms of all tests together: at most {found.alpha:.2g}; took {found.seconds:.0f} s")
+    if found.epsilon_lower is not None:
+        lines.append(f"step audit: μ ≥ {found.mu_lower:.3g} per step, which composes to ε ≥ {found.epsilon_lower:.3g}")
+    return "\n".join(lines)
