@@ -26,8 +26,10 @@ def _finite_or_zero(factors: Tensor, norms: Tensor) -> Tensor:
 
 
 def _flat(norms: Tensor, bound: float) -> Tensor:
-    # n <= C gives exactly 1, also for n = 0; otherwise C/n.
-    return _finite_or_zero(torch.where(norms <= bound, torch.ones_like(norms), bound / norms), norms)
+    # n <= C gives exactly 1, also for n = 0; otherwise C/n, divided once (a scalar numerator would be rounded twice).
+    return _finite_or_zero(
+        torch.where(norms <= bound, torch.ones_like(norms), torch.full_like(norms, bound) / norms), norms
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from torch import Tensor
 from dpaudit.trainers import _products
 from dpaudit.trainers._cost import Strategy, strip_starts
 
+_CHUNK_WORDS = 2**22  # 16 MiB of fp32 copies at a time
+
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in at least fp32; fp64 stays fp64."""
@@ -35,6 +37,14 @@ def gram_plan(length: int, width: int, like: Tensor) -> tuple[tuple[int, ...], b
     """Where to cut T, and whether oneDNN multiplies, for the device and type of ``like``."""
     onednn = _products.onednn_for(wide(like[:0])) and _products.worth_onednn(length, length, width)
     return strip_starts(length, onednn), onednn
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    """Slices of examples: all at once, or a few at a time where a wide copy of a narrow tensor would be large."""
+    if x.dtype in (torch.float32, torch.float64) or x.numel() <= _CHUNK_WORDS:
+        return [slice(None)]
+    step = max(1, _CHUNK_WORDS * x.shape[0] // x.numel())
+    return [slice(i, i + step) for i in range(0, x.shape[0], step)]
 
 
 def _times(tensor: Tensor, factors: Tensor) -> Tensor:
@@ -71,9 +81,12 @@ class Gram:
     @classmethod
     def of(cls, x: Tensor, starts: tuple[int, ...], onednn: bool) -> Gram:
         """Compute the strips; ``starts`` ends with T."""
-        x = wide(x)
-        pairs = itertools.pairwise(starts)
-        return cls([_products.gram(x[:, lo:hi], x[:, lo:], onednn=onednn) for lo, hi in pairs])
+        pairs = list(itertools.pairwise(starts))
+        parts = []
+        for rows in _chunks(x):
+            part = wide(x[rows])
+            parts.append([_products.gram(part[:, lo:hi], part[:, lo:], onednn=onednn) for lo, hi in pairs])
+        return cls([torch.cat(strips) if len(strips) > 1 else strips[0] for strips in zip(*parts, strict=True)])
 
     def dot(self, other: Gram) -> Square:
         """Σ_{t,s} K_ts K'_ts per example, (B,), and the sum over t = s alone as its scale."""
@@ -96,16 +109,21 @@ def _squared(full: Tensor) -> Square:
     return Square(value, value)
 
 
+_SIBLINGS = 4  # Grams remembered at a time
+
+
 class Grams:
     """The Gram matrices of one backward pass, shared by uses that read the same input (queries, keys, values)."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], tuple[Tensor, Gram]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, Gram]] = {}  # the latest few: siblings follow each other
 
     def shared(self, x: Tensor, starts: tuple[int, ...], onednn: bool) -> Gram:
         """The Gram of an input that other layers may read too."""
         key = (x.data_ptr(), x.shape, x.stride(), x.dtype, starts, onednn)
         if key not in self._kept:  # the tensor is kept beside its Gram, so that its address is not given away meanwhile
+            if len(self._kept) >= _SIBLINGS:
+                del self._kept[next(iter(self._kept))]
             self._kept[key] = (x, Gram.of(x, starts, onednn))
         return self._kept[key][1]
 
@@ -150,14 +168,18 @@ class MatrixUse:
         """Σ_i c_i G_i, added into ``total`` (weight shape, fp32 or fp64) where there is one."""
         if self.kept is not None:
             return _weighted_rows(self.kept, factors, total)
-        a, b = wide(self.a), wide(self.b)
+        for rows in _chunks(self.a if self.a.numel() > self.b.numel() else self.b):
+            total = self._product(wide(self.a[rows]), wide(self.b[rows]), factors[rows], total)
+        assert total is not None
+        return total
+
+    def _product(self, a: Tensor, b: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
         if a.shape[2] <= b.shape[2]:
             a = _times(a, factors)
         else:
             b = _times(b, factors)
         a, b = a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2])
-        left, right = (b, a) if self.transposed else (a, b)
-        new = _products.outer(left, right).view(self.shape)
+        new = (_products.outer(b, a) if self.transposed else _products.outer(a, b)).view(self.shape)
         return new if total is None else total.add_(new)
 
     def select(self, rows: Tensor) -> MatrixUse:

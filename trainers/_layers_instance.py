@@ -17,6 +17,9 @@ from dpaudit._errors import UnsupportedModel
 from dpaudit.trainers._layers import DirectUse
 from dpaudit.trainers._layers_sites import Site
 
+#: DeBERTa: position embeddings without a batch axis go through the query and key projections.
+_SHARED_POSITIONS = ("DisentangledSelfAttention",)
+
 
 def refuse_coupled(name: str, module: nn.Module) -> None:
     """Refuse modules that mix the examples of a batch or hide their parameters."""
@@ -27,7 +30,17 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
         )
     if not _trainable(module):
         return
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and not module.batch_first:
+    if type(module).__name__ in _SHARED_POSITIONS:
+        raise UnsupportedModel(
+            f"module {name} ({type(module).__name__}) projects position embeddings that the whole batch shares,"
+            " which have no per-example gradient there; freeze it or choose another model family."
+        )
+    if isinstance(module, nn.RNNBase):
+        raise UnsupportedModel(
+            f"module {name} ({type(module).__name__}) keeps the examples of its state on the second axis and has no"
+            " per-example rule; freeze it or use a transformer."
+        )
+    if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
         raise UnsupportedModel(
             f"module {name} ({type(module).__name__}) has batch_first=False, so examples are not on the first axis;"
             " build it with batch_first=True."

@@ -144,16 +144,14 @@ class LinearSite(Site):
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is self.module and self.engine.listening:
-            self.asleep = [p for p in self.parameters.values() if p.requires_grad]
+            Site.before(self, module, args, kwargs)
             if self.asleep:
                 torch.set_grad_enabled(False)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is not self.module or not self.asleep:
-            return None
-        torch.set_grad_enabled(True)
-        active, self.asleep = self.asleep, []
-        return None if output is None else self.tapped({id(p) for p in active}, args, kwargs, output)
+        if module is self.module and self.asleep:
+            torch.set_grad_enabled(True)
+        return Site.after(self, module, args, kwargs, output)
 
     def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
@@ -411,7 +409,7 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
         if kind is InstanceSite:
             everything = {n: p for n, p in module.named_parameters() if p is not None}
             inside |= {id(m) for m in module.modules()}
-            if module is model:
+            if module is model and next(module.children(), None) is not None:
                 raise UnsupportedModel(
                     f"parameter {next(iter(own))} sits directly on the model {type(model).__name__} and has no"
                     " per-example rule; freeze it or move it into a module of its own."
