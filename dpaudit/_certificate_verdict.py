@@ -118,7 +118,7 @@ def _judge_audit(
     verdict = audit.get("verdict")
     if faulty or verdict == "invalid_audit":
         if verdict == "invalid_audit":
-            found["invalid_audit"].append(_own_reason(audit, "the audit itself reports that it is invalid"))
+            found["invalid_audit"].extend(_own_reasons(audit, "the audit itself reports that it is invalid"))
         return
     lower = lower_at_verdict(audit)
     if lower is not None and claim is not None and exceeds(lower, claim):
@@ -128,9 +128,9 @@ def _judge_audit(
             f"the attack shows ε ≥ {lower:.4g}, above the {upper:.4g} of the ledger: the steps were not run as recorded"
         )
     elif verdict == "violated":
-        found["violated"].append(_own_reason(audit, "the audit refutes the declared mechanism"))
+        found["violated"].extend(_own_reasons(audit, "the audit refutes the declared mechanism"))
     if verdict in {"accounting_mismatch", "inconclusive"}:
-        found[str(verdict)].append(_own_reason(audit, "the audit could not decide the claim"))
+        found[str(verdict)].extend(_own_reasons(audit, "the audit could not decide the claim"))
     elif verdict not in {"consistent", "violated"}:
         found["invalid_audit"].append(f"the audit's verdict {str(verdict)[:40]!r} is unknown")
 
@@ -144,7 +144,7 @@ def lower_at_verdict(audit: Mapping[str, Any]) -> float | None:
     return None if value is None or isinstance(value, bool) else float(value)
 
 
-def _own_reason(audit: Mapping[str, Any], fallback: str) -> str:
+def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
     """The audit's findings that ask for its verdict, in words."""
     verdict = audit.get("verdict")
     findings = [f for f in audit.get("findings") or () if isinstance(f, Mapping) and f.get("status") == verdict]
@@ -154,4 +154,4 @@ def _own_reason(audit: Mapping[str, Any], fallback: str) -> str:
         texts.append("the power of this attack is unknown, since no positive control was made")
     elif verdict == "inconclusive" and isinstance(power, (int, float)) and power < ENOUGH_POWER:
         texts.append(f"this attack would notice a broken run with probability {power:.2g} only")
-    return " ".join(texts) or fallback
+    return texts or [fallback]

@@ -11,8 +11,11 @@ from dpaudit._errors import DpauditError
 from dpaudit._readers import MAX_TABLE_BYTES, number, read_table
 from dpaudit._verify_files import embedded_ledger
 from dpaudit._verify_report import ABSENT, DIFFERENT, EQUAL, Step, judge
+from dpaudit._version import __version__
 
 TOLERANCE = 1e-6
+# These decide; the others describe, and a later dpaudit may compute them better.
+DECIDING = ("primary", "ceiling", "ceiling_at_verdict")
 SECTIONS = (
     "primary",
     "ceiling",
@@ -45,7 +48,11 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
     fresh = plain_json(result.to_dict())
     for name in SECTIONS:
         if where := _first_difference(stated.get(name), fresh.get(name), name):
-            return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
+            written_by = body["verifier"].get("version")
+            if name in DECIDING or written_by == __version__:
+                return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
+            detail = f"{where}; dpaudit {written_by} computed it and {__version__} runs here"
+            return [Step("audit.result", ABSENT, detail), *_power_steps(folder, body)]
     lost = {f["name"] for f in fresh["findings"]} - {f.get("name") for f in stated.get("findings") or ()}
     if lost:
         return [Step("audit.result", DIFFERENT, f"finding {min(lost)} follows from the scores and is not stated")]

@@ -75,7 +75,8 @@ def epsilon_axis(
         "epsilon-axis",
         title="Claim, proof and attack on one scale",
         alt=alt,
-        caption="A result of the attack inside the shaded area would refute the claim.",
+        caption="A result of the attack inside the shaded area would refute "
+        + ("the claim or the recorded steps." if limit < 0.99 * claim else "the claim."),
         heights=(78 + 62 * len(rows), 78 + 62 * len(rows)),
         paint=paint,
     )

@@ -19,7 +19,7 @@ DELTA, CLAIM, M = 1e-5, 3.0, 400
 STAGE = Stage(
     sampling_probability=0.01,
     noise_multiplier=1.0,
-    steps=40,
+    steps=60,
     sampling="poisson",
     clipping_norm=0.1,
     expected_batch_size=30.0,
@@ -40,7 +40,7 @@ def canaries(m: int = M, seed: int = 7) -> tuple[list[str], np.ndarray, np.ndarr
     rng = np.random.default_rng(seed)
     ids = [hashlib.sha256(f"canary {i}".encode()).hexdigest()[:32] for i in range(m)]
     coins = rng.integers(0, 2, m)
-    return ids, coins, rng.normal(size=m) + 0.8 * coins
+    return ids, coins, rng.normal(size=m) + 0.55 * coins
 
 
 def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence:
