@@ -61,7 +61,7 @@ def _event(step: Step) -> Any:
         case Component(Mechanism.GAUSSIAN, sigma, (_, q), down) if len(down) <= 2:
             return dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(sigma))
         case Component(Mechanism.GAUSSIAN, sigma, up, (_,)):
-            return dp.MixtureOfGaussiansDpEvent(sigma, list(range(len(up))), list(up))
+            return dp.dp_event.MixtureOfGaussiansDpEvent(sigma, list(range(len(up))), list(up))
         case _:
             raise UnsupportedStage(
                 "accountant 'pld' has no pair for sampled Laplace noise or for groups under replace_one;"

@@ -43,7 +43,7 @@ def rdp_epsilon(charges: Charges, relation: Relation, delta: float, tuning: Tuni
         return 0.0
     event: Any = dp.ComposedDpEvent(events)
     if tuning is not None:
-        event = dp.RepeatAndSelectDpEvent(event, tuning.mean, tuning.shape)
+        event = dp.dp_event.RepeatAndSelectDpEvent(event, tuning.mean, tuning.shape)
     accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     return max(0.0, float(accountant.compose(event).get_epsilon(delta)))
 
