@@ -87,6 +87,11 @@ class RunFolder:
         return self.release / "control_scores.parquet"
 
     @property
+    def examination(self) -> Path:
+        """Findings of a white-box examination, without witnesses."""
+        return self.release / "examination.json"
+
+    @property
     def certificate(self) -> Path:
         """The certificate."""
         return self.release / "certificate.json"

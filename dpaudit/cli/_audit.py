@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,13 @@ import click
 from dpaudit.cli._common import delta_option, emit, json_option, table
 
 if TYPE_CHECKING:
-    from dpaudit.audit import AuditPlan, AuditResult, Control
+    from dpaudit.audit import AuditPlan, AuditResult, Control, TradeOff
     from dpaudit.cli._score_file import Coins, ScoreFile
 
 FILE = click.Path(path_type=Path)
+PROFILE_DELTAS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.08, 0.15, 0.22, 0.3, 0.4, 0.5)
+"""δ at which the ledger's profile is taken for the declared curve; more points would add a little power."""
+
 RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 
 
@@ -35,6 +40,7 @@ RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 @click.option("--attack", help="The pre-registered attack, where the file holds several.")
 @click.option("--copies", type=int, help="Copies of each inserted canary; default: column copies, or 1.")
 @click.option("--group-claim", type=float, help="ε for groups of that many records (dpaudit account --group-size).")
+@click.option("--ledger", "ledger_path", type=FILE, help="Ledger or run folder: accounted ε, group ε, declared curve.")
 @click.option("--accounted-upper", type=float, help="The accountant's certified ε; the bound is tested against it too.")
 @click.option("--control", type=FILE, help="Scores of a positive control: same attack, planted fault.")
 @click.option("--fault", default="unspecified", help="The control's planted fault, in words.")
@@ -52,6 +58,7 @@ def command(scores: Path, as_json: bool, **options: Any) -> None:
     Example:
       dpaudit audit scores.csv --claimed-epsilon 4 --delta 1e-5
       dpaudit audit scores.parquet --claimed-epsilon 4 --delta 1e-5 --manifest canaries.json --control leaky.csv --json
+      dpaudit audit scores.csv --claimed-epsilon 4 --delta 1e-5 --ledger runs/first
     """
     result, payload = run_audit(scores, **options)
     emit(payload, as_json, to_text(result))
@@ -75,6 +82,7 @@ def run_audit(
     attack: str | None,
     copies: int | None,
     group_claim: float | None,
+    ledger_path: Path | None,
     accounted_upper: float | None,
     control: Path | None,
     fault: str,
@@ -96,7 +104,14 @@ def run_audit(
         assert member is not None  # read_scores requires the column
     else:
         member = join_coins(file, opened, manifest)
-    defaulted = relation is None and plan is None
+    defaulted = relation is None and plan is None and ledger_path is None
+    k = copies or (plan.copies if plan else opened.copies if opened else file.copies)
+    curve = None
+    if ledger_path is not None:
+        accounted = _account_ledger(ledger_path, relation or (plan.relation.value if plan else None), delta, k)
+        relation, curve = accounted.relation, accounted.curve
+        accounted_upper = accounted.epsilon if accounted_upper is None else accounted_upper
+        group_claim = accounted.group_epsilon if group_claim is None and k > 1 else group_claim
     relation = relation or (plan.relation.value if plan else "add_or_remove_one")
     if plan is not None and plan.relation.value != relation:
         raise InvalidValue(f"relation={relation} is not the plan's {plan.relation.value}; leave --relation out.")
@@ -118,7 +133,7 @@ def run_audit(
             claimed_epsilon,
             delta,
             alpha,
-            copies or (opened.copies if opened else file.copies),
+            k,
             relation=relation,
             unit=unit,
             kind=kind,
@@ -136,11 +151,43 @@ def run_audit(
         coins=state,
         accounted_upper=accounted_upper,
         group_claim=group_claim,
+        curve=curve if state != "none" else None,
         control=None if control is None else _read_control(control, attack, fault, relation),
     )
     payload = result.to_dict()
     payload["design"]["defaulted"] = defaulted
     return result, payload
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Accounted:
+    """What the accountant says of a ledger: certified ε for one unit and for groups, and a curve it lies above."""
+
+    epsilon: float
+    group_epsilon: float
+    relation: str
+    curve: TradeOff
+
+
+def _account_ledger(path: Path, relation: str | None, delta: float, copies: int) -> _Accounted:
+    from dpaudit._errors import InvalidValue
+    from dpaudit.accounting import account
+    from dpaudit.audit import profile_trade_off
+    from dpaudit.cli._account import read_ledger_file
+
+    ledger, _ = read_ledger_file(path, None)
+    if relation is not None and relation != ledger.relation.value:
+        raise InvalidValue(f"relation={relation} is not the ledger's {ledger.relation.value}; leave --relation out.")
+
+    def upper(at: float, size: int, rtol: float = 5e-3) -> float:
+        found = account(ledger, delta=at, group_size=size, rtol=rtol)[0].epsilon_upper
+        return math.inf if found is None else found
+
+    group = upper(delta, copies)
+    one = group if copies == 1 else upper(delta, 1)
+    # A wider certified interval only lowers the curve a little, and costs a fraction.
+    profile = [group, *(upper(at, copies, 0.02) for at in PROFILE_DELTAS)]
+    return _Accounted(one, group, ledger.relation.value, profile_trade_off(profile, (delta, *PROFILE_DELTAS)))
 
 
 def _read_plan(path: Path, claimed_epsilon: float, delta: float) -> AuditPlan:

@@ -14,11 +14,12 @@ from dpaudit.cli._common import EXIT_CODES, emit, json_option
 @click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
 @click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
+@click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
 @click.option(
     "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
 )
 @json_option
-def command(source: Path, out: Path | None, control: bool, sign_key: Path | None, as_json: bool) -> None:
+def command(source: Path, out: Path | None, control: bool, examine: bool, sign_key: Path | None, as_json: bool) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
     Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
@@ -29,7 +30,7 @@ def command(source: Path, out: Path | None, control: bool, sign_key: Path | None
       dpaudit certify runs/first
     """
     from dpaudit.cli._config import read_config
-    from dpaudit.cli._run import begin, certify_phase, control_phase, reopen, summary, train_phase
+    from dpaudit.cli._run import begin, certify_phase, control_phase, examine_phase, reopen, summary, train_phase
 
     key = sign_key.read_bytes() if sign_key is not None else None
     if source.is_dir():
@@ -45,6 +46,8 @@ def command(source: Path, out: Path | None, control: bool, sign_key: Path | None
         job = train_phase(begin(config, source.resolve().parent, out))
     if control:
         control_phase(job)
+    if examine:
+        examine_phase(job)
     published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN", signing_key=key)
     verdict = published.certificate["predicate"]["verdict"]["name"]
     payload = {

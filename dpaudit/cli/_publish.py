@@ -159,6 +159,7 @@ def _evidence(
     from dpaudit._certificate import CertificateEvidence, Claim
 
     facts = record.facts
+    examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
     status = {"test": "test", "completed": "complete"}.get(str(facts.get("training_status")), "unfinished")
     deviations = (
         [f"{facts['steps_lost']} steps were charged whose update a crash lost."] if facts.get("steps_lost") else []
@@ -189,7 +190,7 @@ def _evidence(
         nonce=secret.nonce.hex(),
         audit_result=result.to_dict(),
         exposure=exposure,
-        findings=(),
+        findings=examined,
         subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={
             **record.provenance,

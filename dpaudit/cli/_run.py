@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit._errors import DpauditError, InvalidEvidence, InvalidValue
-from dpaudit._record import RunFolder, RunRecord, new_record, read_record, update_record
+from dpaudit._record import RunFolder, RunRecord, new_record, read_record, update_record, write_json
 from dpaudit.cli._common import progress, quiet_transformers
 from dpaudit.cli._config import Config, parse_config
 from dpaudit.cli._publish import Published, publish, save_model, score_canaries, write_scores
@@ -100,6 +100,27 @@ def control_phase(job: Job) -> None:
         prepared = prepare(job.config, job.base, job.folder)
         with progress(sum(plan.steps for plan in prepared.plans), "control steps") as advance:
             train_control(prepared, job.folder.control_scores, advance)
+
+
+def examine_phase(job: Job, *, budget: str = "1min") -> None:
+    """Examine the trainer on synthetic records, once; witnesses stay private, the findings enter the certificate."""
+    from dpaudit.cli._common import plain
+    from dpaudit.cli._examine import examine_configuration, findings_for_certificate
+
+    if job.folder.examination.exists():
+        return
+    quiet_transformers()
+    with job.folder.locked():
+        found = examine_configuration(job.config, job.base, budget=budget)
+        write_json(job.folder.private / "examination.json", plain(found.to_dict()))
+        payload = {
+            "schema": "dpaudit.examination/1",
+            "findings": findings_for_certificate(found),
+            "tests": [{"name": test.name, "excludes": test.excludes} for test in found.tests],
+            "untested": list(found.untested),
+            "false_alarm_probability": found.alpha,
+        }
+        write_json(job.folder.examination, plain(payload))
 
 
 def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = None) -> Published:
