@@ -100,7 +100,7 @@ def test_rmia_equals_a_loop_over_pairs(gamma: float, a: float | None) -> None:
 
 def test_offline_a_is_chosen_by_auc_over_references() -> None:
     rng = np.random.default_rng(5)
-    m, z, shadows = 60, 30, 4
+    m, z, shadows = 40, 15, 4
     hardness, z_hardness = -rng.exponential(2.0, size=m), -rng.exponential(2.0, size=z)
     members = shadow_memberships(shadows, m, rng=rng)
     signals = np.minimum(0.0, hardness * np.where(members, 0.5, 1.0) + 0.1 * rng.normal(size=(shadows, m)))
