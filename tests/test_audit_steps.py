@@ -9,7 +9,11 @@ import pytest
 
 from dpaudit import InvalidEvidence
 from dpaudit.audit import (
+    audit,
+    design,
     dkw_epsilon_lower,
+    finding_from_sequence,
+    finding_from_step,
     grid_epsilon_lower,
     sequential_bits_test,
     sequential_epsilon_lower,
@@ -125,3 +129,25 @@ def test_threshold_corrections_keep_their_level():
     scores = 5.0 * member + rng.normal(size=2000)
     assert dkw_epsilon_lower(scores, member, 1e-5) > 2.5
     assert grid_epsilon_lower(scores, member, grid + 2.5, 1e-5) > 4.0
+
+
+def test_findings_from_white_box_tests():
+    rng = np.random.default_rng(9)
+    honest = finding_from_step(step_noise_bound(rng.normal(size=500), declared_mu=1.0), 0.005)
+    assert honest.status == "note" and honest.power == 0.8 and "factor of 1.1" in honest.excludes
+    faulty = finding_from_step(step_noise_bound(rng.normal(size=500) / 2, declared_mu=1.0), 0.005)
+    assert faulty.status == "violated" and faulty.claim == "declared mechanism" and faulty.power is None
+    bits = finding_from_sequence(sequential_bits_test(np.ones(200), 1.0), 0.005)
+    assert bits.status == "note" and bits.claim == "(epsilon, 0)"
+    noise = finding_from_sequence(sequential_noise_test(rng.normal(size=500) / 2, 1.0), 0.005)
+    assert noise.status == "violated"
+
+
+def test_white_box_findings_supply_the_power():
+    rng, m = np.random.default_rng(10), 1000
+    member = rng.integers(0, 2, m)
+    scores = rng.normal(size=m) + 0.9 * member
+    plan = design(m, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    honest = finding_from_step(step_noise_bound(rng.normal(size=2000), declared_mu=1.0), 0.005)
+    result = audit([f"c{i}" for i in range(m)], scores, member, plan, findings=[honest])
+    assert result.verdict == "consistent" and "factor" in result.power_source

@@ -237,3 +237,25 @@ def test_secret_canary_file_opens_the_commitment(tmp_path, capsys):
     scores = write(tmp_path / "s.csv", [(i, s) for i, _, s in rows], "id,score")
     more = ["--manifest", tmp_path / "canaries.secret.parquet", "--commitment", digest]
     assert good(capsys, scores, *more)[1]["design"]["coins"] == "verified"
+
+
+def test_ledger_gives_accounted_group_and_declared_claims(tmp_path, capsys):
+    from dpaudit import Stage
+    from dpaudit.accounting import stage_ledger
+
+    stage = Stage(sampling="poisson", sampling_probability=0.0128, noise_multiplier=0.8025, steps=1000)
+    ledger = tmp_path / "ledger.json"
+    ledger.write_text(json.dumps(stage_ledger(stage, "add_or_remove_one").to_dict()))
+    scores = write(tmp_path / "s.csv", rows_of(shift=1.56, seed=2))
+    claim = [scores, "--ledger", ledger, "--delta", "1e-5", "--json"]
+    code, out, _ = audit(capsys, *claim, "--claimed-epsilon", "4.1")
+    value = json.loads(out)
+    assert value["claim"]["accounted_upper"] == pytest.approx(4.0, abs=0.02) and value["claim"]["tested"] == "ledger"
+    assert value["design"]["defaulted"] is False
+    declared = [f for f in value["findings"] if f["name"] == "declared_mechanism"]
+    assert len(declared) == 1 and declared[0]["p_value"] < 0.2
+    code, out, _ = audit(capsys, *claim, "--claimed-epsilon", "3", "--copies", "2")
+    value = json.loads(out)
+    assert code == 1 and value["verdict"] == "accounting_mismatch" and 4.1 < value["claim"]["tested_epsilon"] < 34
+    code, out, err = audit(capsys, *claim, "--claimed-epsilon", "4.1", "--relation", "zero_out")
+    assert code == 64 and "ledger" in err

@@ -25,11 +25,15 @@ from dpaudit.audit._exposure_report import exposure_report as exposure_report
 from dpaudit.audit._extraction import candidate_epsilon_lower as candidate_epsilon_lower
 from dpaudit.audit._extraction import candidate_p_value as candidate_p_value
 from dpaudit.audit._extraction import candidate_runs_epsilon_lower as candidate_runs_epsilon_lower
+from dpaudit.audit._f_dp import TradeOff as TradeOff
 from dpaudit.audit._f_dp import f_dp_epsilon_lower as f_dp_epsilon_lower
 from dpaudit.audit._f_dp import f_dp_mu_lower as f_dp_mu_lower
 from dpaudit.audit._f_dp import f_dp_p_value as f_dp_p_value
 from dpaudit.audit._f_dp import f_dp_rejects as f_dp_rejects
 from dpaudit.audit._f_dp import gaussian_trade_off as gaussian_trade_off
+from dpaudit.audit._f_dp import profile_trade_off as profile_trade_off
+from dpaudit.audit._findings import finding_from_sequence as finding_from_sequence
+from dpaudit.audit._findings import finding_from_step as finding_from_step
 from dpaudit.audit._gaussian import dp_attack_limits as dp_attack_limits
 from dpaudit.audit._gaussian import gdp_accuracy_at_top as gdp_accuracy_at_top
 from dpaudit.audit._gaussian import gdp_delta as gdp_delta

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from dpaudit import _validate
@@ -27,6 +29,41 @@ def gaussian_trade_off(mu: float) -> TradeOff:
 
     def curve(fpr: float) -> float:
         return float(ndtr(-ndtri(fpr) - mu))
+
+    return curve
+
+
+def profile_trade_off(epsilons: ArrayLike, deltas: ArrayLike) -> TradeOff:
+    """Trade-off curve that a certified privacy profile implies: the upper envelope of its (ε, δ) points.
+
+    Parameters
+    ----------
+    epsilons, deltas : arrays of equal shape
+        Points at which the mechanism is certified (ε, δ)-DP, such as an accountant's upper ε at many δ.
+
+    Returns
+    -------
+    callable
+        f(α) = max over the points of max(0, 1 − δ − e^ε α, e^-ε (1 − δ − α)): a mechanism with this profile lies on or
+        above it, so that refuting the curve refutes the mechanism. More points give more power.
+
+    >>> curve = profile_trade_off([0.0, 1.0], [0.3, 0.0])
+    >>> round(curve(0.5), 4)
+    0.2
+    """
+    eps = np.asarray(epsilons, dtype=np.float64).ravel()
+    dels = np.asarray(deltas, dtype=np.float64).ravel()
+    if eps.size != dels.size or not eps.size or np.isnan(eps).any() or not ((dels >= 0) & (dels <= 1)).all():
+        raise InvalidValue(
+            f"a privacy profile needs as many epsilons as deltas in [0, 1]; got {eps.size} and {dels.size}."
+        )
+    keep = np.isfinite(eps)
+    grow, shrink, room = np.exp(np.clip(eps[keep], 0, 700)), np.exp(-np.clip(eps[keep], 0, 700)), 1.0 - dels[keep]
+
+    def curve(fpr: float) -> float:
+        if not room.size:
+            return 0.0
+        return max(0.0, float(np.max(room - grow * fpr)), float(np.max(shrink * (room - fpr))))
 
     return curve
 
