@@ -9,6 +9,8 @@ from dpaudit.accounting._calibrate import calibrate_noise_multiplier as calibrat
 from dpaudit.accounting._calibrate import calibrate_sampling_probability as calibrate_sampling_probability
 from dpaudit.accounting._calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting._calibrate import stage_ledger as stage_ledger
+from dpaudit.accounting._compare import Comparison as Comparison
+from dpaudit.accounting._compare import compare as compare
 from dpaudit.accounting._curves import Interval as Interval
 from dpaudit.accounting._curves import delta_interval as delta_interval
 from dpaudit.accounting._curves import epsilon_interval as epsilon_interval
