@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpaudit._errors import InvalidEvidence
+from dpaudit._readers_parquet import read_parquet
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TABLE_BYTES = 256 * 2**20
@@ -120,7 +121,9 @@ def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = 
         Column name to list of cells, all of equal length (2,000,000 rows at most). CSV cells are strings.
     """
     if path.suffix.lower() in {".parquet", ".pq"}:
-        table = _read_parquet(path, (*columns, *optional))
+        data = read_bytes(path, limit=MAX_TABLE_BYTES)
+        wanted = (*columns, *optional)
+        table = read_parquet(data, wanted, name=path.name, rows=MAX_ROWS, size=2 * MAX_TABLE_BYTES)
     else:
         table = _read_csv(path)
     if missing := [c for c in columns if c not in table]:
@@ -171,31 +174,6 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     except csv.Error as error:
         raise InvalidEvidence(f"{path.name} is not valid CSV ({_reason(error)}); mend that line.") from None
     return {name: [row[i] for row in body] for i, name in enumerate(header)}
-
-
-def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    data = read_bytes(path, limit=MAX_TABLE_BYTES)
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), thrift_string_size_limit=10**7, thrift_container_size_limit=10**6)
-        if file.metadata.num_rows > MAX_ROWS:
-            raise InvalidEvidence(f"{path.name} has {file.metadata.num_rows} rows and the limit is {MAX_ROWS}.")
-        names = [n for n in file.schema_arrow.names if n in wanted]
-        size = sum(
-            file.metadata.row_group(g).column(c).total_uncompressed_size
-            for g in range(file.num_row_groups)
-            for c in range(file.metadata.num_columns)
-        )
-        if size > 2 * MAX_TABLE_BYTES:
-            raise InvalidEvidence(f"{path.name} expands to {size} bytes and the limit is {2 * MAX_TABLE_BYTES}.")
-        table = file.read(columns=names, use_threads=False)
-        return {name: table.column(name).to_pylist() for name in names}
-    except InvalidEvidence:
-        raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
-        raise InvalidEvidence(f"{path.name} is not a readable Parquet file ({_reason(error)}).") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
