@@ -84,6 +84,51 @@ def test_adaptive_clipping_follows_the_noised_quantile_and_scales_its_noise():
     assert result.optimizer_state["param_groups"][0]["clipping_norm"] == pytest.approx(1e-3 * math.exp(0.75))
 
 
+def test_a_resume_continues_the_adapted_bound():
+    model, records = linear_problem()
+    draws, half = [[0, 1, 2]] * 4, adaptive(steps=2)
+    first = run(model, records, half, sampler=ScriptedSampler(draws))
+    bounds = []
+    run(
+        model,
+        records,
+        adaptive(),
+        sampler=ScriptedSampler(draws),
+        start_step=2,
+        optimizer_state=first.optimizer_state,
+        callback=lambda report: bounds.append(report.clipping_norm),
+    )
+    assert bounds[0] == first.optimizer_state["param_groups"][0]["clipping_norm"] != 0.5
+
+
+def test_autocast_stays_out_of_norms_and_sums():
+    model, records = linear_problem()
+    seen = []
+
+    class Clipper(LoopClipper):
+        def backward(self, losses):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().backward(losses)
+
+    def cast(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.is_autocast_enabled("cpu")
+            return loss_fn(model, batch)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        train(
+            model,
+            records,
+            linear_plan(steps=1),
+            collate=collate,
+            loss_fn=cast,
+            journal=MemoryJournal(),
+            clipper=Clipper(model, 0.5),
+            sampler=ScriptedSampler([[0, 1]]),
+        )
+    assert seen == [False]
+
+
 def test_adaptive_clipping_needs_its_own_clipper_and_infinite_c_no_noise():
     model, records = linear_problem()
     with pytest.raises(InvalidValue, match="AdaptiveFlat"):

@@ -266,17 +266,16 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._journal.count()
         self._counted += 1
         sums = ClippedSum(dict(zip(self._names, self._updates.parameters, strict=True)))  # type: ignore[arg-type]
-        with self.compute_loss_context_manager():
-            self.private_step = clipped_sum(
-                model,
-                inputs.records,
-                list(range(len(inputs.records))),
-                micro=self._micro,
-                collate=self._collator(),
-                loss_fn=self._loss,
-                clipper=self._clipper,
-                sums=sums,
-            )
+        self.private_step = clipped_sum(
+            model,
+            inputs.records,
+            list(range(len(inputs.records))),
+            micro=self._micro,
+            collate=self._collator(),
+            loss_fn=self._autocast_loss,
+            clipper=self._clipper,
+            sums=sums,
+        )
         released = self._release(sums.totals(), self.private_step.norms)
         self._updates.receive(released.gradients, released.noise_std)
         group["clipping_norm"] = self._release.clipping_norm
@@ -285,6 +284,10 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.private_logs.append({"step": self.state.global_step + 1, "loss": mean, "batch": len(losses)})
         shown = mean if self._may_publish else 0.0
         return torch.tensor(shown, device=self.args.device)
+
+    def _autocast_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self._loss(model, batch)
 
     def _collator(self) -> Callable[[list[Any]], Any]:
         return self._get_collator_with_removed_columns(self.data_collator, description="training")  # type: ignore[no-any-return]

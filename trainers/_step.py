@@ -138,7 +138,9 @@ def accumulate(
                     f"loss_fn returned shape {tuple(per_example.shape)} and must return (B,), one loss for each"
                     " example; take the mean over each example's own tokens and not over the batch."
                 )
-            norms.append(clipper.backward(per_example).detach())
+            # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
+            with torch.autocast(device.type, enabled=False):
+                norms.append(clipper.backward(per_example).detach())
         losses.append(per_example.detach())
         into.take()
     return losses, norms
