@@ -32,11 +32,11 @@ class MaskRule:
     keep : float
         Fraction of the trainable coordinates that move, in (0, 1].
     score : str
-        ``zo_synflow``: forward-only GraSP/SynFlow hybrid of the DP-ZOPO code: R(θ) = Σ outputs at |θ| for one
-        constant token, Hg from two zeroth-order gradients, score = Hg ⊙ |θ|. With one query it is |θ| times a random
-        weight, so take several. ``magnitude``: |θ|. ``random``: a direction's values, for comparison.
+        ``zo_synflow``: forward-only GraSP/SynFlow hybrid of the DP-ZOPO code: R(θ) = Σ outputs at abs(θ) for one
+        constant token, Hg from two zeroth-order gradients, score = Hg ⊙ abs(θ). With one query it is abs(θ) times a random
+        weight, so take several. ``magnitude``: abs(θ). ``random``: a direction's values, for comparison.
     order : str
-        ``smallest`` keeps the smallest |score|, as the published code does; ``largest`` is SynFlow's custom.
+        ``smallest`` keeps the smallest abs(score), as the published code does; ``largest`` is SynFlow's custom.
     strategy : str
         ``static``: one mask from the initial weights. ``dynamic``: recomputed from the current private iterate at
         each stage's start and every ``refresh_every`` steps. ``incremental``: at each stage's start the share is

@@ -116,7 +116,7 @@ class Canaries(_Section):
 class Audit(_Section):
     """Pre-registered before the first step."""
 
-    attack: Literal["loss-drop", "loss"]
+    attack: Literal["loss-residual", "loss-drop", "loss"]
     alpha: float = PositiveFraction
 
 

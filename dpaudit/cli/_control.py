@@ -17,6 +17,7 @@ import numpy as np
 from dpaudit import MemoryJournal
 from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit.cli._prepare import Prepared, make_canaries
+from dpaudit.cli._publish import canary_scores
 from dpaudit.cli._sources import Records, load_model
 
 FAULT = "no noise is added, while the ledger claims it; clipping and everything else as configured"
@@ -42,7 +43,7 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
     InvalidValue
         For a method whose control is not wired.
     """
-    from dpaudit.attacks import canary_losses, commit, draw_nonce, flip_coins, inserted, loss_drop_scores, loss_scores
+    from dpaudit.attacks import commit, draw_nonce, flip_coins, inserted
     from dpaudit.cli._fit import collator, encode, loss_function, select_trainable
     from dpaudit.trainers import OptimizerSettings, train
 
@@ -79,13 +80,8 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
         callback=lambda report: advance(1),
         noise=_NoNoise(),
     )
-    target = canary_losses(model, canaries)
-    scores = (
-        loss_scores(target)
-        if config.audit.attack == "loss"
-        else loss_drop_scores(target, canary_losses(base, canaries))
-    )
-    _write(path, ids, np.asarray(scores), np.asarray(coins))
+    scores = canary_scores(config.audit.attack, canaries, model, base)
+    _write(path, ids, scores, np.asarray(coins))
 
 
 def _write(path: Path, ids: tuple[str, ...], scores: np.ndarray, coins: np.ndarray) -> None:

@@ -17,7 +17,6 @@ from dpaudit._errors import InvalidEvidence
 from dpaudit._journal import JournalRecord, read_journal
 from dpaudit._record import RunFolder, RunRecord, folder_digests, read_json
 from dpaudit.cli._config import Config
-from dpaudit.cli._control import read_control
 from dpaudit.cli._prepare import Prepared
 
 if TYPE_CHECKING:
@@ -42,12 +41,18 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
 
 def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
     """Scores of the canaries by the pre-registered attack; higher = member."""
-    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores
+    return canary_scores(prepared.config.audit.attack, prepared.secret.canaries, model, base_model)
 
-    target = canary_losses(model, prepared.secret.canaries)
-    if prepared.config.audit.attack == "loss":
+
+def canary_scores(attack: str, canaries: Any, model: Any, base_model: Any) -> np.ndarray:
+    """Scores (m,) of canaries by a named attack, without sight of their coins."""
+    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores, residual_scores
+
+    target = canary_losses(model, canaries)
+    if attack == "loss":
         return np.asarray(loss_scores(target))
-    return np.asarray(loss_drop_scores(target, canary_losses(base_model, prepared.secret.canaries)))
+    base = canary_losses(base_model, canaries)
+    return np.asarray(loss_drop_scores(target, base) if attack == "loss-drop" else residual_scores(target, base))
 
 
 def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:
@@ -117,6 +122,8 @@ def publish(
     if set(by_id) != set(secret.ids):
         raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
     scores = np.asarray([by_id[i] for i in secret.ids])
+    from dpaudit.cli._control import read_control
+
     control = read_control(folder.control_scores)
     result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None), control=control)
     guesses = guess(secret.ids, scores, plan)
