@@ -33,8 +33,8 @@ class MaskRule:
         Fraction of the trainable coordinates that move, in (0, 1].
     score : str
         ``zo_synflow``: forward-only GraSP/SynFlow hybrid of the DP-ZOPO code: R(θ) = Σ outputs at abs(θ) for one
-        constant token, Hg from two zeroth-order gradients, score = Hg ⊙ abs(θ). With one query it is abs(θ) times a random
-        weight, so take several. ``magnitude``: abs(θ). ``random``: a direction's values, for comparison.
+        constant token, Hg from two zeroth-order gradients, score = Hg ⊙ abs(θ). With one query it is abs(θ) times
+        a random weight, so take several. ``magnitude``: abs(θ). ``random``: a direction's values, for comparison.
     order : str
         ``smallest`` keeps the smallest abs(score), as the published code does; ``largest`` is SynFlow's custom.
     strategy : str
