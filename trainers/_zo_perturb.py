@@ -121,7 +121,7 @@ class PerLayer:
             for handle in handles:
                 handle.remove()
             self._restore_all()
-        if not self._checked:
+        if not self._checked and self._seen:  # an empty draw runs nothing and shows nothing
             self._refuse_unseen()
             self._checked = True
 
@@ -173,8 +173,6 @@ class PerLayer:
                 module._parameters[key] = p
 
     def _refuse_unseen(self) -> None:
-        if not self._seen:
-            return  # nothing ran inside the context
         for name in self._parameters:
             if name not in self._seen:
                 raise UnsupportedModel(
