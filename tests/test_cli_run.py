@@ -153,3 +153,17 @@ def test_a_control_gives_the_attack_a_power_that_verify_re_derives(certified: Pa
     verified = run_cli("verify", certified / "release" / "certificate.json", "--json")
     assert verified.code == 2, verified.output
     assert any(step["name"] == "audit.power" and "equal" in step["result"] for step in verified.json["steps"])
+
+
+def test_real_records_held_out_by_coins_leave_counts_only(tmp_path: Path) -> None:
+    config = small_config(audit__holdout_fraction=0.25, data__limit=100)
+    outcome = run_cli("certify", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
+    assert outcome.code == 2
+    release, private = tmp_path / "run" / "release", tmp_path / "run" / "private"
+    body = json.loads((release / "certificate.json").read_text())["predicate"]
+    (note,) = [f for f in body["findings"] if f["name"] == "real_record_membership"]
+    assert note["verdict"] == "note" and note["text"].startswith("50 real records")
+    assert body["ledger"]["stages"][0]["public_size"] == 100 - 25 + 12
+    assert stat.S_IMODE((private / "holdout.secret.parquet").stat().st_mode) == 0o600
+    assert not any("holdout" in str(p) or "membership" in p.name for p in release.rglob("*"))
+    assert run_cli("verify", release / "certificate.json").code == 2

@@ -118,6 +118,8 @@ class Audit(_Section):
 
     attack: Literal["loss-residual", "loss-drop", "loss"]
     alpha: float = PositiveFraction
+    holdout_fraction: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the REAL records held out by fair coins for a membership audit; membership stays private."""
 
 
 class Run(_Section):

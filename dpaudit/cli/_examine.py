@@ -112,15 +112,15 @@ def _from_file(path: Path) -> tuple[Any, Any]:
 def adapter_of(config: Config, base: Path) -> tuple[Any, Any]:
     """Adapter and plan of the trainer that a configuration names."""
     from dpaudit.cli._fit import select_trainable
-    from dpaudit.cli._prepare import make_plans
+    from dpaudit.cli._prepare import make_plans, public_size
     from dpaudit.cli._sources import load_model, private_and_public
 
     private, _ = private_and_public(config, base)
-    public_size = len(private) + round(config.canaries.count * config.canaries.copies / 2)
-    plans = make_plans(config, public_size)
+    size = public_size(config, private)
+    plans = make_plans(config, size)
     model = load_model(config, base)
     select_trainable(model, config.model.trainable)
-    records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, public_size))
+    records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, size))
     build = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
     adapter = build(config, model, records, special, plans[0])
     return adapter, whole_plan(plans)

@@ -16,6 +16,7 @@ from dpaudit._errors import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit._journal import DiskJournal
 from dpaudit._record import RunFolder, read_json, write_json
 from dpaudit.cli._config import Config
+from dpaudit.cli._membership import Split, expected_size, hold_out_records
 from dpaudit.cli._sources import Records, load_tokenizer, private_and_public
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ class Prepared:
     audit_plan: AuditPlan
     secret: Secret
     private: Records
+    """Real records trained on."""
     public: Records
     tokenizer: Any
+    split: Split | None = None
+    """Real records put to the coin, when the configuration holds some out."""
 
     @property
     def ledger(self) -> Ledger:
@@ -72,7 +76,15 @@ class _Joint:
         return planned_ledger(self.plans)
 
 
-def make_plans(config: Config, public_size: int) -> tuple[PrivacyPlan, ...]:
+def public_size(config: Config, private: Records) -> int:
+    """Size that q and the normaliser derive from, fixed before any coin is flipped.
+
+    Declared records (those held out by coin counted half) plus half of the canary copies.
+    """
+    return expected_size(config, private) + round(config.canaries.count * config.canaries.copies / 2)
+
+
+def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
     """The privacy plan of every stage, its σ calibrated to the claim when the configuration gives none."""
     from dpaudit.accounting import calibrate
     from dpaudit.trainers import PrivacyPlan
@@ -85,7 +97,7 @@ def make_plans(config: Config, public_size: int) -> tuple[PrivacyPlan, ...]:
         sampling=privacy.sampling,  # type: ignore[arg-type]  # parsed by the plan
         unit=claim.unit,
         max_records_per_unit=claim.max_records_per_unit,
-        public_size=public_size,
+        public_size=size,
         expected_batch_size=privacy.expected_batch_size,
         steps=privacy.steps,
         clipping_norm=privacy.clipping_norm,
@@ -127,9 +139,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
 
     private, public = private_and_public(config, base)
     tokenizer = load_tokenizer(config, base)
-    # public_size is fixed before any coin is flipped: declared records plus half of the canary copies
-    public_size = len(private) + round(config.canaries.count * config.canaries.copies / 2)
-    plans = make_plans(config, public_size)
+    plans = make_plans(config, public_size(config, private))
     refuse_overspending(config, planned_ledger(plans))
     if folder.audit_plan.exists():
         plan = AuditPlan.from_dict(read_json(folder.audit_plan))
@@ -138,6 +148,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
             raise InvalidEvidence(
                 f"{folder.canaries} does not match the commitment in audit_plan.json; restore the file or start anew."
             )
+        split = hold_out_records(config, folder, private)
     else:
         canaries = make_canaries(config, tokenizer, public)
         refuse_unencodable(config, canaries)
@@ -158,8 +169,9 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
             coin_commitment=commitment,
         )
         secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
-        write_json(folder.audit_plan, plan.to_dict())
+        split = hold_out_records(config, folder, private)
         commit_data(folder, private)
+        write_json(folder.audit_plan, plan.to_dict())
     return Prepared(
         config=config,
         base=base,
@@ -167,9 +179,10 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         plans=plans,
         audit_plan=plan,
         secret=secret,
-        private=private,
+        private=private if split is None else split.trained,
         public=public,
         tokenizer=tokenizer,
+        split=split,
     )
 
 

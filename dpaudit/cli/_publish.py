@@ -17,6 +17,7 @@ from dpaudit._errors import InvalidEvidence
 from dpaudit._journal import JournalRecord, read_journal
 from dpaudit._record import RunFolder, RunRecord, folder_digests, read_json
 from dpaudit.cli._config import Config
+from dpaudit.cli._membership import membership_finding
 from dpaudit.cli._prepare import Prepared
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _evidence(
         nonce=secret.nonce.hex(),
         audit_result=result.to_dict(),
         exposure=exposure,
-        findings=examined,
+        findings=[*examined, *membership_finding(folder)],
         subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={
             **record.provenance,

@@ -47,6 +47,7 @@ def reopen(root: Path) -> Job:
 def train_phase(job: Job) -> Job:
     """Prepare, train, save the model and score the canaries; skips what is done."""
     from dpaudit.cli._fit import fit
+    from dpaudit.cli._membership import score_real_records
     from dpaudit.cli._prepare import prepare
     from dpaudit.cli._sources import load_model
 
@@ -79,7 +80,9 @@ def train_phase(job: Job) -> Job:
                     "heldout_after": fitted.heldout_after,
                 },
             )
-            scores = score_canaries(prepared, fitted.model, load_model(job.config, job.base))
+            base_model = load_model(job.config, job.base)
+            scores = score_canaries(prepared, fitted.model, base_model)
+            score_real_records(prepared, fitted.model, base_model)
             write_scores(folder.scores, prepared.secret.ids, scores, job.config.audit.attack)
             record = update_record(folder, record, status="attacked")
         except (DpauditError, OSError) as error:
