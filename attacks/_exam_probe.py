@@ -14,6 +14,18 @@ from numpy.typing import NDArray
 from dpaudit.attacks._adapters import Batch, StepAdapter, Vector
 
 
+class Clock:
+    """Seconds of work since it was made: the smaller of wall-clock and processor time, so that a busy machine takes
+    longer and does not observe less."""
+
+    def __init__(self) -> None:
+        self._wall, self._work = time.monotonic(), time.process_time()
+
+    def __call__(self) -> float:
+        """Seconds so far."""
+        return min(time.monotonic() - self._wall, time.process_time() - self._work)
+
+
 class Probe:
     """Questions to one adapter, each from the state in which the examination began.
 
@@ -27,7 +39,7 @@ class Probe:
     def __init__(self, adapter: StepAdapter, seconds: float) -> None:
         self.adapter: Any = adapter
         self.seconds = seconds
-        self.begun = time.monotonic()
+        self.clock = Clock()
         self.start = adapter.snapshot()
         self.releases = 0
         self.cost = 1e-3
@@ -93,7 +105,7 @@ class Probe:
 
     def spent(self) -> float:
         """Share of the time budget used so far."""
-        return (time.monotonic() - self.begun) / self.seconds
+        return self.clock() / self.seconds
 
     def affordable(self, share: float, each: float) -> int:
         """How many operations of ``each`` seconds fit into a share of the whole budget (and of what is left)."""

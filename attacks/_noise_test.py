@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from dpaudit.attacks._adapters import Vector
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Probe, set_public_seeds
+from dpaudit.attacks._exam_probe import Clock, Probe, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
     autocorrelation,
     chi2_lower,
@@ -122,11 +122,9 @@ def _collect(probe: Probe, plan: ExamPlan, d: int) -> _Evidence:
 
 
 def _measure(probe: Probe) -> float:
-    import time
-
-    begun = time.monotonic()
+    clock = Clock()
     probe.run([()] * 4)
-    probe.cost = (time.monotonic() - begun) / 4
+    probe.cost = clock() / 4
     return probe.cost
 
 
@@ -151,11 +149,9 @@ def _with_records(probe: Probe, plan: ExamPlan, d: int, cost: float) -> Iterator
 
 
 def _cost_of(probe: Probe, batch: tuple[int, ...]) -> float:
-    import time
-
-    begun = time.monotonic()
+    clock = Clock()
     probe.release(batch)
-    return time.monotonic() - begun
+    return clock()
 
 
 def _normal(plan: ExamPlan, residual: Vector) -> Vector:

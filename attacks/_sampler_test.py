@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dpaudit import Sampling
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Probe, set_public_seeds
+from dpaudit.attacks._exam_probe import Clock, Probe, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
     binomial_two_sided,
     binomial_upper,
@@ -61,11 +61,9 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
 
 
 def _affordable(probe: Probe, n: int, q: float) -> int:
-    import time
-
-    begun = time.monotonic()
+    clock = Clock()
     probe.draws(8)
-    cost = (time.monotonic() - begun) / 8
+    cost = clock() / 8
     wanted = max(240, math.ceil(INCLUSIONS / max(n * q, 1e-9)))
     return max(16, min(wanted, 20_000, probe.affordable(0.2, cost)))
 

@@ -93,7 +93,7 @@ def _convicted(steps: int, mu: float, alpha: float) -> float:
     """Smallest μ that this many coins convict with probability 0.99, roughly: error rates at their 99% quantile."""
     for factor in np.geomspace(1, 100, 400):
         each = steps // 2
-        rate = float(-ndtri(0.0) if factor * mu > 76 else 0.5 * math.erfc(factor * mu / 2 / math.sqrt(2)))
+        rate = 0.5 * math.erfc(float(factor) * mu / 2 / math.sqrt(2))
         count = min(each, math.ceil(each * rate + 2.6 * math.sqrt(each * rate * (1 - rate))))
         if _mu_lower([count, count], [each, each], alpha) > mu:
             return float(factor * mu)
