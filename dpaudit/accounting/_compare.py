@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from dpaudit._errors import DpauditError
 from dpaudit._guarantee import Guarantee
 from dpaudit._ledger import Ledger
-from dpaudit._stage import Mechanism
 from dpaudit.accounting._account import BUILT_IN, account
+from dpaudit.accounting._gdp import clt_mu, gaussian_epsilon
+from dpaudit.accounting._rdp import rdp_epsilons
 from dpaudit.accounting._relations import charges
-from dpaudit.accounting._tradeoff import epsilon_curve, tradeoff_curve
+from dpaudit.accounting._tradeoff import epsilon_curve, first_steps, tradeoff_curve
 
 SCHEMA = "dpaudit.compare/1"
 LOOSE = 1.02
@@ -32,7 +34,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows of a ledger at one δ, with curves as plain lists (empty where not asked for)."""
+    """Rows of a ledger at one δ, with series for figures as plain lists (empty where not asked for)."""
 
     ledger: Ledger
     delta: float
@@ -63,7 +65,7 @@ class Comparison:
             "group_size": self.group_size,
             "stages": [stage.to_dict() for stage in self.ledger.stages],
             "results": results,
-            "curves": self.curves,
+            **self.curves,
         }
 
 
@@ -136,57 +138,66 @@ def _remark(name: str, found: Guarantee | None, certified: Guarantee | None, led
 def _curves(
     ledger: Ledger, delta: float, options: dict[str, Any], empirical: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
+    """Series of the three figures; false-NEGATIVE rates in the trade-off."""
     steps = epsilon_curve(ledger, delta, points=40, **options)
-    boundaries = [int(b) for b in np.cumsum([stage.steps for stage in ledger.stages])]
+    estimate = _maybe(lambda: [_clt_epsilon(first_steps(ledger, n), delta, options) for n in steps.steps])
+    certified = {"accountant": "prv", "rigorous": True}
+    over_steps: list[dict[str, Any]] = [
+        certified | {"epsilon_lower": list(steps.lower), "epsilon_upper": list(steps.upper)}
+    ]
+    if estimate is not None:
+        over_steps.append({"accountant": "gdp-clt", "rigorous": False, "epsilon_estimate": estimate})
     deltas = [float(d) for d in np.geomspace(max(delta / 1e4, 1e-13), 0.1, 25)]
-    over_delta = [account(ledger, delta=d, **options)[0] for d in deltas]
+    answers = [account(ledger, delta=d, **options)[0] for d in deltas]
+    lower = [g.epsilon_lower for g in answers]
+    over_delta = [certified | {"epsilon_upper": [g.epsilon_upper for g in answers]}]
+    if None not in lower:
+        over_delta[0] |= {"epsilon_lower": lower}
+    renyi = _maybe(lambda: rdp_epsilons(charges(ledger, **options), ledger.relation, deltas))
+    if renyi is not None:
+        over_delta.append({"accountant": "rdp", "rigorous": True, "epsilon_upper": renyi})
+    estimate = _maybe(lambda: [_clt_epsilon(ledger, d, options) for d in deltas])
+    if estimate is not None:
+        over_delta.append({"accountant": "gdp-clt", "rigorous": False, "epsilon_estimate": estimate})
     fpr = np.geomspace(max(delta / 10, 1e-9), 0.999, 80)
     band = tradeoff_curve(ledger, fpr, **options)
     return {
         "epsilon_over_steps": {
             "steps": list(steps.steps),
-            "epsilon_lower": list(steps.lower),
-            "epsilon_upper": list(steps.upper),
-            "stage_boundaries": boundaries,
+            "boundaries": [int(b) for b in np.cumsum([stage.steps for stage in ledger.stages])[:-1]],
+            "curves": over_steps,
         },
-        "epsilon_over_delta": {
-            "delta": deltas,
-            "epsilon_lower": [g.epsilon_lower for g in over_delta],
-            "epsilon_upper": [g.epsilon_upper for g in over_delta],
-        },
-        "trade_off": {
-            "fpr": [float(a) for a in band.fpr],
-            "tpr_lower": [float(v) for v in band.tpr_lower],
-            "tpr_upper": [float(v) for v in band.tpr_upper],
-            "tpr_clt": _clt_curve(ledger, fpr, options),
-            "tpr_rdp": _rdp_curve(ledger, fpr, options),
-            "empirical": [[float(x), float(y)] for x, y in empirical],
+        "epsilon_over_delta": {"delta": deltas, "curves": over_delta},
+        "tradeoff": {
+            "alpha": [float(a) for a in band.fpr],
+            "lower": [float(v) for v in 1 - band.tpr_upper],
+            "upper": [float(v) for v in 1 - band.tpr_lower],
+            "clt": _maybe(lambda: _clt_curve(ledger, fpr, options)),
+            "rdp": None if renyi is None else _implied(fpr, renyi, deltas),
+            "points": [{"fpr": float(x), "fnr": 1 - float(y)} for x, y in empirical],
         },
     }
 
 
-def _clt_curve(ledger: Ledger, fpr: Any, options: dict[str, Any]) -> list[float] | None:
-    """The central-limit curve, an estimate; None where there is none."""
-    from scipy.special import ndtr, ndtri
-
-    from dpaudit.accounting._gdp import clt_mu
-
+def _maybe(function: Callable[[], list[float]]) -> list[float] | None:
+    """A curve, or None where its accountant refuses the ledger."""
     try:
-        mu = clt_mu(charges(ledger, **options))
+        return function()
     except DpauditError:
         return None
-    return [float(v) for v in ndtr(ndtri(fpr) + mu)]
 
 
-def _rdp_curve(ledger: Ledger, fpr: Any, options: dict[str, Any]) -> list[float] | None:
-    """TPR that the Rényi bound allows: the least of δ + e^ε·FPR over its (ε, δ); None where it has none."""
-    if any(stage.mechanism is Mechanism.LAPLACE and stage.sampling_probability < 1 for stage in ledger.stages):
-        return None
-    try:
-        pairs = [
-            (account(ledger, delta=float(d), accountants=("rdp",), **options)[0].epsilon_upper, float(d))
-            for d in np.geomspace(1e-9, 0.5, 10)
-        ]
-    except DpauditError:
-        return None
-    return [min(1.0, *(d + math.exp(min(e, 700.0)) * float(a) for e, d in pairs if e is not None)) for a in fpr]
+def _clt_epsilon(ledger: Ledger, delta: float, options: dict[str, Any]) -> float:
+    mu = clt_mu(charges(ledger, **options))
+    return math.inf if math.isinf(mu) else gaussian_epsilon(mu, delta)
+
+
+def _clt_curve(ledger: Ledger, fpr: Any, options: dict[str, Any]) -> list[float]:
+    """False-negative rates of the central-limit Gaussian, an estimate."""
+    return [float(v) for v in ndtr(-ndtri(fpr) - clt_mu(charges(ledger, **options)))]
+
+
+def _implied(fpr: Any, epsilons: Sequence[float], deltas: Sequence[float]) -> list[float]:
+    """Smallest false-negative rate that (ε, δ) pairs allow: 1 − min(δ + e^ε·FPR)."""
+    pairs = list(zip(epsilons, deltas, strict=True))
+    return [1 - min(1.0, *(d + math.exp(min(e, 700.0)) * float(a) for e, d in pairs)) for a in fpr]

@@ -7,6 +7,7 @@ dp_accounting 0.6 does not double the sensitivity of Gaussian events under repla
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from dpaudit._errors import UnsupportedStage
@@ -16,7 +17,14 @@ from dpaudit.accounting._tuning import Tuning
 
 
 def rdp_epsilon(charges: Charges, relation: Relation, delta: float, tuning: Tuning | None = None) -> float:
-    """Upper bound on ε at δ by Rényi composition (Mironov et al., 1908.10530); tuning by 2110.03620.
+    """Upper bound on ε at δ; see :func:`rdp_epsilons`."""
+    return rdp_epsilons(charges, relation, (delta,), tuning)[0]
+
+
+def rdp_epsilons(
+    charges: Charges, relation: Relation, deltas: Sequence[float], tuning: Tuning | None = None
+) -> list[float]:
+    """Upper bounds on ε at several δ by Rényi composition (Mironov et al., 1908.10530); tuning by 2110.03620.
 
     Raises
     ------
@@ -29,7 +37,7 @@ def rdp_epsilon(charges: Charges, relation: Relation, delta: float, tuning: Tuni
             " noise; use accountant 'prv'."
         )
     if charges.infinite:
-        return math.inf
+        return [math.inf] * len(deltas)
     import dp_accounting as dp
 
     events: list[Any] = []
@@ -40,12 +48,13 @@ def rdp_epsilon(charges: Charges, relation: Relation, delta: float, tuning: Tuni
             raise UnsupportedStage("accountant 'rdp' cannot treat truncated Poisson stages; use accountant 'prv'.")
         events.append(dp.SelfComposedDpEvent(_event(step.components[0][1]), times))
     if not events:
-        return 0.0
+        return [0.0] * len(deltas)
     event: Any = dp.ComposedDpEvent(events)
     if tuning is not None:
         event = dp.dp_event.RepeatAndSelectDpEvent(event, tuning.mean, tuning.shape)
     accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    return max(0.0, float(accountant.compose(event).get_epsilon(delta)))
+    accountant.compose(event)
+    return [max(0.0, float(accountant.get_epsilon(delta))) for delta in deltas]
 
 
 def _event(component: Component) -> Any:
