@@ -61,7 +61,7 @@ def losses(model: nn.Module, batch: dict[str, Tensor], explicit: bool = False) -
     ids = batch["input_ids"]
     extra: dict[str, Tensor] = {}
     if explicit:
-        extra["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape)
+        extra["position_ids"] = torch.arange(ids.shape[1]).repeat(len(ids), 1)
     if "labels" in batch:
         if explicit:
             extra["token_type_ids"] = torch.zeros_like(ids)

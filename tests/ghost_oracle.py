@@ -19,7 +19,7 @@ def gradients(model: nn.Module, losses: Losses, size: int) -> list[dict[str, Ten
     rows = []
     for i in range(size):
         model.zero_grad(set_to_none=True)
-        losses(slice(i, i + 1)).sum().backward()
+        torch.autograd.backward(losses(slice(i, i + 1)).sum())
         rows.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     model.zero_grad(set_to_none=True)
     return rows

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit._errors import InvalidValue
@@ -15,6 +15,7 @@ from dpaudit.trainers._clipping import AdaptiveFlat, Automatic, Flat, PerLayer, 
 NORMS = st.lists(st.floats(0, 1e6, allow_nan=False), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(norms=NORMS, bound=st.floats(1e-3, 1e3))
 def test_flat_is_exactly_the_minimum(norms: list[float], bound: float) -> None:
     factors = Flat(bound).factors(torch.tensor(norms, dtype=torch.float64))
@@ -22,6 +23,7 @@ def test_flat_is_exactly_the_minimum(norms: list[float], bound: float) -> None:
         assert c == (1.0 if n <= bound else bound / n)
 
 
+@settings(deadline=None)
 @given(norms=NORMS, bound=st.floats(1e-3, 1e3))
 def test_every_rule_keeps_its_bound(norms: list[float], bound: float) -> None:
     n = torch.tensor(norms, dtype=torch.float64)

@@ -64,6 +64,7 @@ class Book:
     scales: list[Tensor] = dataclasses.field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = dataclasses.field(default_factory=dict)
     grams: Grams = dataclasses.field(default_factory=Grams)
+    _silent: bool | None = None
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
         """Enter one use."""
@@ -123,13 +124,10 @@ class Book:
         assert self.factors is not None
         factors = self.factors[self.layer_of[parameter]]
         # A factor of zero must also silence infinities and NaN, which 0 · x would not.
-        rows = None if self._all_finite else factors.nonzero().squeeze(1)
+        if self._silent is None:  # asked once a pass: it waits for the device
+            self._silent = bool((self.factors == 0).any())
+        rows = factors.nonzero().squeeze(1) if self._silent else None
         for use in uses:
             chosen = use if rows is None else use.select(rows)
             weights = factors if rows is None else factors[rows]
             self.sums[parameter] = chosen.weighted(weights, self.sums.get(parameter))
-
-    @property
-    def _all_finite(self) -> bool:
-        assert self.factors is not None
-        return bool((self.factors != 0).all())
