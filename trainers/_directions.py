@@ -24,6 +24,7 @@ from dpaudit._errors import InvalidValue
 from dpaudit.trainers._zo_bits import philox_words
 
 BLOCK = 1 << 17  # coordinates expanded at once: bits, indices and values stay in the second-level cache
+DEVICE_BLOCK = 1 << 22  # the same on an accelerator, where a launch costs more than memory
 _UNIT = 64  # every block starts on a multiple of this, so that both kinds start on a whole 64-bit word
 _PER_COUNTER = 4  # 64-bit words that one counter value yields
 
@@ -127,8 +128,9 @@ class DirectionStream:
         device = torch.device("cpu") if device is None else device
         skip = start % _UNIT
         begin, position = start - skip, 0
+        most = BLOCK if device.type == "cpu" else DEVICE_BLOCK
         while position < size:
-            take = min(BLOCK, skip + size - position)
+            take = min(most, skip + size - position)
             values = self._expand(begin, take, device, words)
             yield position, position + take - skip, values[skip:take]
             position, begin, skip = position + take - skip, begin + take, 0

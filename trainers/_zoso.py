@@ -208,7 +208,7 @@ def zo_train(
     stages : ZOPlan, ZOStage or sequence of ZOStage
         With σ known: calibrate before.
     collate : callable
-        List of records to a batch. Pad to one length for all batches (:func:`pad_fixed`), so that no record changes
+        List of records to a batch. Pad to one length for all batches (:func:`fixed_length`), so that no record changes
         the rounding of another's loss.
     loss_fn : callable
         ``loss_fn(model, batch) -> (B,)`` in fp32 or fp64; each loss may depend on its own example alone.
