@@ -7,6 +7,7 @@ from dpaudit.accounting._calibrate import budget as budget
 from dpaudit.accounting._calibrate import calibrate as calibrate
 from dpaudit.accounting._calibrate import calibrate_noise_multiplier as calibrate_noise_multiplier
 from dpaudit.accounting._calibrate import calibrate_sampling_probability as calibrate_sampling_probability
+from dpaudit.accounting._calibrate import calibrate_split as calibrate_split
 from dpaudit.accounting._calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting._calibrate import stage_ledger as stage_ledger
 from dpaudit.accounting._compare import Comparison as Comparison

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit._ledger import Ledger
 from dpaudit._protocols import Budget, Calibratable
-from dpaudit._stage import Relation, Stage
+from dpaudit._stage import Clip, Relation, Stage
 from dpaudit.accounting._account import epsilon_upper
 
 P = TypeVar("P", bound=Calibratable)
@@ -187,6 +187,46 @@ def calibrate_sampling_probability(
     if epsilon_of(1.0) <= target_epsilon:
         return 1.0
     return 1 / smallest_meeting(epsilon_of, target_epsilon, start=64.0, largest=1e12)
+
+
+def calibrate_split(
+    *,
+    target_epsilon: float,
+    delta: float,
+    ledger: Ledger,
+    shares: Sequence[float],
+    accountant: str = "prv",
+    assume: Collection[str] = (),
+) -> Ledger:
+    """Noise multipliers that divide a budget over stages; the composed certified ε at δ meets the target.
+
+    Parameters
+    ----------
+    shares : sequence of float
+        Per stage, its share of the central-limit μ² = q²T·(e^{1/σ²} − 1), which adds over stages; positive, scaled
+        to add up to one. The estimate only divides the budget: the bound that meets the target is certified.
+    """
+    _validate.positive(target_epsilon=target_epsilon)
+    if len(shares) != len(ledger.stages) or not all(share > 0 for share in shares):
+        raise InvalidValue(
+            f"shares={list(shares)} must hold one positive number for each of {len(ledger.stages)} stages."
+        )
+    parts = [share / sum(shares) for share in shares]
+
+    def with_scale(scale: float) -> Ledger:
+        # μ² = 1/scale², divided; σ of a stage follows in closed form.
+        stages = []
+        for stage, part in zip(ledger.stages, parts):
+            rate = stage.sampling_probability**2 * stage.steps
+            sigma = stage.noise_multiplier if rate == 0 else math.log1p(part / (scale**2 * rate)) ** -0.5
+            per_direction = math.sqrt(stage.releases_per_step) if stage.clip is Clip.PER_DIRECTION else 1.0
+            stages.append(dataclasses.replace(stage, noise_multiplier=sigma * per_direction))
+        return dataclasses.replace(ledger, stages=tuple(stages))
+
+    def epsilon_of(scale: float) -> float:
+        return epsilon_upper(with_scale(scale), delta, accountant, assume=assume)
+
+    return with_scale(smallest_meeting(epsilon_of, target_epsilon, start=1.0, largest=LARGEST_SIGMA))
 
 
 def budget(target_epsilon: float, delta: float, accountant: str = "prv") -> Budget:
