@@ -153,6 +153,28 @@ def test_lora_on_tied_gpt2() -> None:
     assert all("lora" in n for n, p in model.named_parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_prefix_tuning(family: str) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build(family, torch.float64), config).double()
+    ids = torch.randint(3, 29, (4, 7))
+
+    def losses(rows: slice) -> Tensor:
+        logits = model(input_ids=ids[rows]).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.mT, ids[rows][:, 1:], reduction="none").mean(1)
+
+    wrong, norm_wrong = compare(model, losses, 4, Flat)
+    assert wrong <= 1e-11 and norm_wrong <= 1e-11
+
+
+def test_prompt_tuning_is_refused_by_name() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    with pytest.raises(UnsupportedModel, match="PromptEmbedding"):
+        GhostClipping(peft.get_peft_model(build("gpt2", torch.float32), config), 1.0)
+
+
 @pytest.mark.parametrize("trained", ["bias", "ln_", "wte", "wpe", "c_attn.weight"])
 def test_frozen_subsets(trained: str) -> None:
     model = build("gpt2", torch.float64)

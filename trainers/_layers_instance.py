@@ -17,8 +17,12 @@ from dpaudit._errors import UnsupportedModel
 from dpaudit.trainers._layers import DirectUse
 from dpaudit.trainers._layers_sites import Site
 
-#: DeBERTa: position embeddings without a batch axis go through the query and key projections.
-_SHARED_POSITIONS = ("DisentangledSelfAttention",)
+#: Modules that put something without a batch axis through their layers and repeat it over the batch themselves.
+_BATCHLESS = {
+    "DisentangledSelfAttention": "projects position embeddings that the whole batch shares",  # DeBERTa
+    "PromptEmbedding": "looks one prompt up for the whole batch",  # PEFT prompt tuning
+    "PromptEncoder": "encodes one prompt for the whole batch",  # PEFT p-tuning
+}
 
 
 def refuse_coupled(name: str, module: nn.Module) -> None:
@@ -30,10 +34,10 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
         )
     if not _trainable(module):
         return
-    if type(module).__name__ in _SHARED_POSITIONS:
+    if why := _BATCHLESS.get(type(module).__name__):
         raise UnsupportedModel(
-            f"module {name} ({type(module).__name__}) projects position embeddings that the whole batch shares,"
-            " which have no per-example gradient there; freeze it or choose another model family."
+            f"module {name} ({type(module).__name__}) {why}, which has no per-example gradient there; freeze it or choose"
+            " another model or adapter."
         )
     if isinstance(module, nn.RNNBase):
         raise UnsupportedModel(
