@@ -36,8 +36,8 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
         return
     if why := _BATCHLESS.get(type(module).__name__):
         raise UnsupportedModel(
-            f"module {name} ({type(module).__name__}) {why}, which has no per-example gradient there; freeze it or choose"
-            " another model or adapter."
+            f"module {name} ({type(module).__name__}) {why}, which has no per-example gradient there; freeze it or"
+            " choose another model or adapter."
         )
     if isinstance(module, nn.RNNBase):
         raise UnsupportedModel(
