@@ -149,13 +149,24 @@ class Tails:
 def tails(law: Tilted, power: float, log_scale: float) -> Tails:
     """Tail sums Σ_{i≥j} mass_i·e^{-power·h·(i − pivot)} with certified errors; the pivot is the window's middle."""
     n = len(law.mass)
-    exponent = -power * law.h * (np.arange(n) - n // 2)
-    decay = np.exp(np.clip(exponent, -600.0, 600.0))
+    # In place: these arrays are the largest there are.
+    decay = np.arange(n, dtype=np.float64)
+    decay -= n // 2
+    decay *= -power * law.h
+    beyond = np.abs(decay) > 600
+    np.clip(decay, -600.0, 600.0, out=decay)
+    np.exp(decay, out=decay)
     value = np.cumsum((law.mass * decay)[::-1])[::-1]
     per_point = min(float(n), 1 / -math.expm1(-power * law.h)) if power > 0 else float(n)
     # Everything above j weighs at most what j does when the weights fall, and what the last point does otherwise.
-    heaviest = decay if power >= 0 else decay[-1]
-    error = heaviest * (law.sup * per_point + law.total)
-    error = error + (law.relative + UNIT * (8 + n + abs(power) * law.h * n)) * (np.abs(value) + error)
+    if power < 0:
+        decay[:] = decay[-1]
+    error = decay
+    error *= law.sup * per_point + law.total
+    slack = np.abs(value)
+    slack += error
+    slack *= law.relative + UNIT * (8 + n + abs(power) * law.h * n)
+    error += slack
     # Where weights would leave the range of floats nothing is claimed.
-    return Tails(value, np.where(np.abs(exponent) > 600, np.inf, error), log_scale)
+    error[beyond] = np.inf
+    return Tails(value, error, log_scale)

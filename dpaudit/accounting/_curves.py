@@ -37,14 +37,24 @@ class Interval:
 def _epsilon_above(pair: Pair, delta: float) -> float:
     """Upper bound on ε at δ from the dominating pair; at least the window's first loss, never below 0."""
     scale = math.exp(min(700.0, -pair.first.log_scale))
-    top = pair.first.value + pair.first.error + (pair.infinite - delta * pair.mass_factor) * scale
+    top = pair.first.value + pair.first.error
+    top += (pair.infinite - delta * pair.mass_factor) * scale
     bottom = pair.second.value - pair.second.error
+    met, unknown = top <= 0, bottom <= 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where(top <= 0, -np.inf, np.where(bottom > 0, np.log(top) - np.log(bottom), np.inf))
+        np.log(top, out=top)
+        np.log(bottom, out=bottom)
+    each = top
+    each -= bottom
+    each[unknown] = np.inf
+    each[met] = -np.inf
     # δ(ε) only asks for tails at losses above ε: any ε at least loss j and every bound at i ≥ j will do.
-    from_here = np.maximum.accumulate(each[::-1])[::-1] + (pair.first.log_scale - pair.second.log_scale)
-    best = float(np.maximum(from_here, pair.start + pair.h * np.arange(len(each))).min())
-    return max(0.0, best + pair.shift_error)
+    from_here = np.maximum.accumulate(each[::-1])[::-1]
+    from_here += pair.first.log_scale - pair.second.log_scale
+    losses = np.arange(len(each), dtype=np.float64)
+    losses *= pair.h
+    losses += pair.start
+    return max(0.0, float(np.maximum(from_here, losses).min()) + pair.shift_error)
 
 
 def _epsilon_below(pair: Pair, delta: float) -> float:
@@ -78,7 +88,7 @@ def directions(cost: Charges) -> tuple[int, ...]:
 def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: float = 1e-6) -> Interval:
     """Certified ε at δ of the dominating pair of a ledger: width at most max(rtol·ε, atol) where float64 allows.
 
-    Wider intervals are returned, never wrong ones, when the window would pass 2²¹ points.
+    Wider intervals are returned, never wrong ones, when the window would pass 1.5 million points.
     """
     if cost.infinite:
         return Interval(math.inf, math.inf)
@@ -99,7 +109,9 @@ def _refine(
 ) -> tuple[float, float]:
     """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's."""
     low, high, growth = 0.0, math.inf, 0.01
-    h = spacing(runs, aim, max(0.35 * rtol * aim.epsilon, 0.6 * atol))
+    # Where the other direction is larger, this one need only be shown to stay below it.
+    tolerance = max(0.6 * rtol * aim.epsilon, 0.6 * atol, 0.5 * (ceiling - aim.epsilon))
+    h = spacing(runs, aim, tolerance)
     for _ in range(_ROUNDS):
         before = high - low
         high = min(high, _epsilon_above(dominating(runs, aim, h, growth), delta))
@@ -115,7 +127,7 @@ def _refine(
         if high - low > max(0.05 * high, 0.7 * min(before, high)):
             # Rare jumps make the tilted law bimodal: a smaller tilt, with less wrapped mass, sees ε in the bulk.
             aim = aim_by(runs, aim.direction, 0.8 * aim.theta, max(low, 0.1 * min(high, aim.epsilon)), aim.reach, 1e-13)
-            h = spacing(runs, aim, max(0.35 * rtol * aim.epsilon, 0.6 * atol))
+            h = spacing(runs, aim, max(0.6 * rtol * aim.epsilon, 0.6 * atol))
             continue
         shrink = min(0.6, 0.9 * math.sqrt(0.7 * allowed / (high - low)))
         h = max(on_grid(h * shrink), smallest)

@@ -12,7 +12,7 @@ from dpaudit.accounting._compose import Law, Tails, Tilted, compose, tails
 from dpaudit.accounting._loss import Cells, cells, origin
 from dpaudit.accounting._saddle import Aim, Run, rough
 
-LARGEST_WINDOW = 2**21
+LARGEST_WINDOW = 3 * 2**19
 
 
 def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
