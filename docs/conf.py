@@ -77,7 +77,7 @@ class PublicNames(Directive):
             value = getattr(module, name)
             if inspect.isclass(value):
                 lines += [f".. autoclass:: {package}.{name}", "   :members:", ""]
-            elif callable(value):
+            elif inspect.isroutine(value):
                 lines += [f".. autofunction:: {package}.{name}", ""]
             else:
                 lines += [f".. py:data:: {package}.{name}", "   :no-index:", "", f"   ``{value!r}``"[:200], ""]

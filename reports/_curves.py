@@ -95,7 +95,7 @@ def _accountants(
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(lambda value, _: "")
+            axes.minorticks_off()
         else:
             axes.set_xlim(0, max(x))
         axes.set_ylim(bottom=0)
@@ -150,9 +150,9 @@ def tradeoff_log(series: Mapping[str, Any]) -> Drawing:
                 color=COLOURS["emp"],
                 label="measured attack",
             )
+        axes.minorticks_off()
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("false negative rate")
         axes.legend(loc="lower left", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])

@@ -178,9 +178,9 @@ def roc(series: Mapping[str, Any]) -> Drawing:
         quiet(axes)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.minorticks_off()
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: "")
         axes.set_xlim(floor, 1)
         axes.set_ylim(floor, 1.15)
         axes.plot(

@@ -39,6 +39,7 @@ def compare_page(payload: Mapping[str, Any]) -> str:
         group_size=payload.get("group_size", 1),
         results=[{"remark": r.get("remark") or r.get("assumption") or "", **_blank(r)} for r in results],
         best=figures.tightest(results),
+        least=_least(results),
         spread=_spread(results),
         loose=[r for r in results if not r.get("rigorous")],
         summary=payload.get("summary", ""),
@@ -73,6 +74,12 @@ def exposure_page(payload: Mapping[str, Any]) -> str:
 def _blank(result: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("accountant", "epsilon_lower", "epsilon_upper", "epsilon_estimate", "rigorous", "seconds")
     return {field: result.get(field) for field in fields}
+
+
+def _least(results: list[Mapping[str, Any]]) -> float | None:
+    """Largest certified lower bound on the mechanism's true ε."""
+    lowers = [float(r["epsilon_lower"]) for r in results if r.get("rigorous") and r.get("epsilon_lower") is not None]
+    return max(lowers, default=None)
 
 
 def _spread(results: list[Mapping[str, Any]]) -> float | None:

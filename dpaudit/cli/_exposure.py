@@ -20,8 +20,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--references", type=FILE, required=True, help="CSV or Parquet with a column loss, never trained on.")
 @click.option("--group-claim", "claims", multiple=True, metavar="K=EPS", help="ε for groups of K records; repeatable.")
 @click.option("--delta", type=float, help="δ of the group claims.")
+@click.option("--out", type=FILE, help="Write one HTML page with figures.")
 @json_option
-def command(canaries: Path, references: Path, claims: tuple[str, ...], delta: float | None, as_json: bool) -> None:
+def command(
+    canaries: Path, references: Path, claims: tuple[str, ...], delta: float | None, out: Path | None, as_json: bool
+) -> None:
     """Exposure of CANARIES: CSV or Parquet with id,loss[,copies]; LOWER loss = memorised.
 
     References are secrets from the same generator that were never trained on; below 1,000 of them, or when a
@@ -55,7 +58,14 @@ def command(canaries: Path, references: Path, claims: tuple[str, ...], delta: fl
         group_claims=_claims(claims) or None,
         delta=delta,
     )
-    emit(report.to_dict(), as_json, to_text(report))
+    payload, text = report.to_dict(), to_text(report)
+    if out is not None:
+        from dpaudit.reports import exposure_page
+
+        out.write_text(exposure_page(payload), encoding="utf-8")
+        payload["page"] = str(out)
+        text += f"\npage: {out}"
+    emit(payload, as_json, text)
 
 
 def _claims(texts: tuple[str, ...]) -> dict[int, float]:
