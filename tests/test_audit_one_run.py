@@ -64,6 +64,17 @@ def test_p_value_is_the_papers(r, epsilon, delta):
             assert snj_p_value(1000, r, v, epsilon, delta) == pytest.approx(want, rel=1e-8, abs=1e-12)
 
 
+@pytest.mark.parametrize("v", [10_500, 14_700, 17_600, 19_000])
+def test_window_of_the_delta_term_is_wide_enough(v):
+    """Many guesses, the observed count below, at and far above the mean: the whole maximum, without a window."""
+    r, epsilon, delta = 20_000, 2.0, 1e-5
+    q = 1 / (1 + math.exp(-epsilon))
+    mass = binom.pmf(np.arange(v - 1, -1, -1), r, q)
+    worst = float(np.max(np.cumsum(mass) / np.arange(1, v + 1)))
+    want = binom.sf(v - 1, r, q) + 2 * r * delta * worst
+    assert snj_p_value(r, r, v, epsilon, delta) == pytest.approx(min(1.0, want), rel=1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     r=st.integers(1, 400),
