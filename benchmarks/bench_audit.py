@@ -247,8 +247,8 @@ def main() -> None:
     options = parser.parse_args()
     spent = costs()
     print(
-        f"m = 100,000: one-run bound {spent['one_run_bound_s']:.4f} CPU s (target < 0.2), full audit with plan, control and"
-        f" all estimators {spent['full_audit_s']:.2f} s (target < 5), peak memory {spent['peak_rss_gib']:.2f} GiB\n"
+        f"m = 100,000: one-run bound {spent['one_run_bound_s']:.4f} CPU s (target < 0.2), full audit with plan, control"
+        f" and all estimators {spent['full_audit_s']:.2f} s (target < 5), peak memory {spent['peak_rss_gib']:.2f} GiB\n"
     )
     steps = zeroth_order(5 if options.quick else 20)
     print("step-level audit of a correct zeroth-order mechanism; share of epsilon (target 0.75, conditional):")
