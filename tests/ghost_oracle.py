@@ -38,7 +38,10 @@ def clipped(clipper: GhostClipping, rows: list[dict[str, Tensor]]) -> dict[str, 
     if isinstance(clipper.clipping, PerLayer):
         limit = bound / math.sqrt(len(clipper.layers))
         groups = range(len(clipper.layers))
-        each = [norms_of([{n: g for n, g in r.items() if layer[n] == k} or {"": torch.zeros(1)} for r in rows]) for k in groups]
+        each = [
+            norms_of([{n: g for n, g in r.items() if layer[n] == k} or {"": torch.zeros(1)} for r in rows])
+            for k in groups
+        ]
         factors = torch.stack([(limit / n.clamp_min(1e-300)).clamp_max(1) for n in each])
     else:
         total = norms_of(rows)
