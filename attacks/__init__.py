@@ -23,6 +23,7 @@ from dpaudit.attacks._estimators import NeighbourhoodAttack as NeighbourhoodAtta
 from dpaudit.attacks._estimators import ProjectionAttack as ProjectionAttack
 from dpaudit.attacks._estimators import RmiaAttack as RmiaAttack
 from dpaudit.attacks._estimators import ZlibAttack as ZlibAttack
+from dpaudit.attacks._exam_opacus import OpacusAdapter as OpacusAdapter
 from dpaudit.attacks._exam_plan import ExamPlan as ExamPlan
 from dpaudit.attacks._exam_values import ExamFinding as ExamFinding
 from dpaudit.attacks._exam_values import ExamTest as ExamTest

@@ -360,6 +360,66 @@ class ZerothOrderAdapter(_TrainerAdapter):
         self.restore(start)
         return self._as_ledger(journal)
 
+    def movements(self, steps: int) -> list[Any]:
+        """Steps on empty minibatches: what moved, and what the released numbers and the directions call for."""
+        from dpaudit.attacks._exam_update import Movement
+
+        trail, released = [self._weights()], []
+
+        def callback(report: Any) -> None:
+            trail.append(self._weights())
+            released.append(report.released)
+
+        done = self._call(steps, MemoryJournal(), self._rows, sampler=_Script([()] * steps), callback=callback)
+        rate, pull, found = self._stage.learning_rate, self._stage.proximal, []
+        for step, numbers in enumerate(released):
+            mean = sum(g * self._direction(step, p, done.state) for p, g in enumerate(numbers)) / len(numbers)
+            live = self._direction(step, 0, done.state) != 0
+            back = np.where(live, rate * pull * (trail[step] - trail[0]), 0.0)
+            found.append(Movement(trail[step + 1] - trail[step], -rate * mean, -back))
+        return found
+
+    def executed_scale(self) -> float:
+        """Distance of the two evaluations over the planned one, measured by a loss that reads the weights."""
+        first = self._call(1, MemoryJournal(), self._rows, sampler=_Script([()]), noise=_Silent())
+        v = self._direction(0, 0, first.state)
+        size = 0.01 * self._stage.plan.clipping_norm / float(v @ v)
+        start = self._weights()
+
+        def along(model: nn.Module, rows: list[_Record]) -> Tensor:
+            return torch.tensor([size * float(v @ (self._weights() - start))], dtype=torch.float64)
+
+        seen: list[float] = []
+        self._call(
+            1, MemoryJournal(), self._rows, sampler=_Script([(0,)]), noise=_Silent(), collate=list, loss_fn=along,
+            perturbation_mode="in_place", physical_batch_size=1,
+            callback=lambda report: seen.append(report.released[0]),
+        )  # fmt: skip
+        return seen[0] * float(self._stage.plan.normaliser) / (0.01 * self._stage.plan.clipping_norm)
+
+    def _weights(self) -> Vector:
+        parts = [p.detach().double().flatten() for p in self.model.parameters() if p.requires_grad]
+        return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float64)
+
+    def _direction(self, step: int, number: int, state: Mapping[str, Any]) -> Vector:
+        """One public direction over all weights, zero where the mask holds them."""
+        parts = []
+        for name, p in self.model.named_parameters():
+            if not p.requires_grad:
+                continue
+            index = state["mask_index"].get(name) if state["masked"] else None
+            if state["masked"] and index is None:
+                parts.append(torch.zeros(p.numel(), dtype=torch.float64))
+                continue
+            size = p.numel() if index is None else len(index)
+            values = self._directions.values(step=step, direction=number, tensor=name, size=size).double()
+            if index is not None:
+                weight = state["mask_weight"].get(name)
+                values = values if weight is None else values * weight
+                values = torch.zeros(p.numel(), dtype=torch.float64).index_copy(0, index, values)
+            parts.append(values)
+        return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+
     def _run(
         self, batches: Sequence[Batch] | None, steps: int, *, clean: bool = False, draws_only: bool = False
     ) -> _Trace:

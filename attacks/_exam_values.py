@@ -164,9 +164,9 @@ CAUSES: dict[str, str] = {
     "noise_missing_on_parameter": "Some parameters are released without noise.",
     "noise_scale_parameter": "Some parameters are released with less noise than the plan says.",
     "noise_repeated": "The same noise is added at more than one step, so that differences of releases carry none.",
+    "noise_correlated_coordinates": "Coordinates share their noise, so that some combinations carry none.",
     "noise_correlated_steps": "The noise of one step depends on the noise of another.",
     "noise_public_seed": "The noise is a function of public seeds, so that anyone can subtract it.",
-    "noise_correlated_coordinates": "Coordinates share their noise, so that some combinations carry none.",
     "noise_depends_on_batch": "The noise's scale changes with the records in the batch.",
     "noise_scale": "The noise is smaller than the plan says.",
     "noise_not_gaussian": "The noise does not follow the declared distribution.",
@@ -181,13 +181,13 @@ CAUSES: dict[str, str] = {
     "sampling_batch_size": "The spread of the batch sizes is not that of the declared sampling.",
     "sampling_public_seed": "The minibatches are a function of public seeds.",
     # ledger
+    "claimed_epsilon": "The certified accountant finds a larger ε than the claim.",
+    "claimed_delta": "The claimed δ is not smaller than 1/N.",
     "ledger_steps": "The ledger counts fewer steps than were released.",
     "ledger_stage": "The ledger's stage differs from the plan that it should record.",
     "ledger_directions": "A step releases more numbers than the plan's directions.",
     "ledger_resume": "Steps after a resume do not add to those before it.",
     "ledger_chain": "The ledger's chain of digests is broken.",
-    "claimed_epsilon": "The certified accountant finds a larger ε than the claim.",
-    "claimed_delta": "The claimed δ is not smaller than 1/N.",
     # step-level audit
     "step_audit": "A record's presence in a step shows more clearly than the plan's noise allows.",
     # plan fidelity without privacy cost

@@ -71,13 +71,16 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     findings = list(_scale(probe, evidence, each))
     fatal = any(f.name == "noise_missing" for f in findings)
     if not fatal:
-        joint = list(_steps(evidence, each)) + list(_coordinates(evidence, each))
+        joint = list(_coordinates(evidence, each))
+        shared = bool(joint)
+        joint += [f for f in _steps(evidence, each) if not (shared and f.name == "noise_correlated_steps")]
         joint += _public(evidence, each, clear=0.9 if joint else 0.0)
         if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
             findings = joint
         else:
             findings += _loaded(evidence, each)
-            findings += list(_law(evidence, each, plan.laplace)) if not findings else []
+            clear = not any(f.status == "violated" for f in findings)
+            findings += list(_law(evidence, each, plan.laplace)) if clear else []
     steps, d = evidence.empty.shape
     count = steps * d
     shrink = excluded_shrink(count, each)

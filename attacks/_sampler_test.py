@@ -44,12 +44,12 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
         findings += _full(draws, n)
         test = ExamTest(name="sampler", group="sampler", evidence=f"{steps} minibatches of all {n} records")
         return findings, [test]
-    findings += _rate(draws, n, q, each)
-    independent = plan.poisson
-    if independent:
+    rate = list(_rate(draws, n, q, each))
+    findings += (rate and _why_rate(draws, n, each)) or rate or list(_unequal(draws, n, q, each))
+    if plan.poisson:
         findings += _together(draws, n, q, each, whole=not findings)
         findings += _seeded(draws, second, n, q, each)
-        findings += [] if any(f.name == "sampling_rate" for f in findings) else _sizes(draws, n, q, each)
+        findings += [] if rate else _sizes(draws, n, q, each)
     count = steps * n * q
     off = (normal_quantile(1 - each / 2) + normal_quantile(0.99)) * math.sqrt((1 - q) / count)
     test = ExamTest(
@@ -86,22 +86,37 @@ def _full(draws: Draws, n: int) -> Iterator[ExamFinding]:
             return
 
 
-def _rate(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
-    steps = len(draws)
+def _counts(draws: Draws, n: int) -> NDArray[np.int64]:
     counts = np.zeros(n, dtype=np.int64)
     for batch in draws:
         np.add.at(counts, batch[(batch >= 0) & (batch < n)], 1)
-    total = int(counts.sum())
+    return counts
+
+
+def _rate(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    steps, total = len(draws), int(_counts(draws, n).sum())
     p = binomial_two_sided(total, n * steps, q)
     if p <= alpha:
-        text = f"{total} participations of {n} records in {steps} steps, rate {total / (n * steps):.5f}, plan {q:.5f}"
-        yield found("sampling_rate", text, p, measured=total / (n * steps), bound=q)
-        return
+        words = f"{total} participations of {n} records in {steps} steps, rate {total / (n * steps):.5f}, plan {q:.5f}"
+        yield found("sampling_rate", words, p, measured=total / (n * steps), bound=q)
+
+
+def _why_rate(draws: Draws, n: int, alpha: float) -> list[ExamFinding]:
+    """Why the rate is off, judged at the realised rate: some records favoured, or minibatches cut to a size."""
+    realised = float(_counts(draws, n).sum()) / (n * len(draws))
+    if not 0 < realised < 1:
+        return []
+    why = list(_unequal(draws, n, realised, alpha * 1e-3))
+    return why or [f for f in _sizes(draws, n, realised, alpha * 1e-3) if f.detail["measured"] < f.detail["bound"]]
+
+
+def _unequal(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    counts, steps = _counts(draws, n), len(draws)
     chances = [(binomial_two_sided(int(c), steps, q) * n, i) for i, c in enumerate(counts)]
     p, record = min(chances)
     if p <= alpha:
-        text = f"record {record} takes part {int(counts[record])} times in {steps} steps, expected {steps * q:.1f}"
-        yield found("sampling_unequal", text, p, measured=int(counts[record]), bound=steps * q, record=record)
+        words = f"record {record} takes part {int(counts[record])} times in {steps} steps, expected {steps * q:.1f}"
+        yield found("sampling_unequal", words, p, measured=int(counts[record]), bound=steps * q, record=record)
 
 
 def _overlap(first: Draws, second: Draws) -> int:

@@ -1,0 +1,198 @@
+"""The examiner convicts planted faults by the name of their cause, and lets correct steps go."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dpaudit._errors import InvalidValue
+from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, examine
+from dpaudit.attacks._exam_statistics import autocorrelation, binomial_two_sided, excluded_shrink, lag_p_values
+from dpaudit.attacks._exam_values import CAUSES, by_root_cause, found
+from dpaudit.attacks._examine import read_budget
+from tests.faults import catalogue, examine_case, held_out
+from tests.faults._innocents import INNOCENTS
+from tests.faults._plain import PlainLoop
+
+FAULTS = [*catalogue(), *held_out()]
+BUDGET = 2
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_convicted_by_name(fault):
+    result = examine_case(fault.build(1), budget=BUDGET, groups=(fault.group,))
+    assert result.names[:1] == (fault.expected,), [f.text for f in result.findings]
+    finding = result.findings[0]
+    assert finding.text.startswith(CAUSES[fault.expected])
+    assert finding.deterministic or finding.p_value <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_convicted_in_19_of_20_seeds(fault):
+    named = [examine_case(fault.build(seed), budget=BUDGET).names[:1] == (fault.expected,) for seed in range(20)]
+    assert sum(named) >= 19
+
+
+@pytest.mark.parametrize("name", ["plain loop", "first order", "zeroth order, 4 directions"])
+def test_an_innocent_goes_free(name):
+    result = examine_case(INNOCENTS[name](0), budget=BUDGET)
+    assert not result.findings and not result.violated
+    assert result.alpha <= 1e-3 and {test.group for test in result.tests} >= {"replay", "noise", "sampler", "ledger"}
+    json.dumps(result.to_dict())
+
+
+@pytest.mark.slow
+def test_200_innocents_get_at_most_2_findings():
+    found_in = [
+        (name, seed)
+        for seed in range(20)
+        for name, build in INNOCENTS.items()
+        if examine_case(build(seed), budget=BUDGET).findings
+    ]
+    assert len(found_in) <= 2, found_in
+
+
+def test_without_a_clean_step_sensitivity_is_measured_from_pairs():
+    loop = PlainLoop(0)
+    loop.noise_multiplier = 0.5
+    adapter = loop.adapter()
+    del adapter.clean
+    assert not examine_case_of(adapter, loop).findings
+    loop.clip = lambda gradient: [g.nan_to_num(0, 0, 0) for g in gradient]
+    assert examine_case_of(adapter, loop).names[:1] == ("sensitivity",)
+
+
+def examine_case_of(adapter, loop):
+    return examine(adapter, loop.plan(), budget=BUDGET, groups=("replay",))
+
+
+def test_the_step_audit_bounds_mu_from_below():
+    loop = PlainLoop(3)
+    result = examine_case_groups(loop, ("step_audit",))
+    assert 0.2 < result.mu_lower < 1.0 and result.epsilon_lower > 0
+    loop = PlainLoop(3)
+    loop.__class__ = type("Loud", (PlainLoop,), {"noise_std": 0.1 * 0.5})
+    result = examine_case_groups(loop, ("step_audit",))
+    assert result.names == ("step_audit",) and result.mu_lower > 1.5
+
+
+def examine_case_groups(loop, groups):
+    from tests.faults import Case
+
+    return examine_case(Case(loop.adapter(), loop.plan()), budget=4, groups=groups)
+
+
+def test_a_step_that_raises_is_a_finding_and_no_traceback():
+    loop = PlainLoop(0)
+
+    def burst(indices):
+        raise RuntimeError("burst")
+
+    adapter = LoopAdapter(loop.model, burst, loop.draw, size=60, clean_step=burst)
+    assert examine(adapter, loop.plan(), budget=BUDGET).violated
+
+
+def test_the_examiner_leaves_weights_and_global_randomness_as_they_were():
+    import torch
+
+    loop = PlainLoop(0)
+    before = [p.detach().clone() for p in loop.model.parameters()]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.randn(3), np.random.rand(3)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    examine(loop.adapter(), loop.plan(), budget=BUDGET, groups=("replay", "ledger"))
+    assert torch.equal(torch.randn(3), expected[0]) and np.array_equal(np.random.rand(3), expected[1])
+    assert all(torch.equal(p, q) for p, q in zip(loop.model.parameters(), before, strict=True))
+
+
+def test_only_the_name_of_a_finding_is_public():
+    finding = found("sensitivity", "record 17 moves the sum by 3.2 C", records=(17,), measured=3.2)
+    assert "17" not in json.dumps(finding.public()) and "17" in finding.text
+
+
+def test_root_causes_come_first_and_notes_last():
+    first, second, note = (
+        ExamFinding(name=n, status=s, claim="step function", text="")
+        for n, s in (("non_finite", "violated"), ("noise_scale", "violated"), ("noise_scale_high", "note"))
+    )
+    assert by_root_cause([note, second, first, second]) == (first, second, note)
+
+
+def test_budgets_are_times():
+    assert read_budget("90s") == 90 and read_budget("2 min") == 120 and read_budget(5) == 5
+    for bad in ("soon", "0s", -1, "nan"):
+        with pytest.raises(InvalidValue, match="budget"):
+            read_budget(bad)
+
+
+def test_a_plan_without_noise_or_bound_is_refused():
+    stage = PlainLoop(0).stage()
+    import dataclasses
+
+    with pytest.raises(InvalidValue, match="noise_multiplier"):
+        ExamPlan(stage=dataclasses.replace(stage, noise_multiplier=0.0), normaliser=1.0)
+    with pytest.raises(InvalidValue, match="clipping_norm"):
+        ExamPlan(stage=dataclasses.replace(stage, clipping_norm=None), normaliser=1.0)
+    with pytest.raises(InvalidValue, match="stage"):
+        ExamPlan.read(object())
+
+
+def test_the_lag_bound_holds_and_still_convicts():
+    rng = np.random.default_rng(0)
+    smallest = []
+    for _ in range(200):
+        rows = rng.standard_normal((4, 200))
+        lags = np.arange(1, 200)
+        smallest.append(lag_p_values(autocorrelation(rows)[lags], 4 * (200 - lags), 199).min())
+    assert np.mean(np.asarray(smallest) <= 0.1) <= 0.1
+    half = rng.standard_normal((4, 100))
+    rows = np.concatenate([half, half], axis=1)
+    assert lag_p_values(autocorrelation(rows)[100:101], np.array([400]), 199).min() < 1e-4
+    naive = [np.sum(rows[:, : 200 - lag] * rows[:, lag:]) for lag in range(200)]
+    assert np.allclose(autocorrelation(rows), naive)
+
+
+def test_p_values_against_direct_sums():
+    weights = [math.comb(10, k) * 0.3**k * 0.7 ** (10 - k) for k in range(11)]
+    for k in range(11):
+        assert binomial_two_sided(k, 10, 0.3) == pytest.approx(min(1, 2 * min(sum(weights[: k + 1]), sum(weights[k:]))))
+    assert 0.96 < excluded_shrink(20_000, 4e-5) < 0.98
+
+
+def test_the_command_examines_a_function(tmp_path, monkeypatch):
+    from dpaudit.cli._examine import command
+
+    (tmp_path / "mine.py").write_text(
+        "from tests.faults._plain_faults import FAULTS\n"
+        "def broken():\n"
+        "    case = next(f for f in FAULTS if f.name == 'clip-batch-mean').build(0)\n"
+        "    return case.adapter, case.plan\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, ["mine:broken", "--budget", "2s", "--json"])
+    value = json.loads(done.output)
+    assert done.exit_code == 1 and value["schema"] == "dpaudit.examine/1" and value["verdict"] == "violated"
+    assert value["findings"][0]["name"] == "clipped_after_averaging" and value["findings"][0]["detail"]["records"]
+
+
+def test_the_command_refuses_what_it_cannot_load():
+    from dpaudit.cli._examine import command
+
+    for source in ("nothing", "no.such.module:step", "json:dumps_nothing"):
+        done = CliRunner().invoke(command, [source])
+        assert isinstance(done.exception, InvalidValue)
+
+
+def test_opacus_as_its_users_run_it():
+    pytest.importorskip("opacus")
+    from tests.faults._opacus import opacus_case
+
+    usual = examine_case(opacus_case(0, entropy=False), budget=BUDGET)
+    assert set(usual.names) == {"non_finite", "normaliser_data_size", "noise_public_seed", "sampling_public_seed"}
+    careful = examine_case(opacus_case(0, entropy=True, known_faults=False), budget=BUDGET)
+    assert careful.names == ()
