@@ -24,7 +24,6 @@ import numpy as np
 from dpaudit.accounting._loss import UNIT, Array, Integers
 
 FFT_CONSTANT = 4.0
-WRAP = 1e-9
 _NEGLIGIBLE = -46.0  # log of spectrum values that cannot matter (1e-20)
 
 

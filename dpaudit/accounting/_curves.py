@@ -18,9 +18,9 @@ import numpy as np
 
 from dpaudit._stage import Mechanism
 from dpaudit.accounting._gdp import gaussian_delta, gaussian_epsilon
-from dpaudit.accounting._pair import LARGEST_WINDOW, Pair, dominated, dominating, on_grid, spacing
+from dpaudit.accounting._pair import LARGEST_WINDOW, Pair, chernoff, dominated, dominating, on_grid, spacing
 from dpaudit.accounting._relations import Charges, Component, Step
-from dpaudit.accounting._saddle import Aim, Run, aim_at_delta, aim_at_epsilon, aim_by
+from dpaudit.accounting._saddle import Aim, Run, aim_at_delta, aim_at_epsilon, aim_at_mean, aim_by
 
 EXACT = 1e-12  # relative error allowed for the closed Gaussian form
 _ROUNDS = 7
@@ -95,6 +95,8 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
     if not cost.runs:
         value = gaussian_epsilon(math.sqrt(cost.mu_squared), delta)
         return Interval(value * (1 - EXACT), value * (1 + EXACT))
+    if total_variation(cost) <= delta:
+        return Interval(0.0, 0.0)
     runs = with_gaussian(cost)
     aims = sorted((aim_at_delta(runs, d, delta) for d in directions(cost)), key=lambda a: -a.epsilon)
     lower, upper = 0.0, 0.0
@@ -104,17 +106,25 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
     return Interval(min(lower, upper), upper)
 
 
+def total_variation(cost: Charges) -> float:
+    """Upper bound on δ(0): total variation adds up over steps, and one step's is at most its chance to take part."""
+    step_wise = sum(times * sum(w * (1 - part.up[0]) for w, part in step.components) for step, times in cost.runs)
+    return step_wise + gaussian_delta(math.sqrt(cost.mu_squared), 0.0)
+
+
 def _refine(
     runs: Sequence[Run], aim: Aim, delta: float, rtol: float, atol: float, ceiling: float
 ) -> tuple[float, float]:
     """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's."""
-    low, high, growth = 0.0, math.inf, 0.01
+    low, high, growth, lost = 0.0, math.inf, 0.01, 0
     # Where the other direction is larger, this one need only be shown to stay below it.
-    tolerance = max(0.6 * rtol * aim.epsilon, 0.6 * atol, 0.5 * (ceiling - aim.epsilon))
+    tolerance = max(0.3 * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
     h = spacing(runs, aim, tolerance)
     for _ in range(_ROUNDS):
         before = high - low
         high = min(high, _epsilon_above(dominating(runs, aim, h, growth), delta))
+        if math.isinf(high):
+            high = chernoff(runs, aim, h, growth, delta)
         if high <= ceiling or high == 0:
             return 0.0, high
         low = max(low, _epsilon_below(dominated(runs, aim, h, growth), delta))
@@ -124,10 +134,15 @@ def _refine(
         smallest = (aim.high - aim.low) / (LARGEST_WINDOW - 4)
         if h <= 1.1 * smallest:
             break
-        if high - low > max(0.05 * high, 0.7 * min(before, high)):
-            # Rare jumps make the tilted law bimodal: a smaller tilt, with less wrapped mass, sees ε in the bulk.
-            aim = aim_by(runs, aim.direction, 0.8 * aim.theta, max(low, 0.1 * min(high, aim.epsilon)), aim.reach, 1e-13)
-            h = spacing(runs, aim, max(0.6 * rtol * aim.epsilon, 0.6 * atol))
+        if high - low > min(0.05 * high, 0.7 * before):
+            # Rare jumps make the tilted law bimodal: look where ε is now known to be, or with a smaller tilt.
+            guess = max(low, 0.1 * min(high, aim.epsilon))
+            if lost == 0 and high < 2 * low:
+                aim = aim_at_mean(runs, aim.direction, (low + high) / 2, aim.reach)
+            else:
+                aim = aim_by(runs, aim.direction, 0.8 * aim.theta, guess, aim.reach, 1e-13)
+            lost += 1
+            h = spacing(runs, aim, max(0.3 * rtol * aim.epsilon, 0.5 * atol))
             continue
         shrink = min(0.6, 0.9 * math.sqrt(0.7 * allowed / (high - low)))
         h = max(on_grid(h * shrink), smallest)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpaudit.accounting._compose import Law, Tails, Tilted, compose, tails
+from dpaudit.accounting._compose import Law, Tails, Tilted, compose, log_sum, tails
 from dpaudit.accounting._loss import Cells, cells, origin
 from dpaudit.accounting._saddle import Aim, Run, rough
 
@@ -93,6 +93,20 @@ def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
         tilted.offset + h * first,
         h,
     )
+
+
+def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, delta: float) -> float:
+    """Upper bound on ε at δ from moments of the dominating laws alone: loose, but it never depends on a window."""
+    thetas = aim.theta * np.geomspace(0.05, 2.0, 12)
+    total, infinite, raised = np.zeros(len(thetas)), 0.0, 0.0
+    for step, times in runs:
+        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
+        losses = law.origin + h * law.index
+        total += times * np.array([log_sum(law.log_mass + theta * losses) for theta in thetas])
+        infinite += times * lost
+        raised += times * (kappa + 1e-13)
+    left = delta * math.exp(-raised) - infinite
+    return math.inf if left <= 0 else max(0.0, float(((total - math.log(left)) / thetas).min()) + raised) * (1 + 1e-9)
 
 
 def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:

@@ -14,7 +14,6 @@ import numpy as np
 from scipy.special import erfcx
 
 from dpaudit._stage import Mechanism
-from dpaudit.accounting._compose import WRAP
 from dpaudit.accounting._loss import Array, ends, loss, reach_for
 from dpaudit.accounting._relations import Step
 
@@ -72,10 +71,10 @@ def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) 
     return found
 
 
-def _crossing(function: Callable[[Array], Array], target: float) -> float:
+def _crossing(function: Callable[[Array], Array], target: float, grids: Sequence[int] = (40, 12, 12)) -> float:
     """θ at which a decreasing function of θ falls to ``target``, by ever finer geometric grids."""
     low, high = 1e-4, 1e9
-    for count in (40, 12, 12):
+    for count in grids:
         grid = np.geomspace(low, high, count)
         under = function(grid) <= target
         first = int(np.argmax(under)) if under.any() else count - 1
@@ -98,9 +97,13 @@ class Aim:
 
 
 def aim_by(
-    runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float, wrap: float = WRAP
+    runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float, wrap: float = 1.0
 ) -> Aim:
-    """Aim by a tilt; ``wrap`` is the mass that may lie outside the window."""
+    """Aim by a tilt; ``wrap`` caps the mass that may lie outside the window.
+
+    That mass is an error of both tails, of which δ is a difference: about one part in θ of either.
+    """
+    wrap = min(wrap, 1e-7, max(1e-13, 1e-5 / (1 + theta)))
     spread = float(np.sqrt(_cumulants(runs, direction, np.array([theta]), reach)[2][0]))
     log_wrap = math.log(wrap) - 5  # a margin for what the quadrature misses
     steps = np.geomspace(0.002, 2.0, 24) * (math.sqrt(-2 * log_wrap) / spread)
@@ -150,3 +153,9 @@ def aim_at_rate(runs: Sequence[Run], direction: int, rate: float) -> Aim:
 
     power = _crossing(log_rate, math.log(rate))
     return aim_by(runs, direction, max(power - 1, 1e-4), None, reach)
+
+
+def aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
+    """Aim by the tilt whose mean is a known ε, however sharply the mean rises there."""
+    theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon, (40, 12, 12, 12, 12))
+    return aim_by(runs, direction, theta, epsilon, reach, 1e-13)
