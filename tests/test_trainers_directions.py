@@ -56,17 +56,18 @@ def test_blocks_do_not_change_values(kind: DirectionKind, monkeypatch: pytest.Mo
 def test_the_device_path_gives_the_same_bits(kind: DirectionKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path for accelerators runs on the CPU here: only the words' source differs."""
     stream = Directions(run="r", kind=kind).stream(step=5, direction=1, tensor="w")
-    expected = stream._expand(128, 999, torch.device("cpu"), None).clone()
+    expected = stream.expand(128, 999, module.Buffer(999, torch.device("cpu"))).clone()
 
     class Elsewhere:
-        type = "elsewhere"
+        class device:
+            type = "elsewhere"
 
     table = module._table(kind, torch.device("cpu"))
     monkeypatch.setattr(module, "_table", lambda *_: table)
     monkeypatch.setattr(module, "philox_words", lambda key, first, count, _: philox_words(key, first, count, "cpu"))
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda *a, device=None, **k: arange(*a, **k))
-    assert torch.equal(stream._expand(128, 999, Elsewhere(), None), expected)  # type: ignore[arg-type]
+    assert torch.equal(stream.expand(128, 999, Elsewhere()), expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,7 @@ from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit.trainers._zo_bits import philox_words
 
-BLOCK = 1 << 17  # coordinates expanded at once: bits, indices and values stay in the second-level cache
+BLOCK = 3 << 14  # coordinates expanded at once: bits, indices and values stay in the second-level cache
 DEVICE_BLOCK = 1 << 22  # the same on an accelerator, where a launch costs more than memory
 _UNIT = 64  # every block starts on a multiple of this, so that both kinds start on a whole 64-bit word
 _PER_COUNTER = 4  # 64-bit words that one counter value yields
@@ -128,32 +128,52 @@ class DirectionStream:
         device = torch.device("cpu") if device is None else device
         skip = start % _UNIT
         begin, position = start - skip, 0
-        most = BLOCK if device.type == "cpu" else DEVICE_BLOCK
+        buffer = Buffer(min(skip + size, block_size(device)), device)
         while position < size:
-            take = min(most, skip + size - position)
-            values = self._expand(begin, take, device, words)
-            yield position, position + take - skip, values[skip:take]
+            take = min(block_size(device), skip + size - position)
+            values = self.expand(begin, take, buffer, words)
+            yield position, position + take - skip, values[skip:]
             position, begin, skip = position + take - skip, begin + take, 0
+
+    def expand(self, begin: int, size: int, buffer: Buffer, words: NDArray[np.uint64] | None = None) -> Tensor:
+        """Coordinates ``begin .. begin + size`` in the buffer's memory; ``begin`` is a multiple of 64."""
+        first, count = begin // self._density, -(-size // self._density)
+        table = _table(self.kind, buffer.device)
+        if buffer.device.type != "cpu":
+            on_device = philox_words(self.key, first, count, buffer.device)
+            shifts = torch.arange(0, 64, 16 if self.kind is DirectionKind.GAUSSIAN else 8, device=buffer.device)
+            mask = 0xFFFF if self.kind is DirectionKind.GAUSSIAN else 0xFF
+            index = ((on_device[:, None] >> shifts) & mask).view(-1)
+            return table.index_select(0, index).view(-1)[:size]
+        raw = _numpy_words(self.key, first, count) if words is None else words[first : first + count]
+        values = buffer.values[: count * self._density]
+        if self.kind is DirectionKind.GAUSSIAN:
+            index = buffer.index[: values.numel()]
+            index.copy_(torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")))
+            torch.index_select(table, 0, index, out=values)
+        else:
+            octets = raw.astype("<u8", copy=False).view(np.uint8)
+            np.take(_numpy_sign_rows(), octets, axis=0, out=values.numpy().reshape(-1, 8), mode="clip")
+        return values[:size]
 
     @property
     def _density(self) -> int:
         return 4 if self.kind is DirectionKind.GAUSSIAN else 64
 
-    def _expand(self, begin: int, size: int, device: torch.device, words: NDArray[np.uint64] | None) -> Tensor:
-        first, count = begin // self._density, -(-size // self._density)
-        table = _table(self.kind, device)
-        if device.type != "cpu":
-            on_device = philox_words(self.key, first, count, device)
-            shifts = torch.arange(0, 64, 16 if self.kind is DirectionKind.GAUSSIAN else 8, device=device)
-            mask = 0xFFFF if self.kind is DirectionKind.GAUSSIAN else 0xFF
-            index = ((on_device[:, None] >> shifts) & mask).view(-1)
-            return table.index_select(0, index).view(-1)[:size]
-        raw = _numpy_words(self.key, first, count) if words is None else words[first : first + count]
-        if self.kind is DirectionKind.GAUSSIAN:
-            wide = torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")).to(torch.int32)
-            return torch.index_select(table, 0, wide)[:size]
-        rows = np.take(_numpy_sign_rows(), raw.astype("<u8", copy=False).view(np.uint8), axis=0)
-        return torch.from_numpy(rows).view(-1)[:size]
+
+class Buffer:
+    """Memory for one block, kept over a tensor's blocks: fresh pages for every block would cost as much as the draw."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device = device
+        whole = -(-size // _UNIT) * _UNIT if device.type == "cpu" else 0
+        self.values = torch.empty(whole, dtype=torch.float32)
+        self.index = torch.empty(whole, dtype=torch.int32)
+
+
+def block_size(device: torch.device) -> int:
+    """Coordinates expanded at once on a device; the values do not depend on it."""
+    return BLOCK if device.type == "cpu" else DEVICE_BLOCK
 
 
 def _numpy_words(key: tuple[int, int], first: int, count: int) -> NDArray[np.uint64]:

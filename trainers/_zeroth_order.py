@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dpaudit import Clip, Mechanism, _validate
 from dpaudit._errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers._directions import Directions
+from dpaudit.trainers._directions import Buffer, Directions, block_size
 from dpaudit.trainers._zo_params import Mask, Masks, sizes
 from dpaudit.trainers._zo_perturb import BitCache, Perturbation
 
@@ -237,18 +237,18 @@ def _subtract(
     mask: Mask | None = None,
 ) -> None:
     """target −= Σ_p factor_p · v_p, block by block, the sum over p taken before it meets the weights."""
-    size, streams = target.numel(), []
-    for p in range(len(factors)):
-        stream = directions.stream(step=step, direction=p, tensor=name)
-        # One direction is often still in the cache from its forward passes; several never are.
-        words = None
-        if len(factors) == 1 and target.device.type == "cpu":
-            words = cache.words(directions, step, p, name, size)
-        streams.append(stream.blocks(size, device=target.device, words=words))
-    for parts in zip(*streams, strict=True):
-        low, high, total = parts[0][0], parts[0][1], parts[0][2].mul_(factors[0].to(target.device))
-        for (_, _, values), factor in zip(parts[1:], factors[1:], strict=True):
-            total.add_(values.mul_(factor.to(target.device)))
+    size, device = target.numel(), target.device
+    most = min(size, block_size(device))
+    buffer, total = Buffer(most, device), torch.empty(most, dtype=torch.float32, device=device)
+    streams = [directions.stream(step=step, direction=p, tensor=name) for p in range(len(factors))]
+    # One direction is often still in the cache from its forward passes; several never are.
+    words = cache.words(directions, step, 0, name, size) if len(factors) == 1 and device.type == "cpu" else None
+    scales = [factor.to(device) for factor in factors]
+    for low in range(0, size, most):
+        high = min(size, low + most)
+        part = total[: high - low].zero_()
+        for stream, scale in zip(streams, scales, strict=True):
+            part.add_(stream.expand(low, high - low, buffer, words).mul_(scale))
         if mask is not None and mask.weight is not None:
-            total.mul_(mask.weight[low:high])
-        target[low:high].sub_(total)
+            part.mul_(mask.weight[low:high])
+        target[low:high].sub_(part)
