@@ -11,7 +11,7 @@ certify: .venv/.base  ## fine-tune privately on the bundled text, audit, certify
 	@$(BIN)/dpaudit certify examples/certify.toml --out $(RUN) || { code=$$?; test $$code -eq 2; }
 
 certify-zo: .venv/.base  ## the same with three-stage zeroth-order DP-ZOSO
-	@$(BIN)/dpaudit certify examples/certify_zo.toml --out $(RUN)-zo || { code=$$?; test $$code -eq 2; }
+	@$(BIN)/dpaudit certify examples/certify_zo.toml --out $(RUN)-zo --examine || { code=$$?; test $$code -eq 2; }
 
 test: .venv/.dev  ## the tests
 	$(BIN)/python -m pytest -n 2

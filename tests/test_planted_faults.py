@@ -67,3 +67,14 @@ def test_the_innocent_run_is_inconclusive_and_helps_on_public_text(tmp_path: Pat
     assert outcome.json["ceiling"] > 3.3 and outcome.json["epsilon_upper"] <= 3.0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]
     assert facts["heldout_after"] < 0.95 * facts["heldout_before"]
+
+
+@pytest.mark.slow
+def test_the_zeroth_order_run_without_noise_is_convicted_by_its_examination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = run_cli("certify", EXAMPLES / "certify_zo.toml", "--out", tmp_path / "honest", "--examine", "--json")
+    assert honest.json["verdict"] == "inconclusive"
+    plant_no_noise(monkeypatch)
+    broken = run_cli("certify", EXAMPLES / "certify_zo.toml", "--out", tmp_path / "broken", "--examine", "--json")
+    assert broken.code == 1 and broken.json["verdict"] == "violated"
