@@ -21,6 +21,7 @@ from dpaudit.audit import (
     guess,
     pair_scores,
     snj_epsilon_lower,
+    split_counts,
 )
 
 
@@ -229,3 +230,16 @@ def test_many_runs_power_comes_from_the_control():
     assert audit(ids, scores, member, plan, control=leaky).verdict == "consistent"
     same = Control(ids=ids, scores=scores, member=member, fault="none at all")
     assert audit(ids, scores, member, plan, control=same).power < 0.05
+
+
+def test_threshold_is_chosen_on_runs_that_do_not_judge():
+    ids, scores, member = simulate(200, 3.0)
+    order = sorted(range(200), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+    choosing, judging = order[:100], order[100:]
+    (tp, n_pos, fp, n_neg), threshold = split_counts(ids, scores, member, 1e-5)
+    assert (n_pos, n_neg) == (member[judging].sum(), (1 - member[judging]).sum())
+    above = scores[judging] >= threshold
+    assert (tp, fp) == (int((above & (member[judging] == 1)).sum()), int((above & (member[judging] == 0)).sum()))
+    other = scores.copy()
+    other[judging] = np.random.default_rng(1).normal(size=100)
+    assert split_counts(ids, other, member, 1e-5)[1] == threshold and len(choosing) == 100
