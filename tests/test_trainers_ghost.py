@@ -244,6 +244,17 @@ def test_an_exception_in_forward_leaves_the_model_usable(net: Net, ids: Tensor) 
         torch.testing.assert_close(clipper.backward(task(net, ids)(slice(None))), expected)
 
 
+@pytest.mark.parametrize("inside", ["embed", "first", "norm"])
+def test_an_interrupt_in_forward_is_mended_by_closing(net: Net, ids: Tensor, inside: str) -> None:
+    def interrupt(module: nn.Module, args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), GhostClipping(net, 0.3):
+        net.get_submodule(inside).register_forward_pre_hook(interrupt)
+        net(ids)
+    assert torch.is_grad_enabled() and all(p.requires_grad for p in net.parameters())
+
+
 def test_an_exception_in_backward_leaves_gradients_alone(net: Net, ids: Tensor) -> None:
     class Fails(torch.autograd.Function):
         @staticmethod

@@ -165,6 +165,7 @@ class GhostClipping:
     # -- life cycle ---------------------------------------------------------------------------------------------
     def _attach(self, sites: list[Site]) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._announce, with_kwargs=True, prepend=True))
+        self._sites = sites
         for parameter, name in self._names.items():
             self._handles.append(_hook(parameter, self._bypass(name)))
         for site in sites:
@@ -179,6 +180,8 @@ class GhostClipping:
         """Take every hook off the model; the clipper is then of no further use."""
         for handle in self._handles:
             handle.remove()
+        for site in self._sites:  # an interrupt inside a forward pass skips the hooks that wake parameters
+            site.after(site.module, (), {}, None)
         for restore in self._restore:
             restore()
         self._handles, self._restore, self._book, self._size = [], [], None, None

@@ -361,7 +361,7 @@ class RelativeBiasSite(EmbeddingSite):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if module is self.module and self.asleep:
-            self.buckets = self.input(args, kwargs)
+            self.buckets = None if output is None else self.input(args, kwargs)
             for parameter in self.asleep:
                 parameter.requires_grad_(True)
             self.asleep = []
