@@ -107,6 +107,8 @@ class CertificateEvidence:
     exposure : mapping or None
     findings : sequence of mappings
         ``{"name", "status", "text", …}``; status is one of the verdicts or "note".
+    examination : mapping or None
+        What white-box tests ran, with ``tests`` (each with ``name``) and ``untested``; their findings are ``findings``.
     subjects : mapping
         Relative path in ``release/`` to SHA-256 of the file (weights, adapter, tokenizer).
     provenance : mapping
@@ -135,6 +137,7 @@ class CertificateEvidence:
     audit_result: Mapping[str, Any] | None = None
     exposure: Mapping[str, Any] | None = None
     findings: Sequence[Mapping[str, Any]] = ()
+    examination: Mapping[str, Any] | None = None
     subjects: Mapping[str, str]
     provenance: Mapping[str, Any]
     deviations: Sequence[str] = ()
@@ -187,6 +190,7 @@ def build_certificate(evidence: CertificateEvidence) -> dict[str, Any]:
             "audit": _audit_section(evidence),
             "exposure": None if evidence.exposure is None else dict(evidence.exposure),
             "findings": [dict(finding) for finding in evidence.findings],
+            "examination": None if evidence.examination is None else dict(evidence.examination),
             "provenance": dict(evidence.provenance),
             "deviations": list(evidence.deviations),
             "limits": list(evidence.limits),

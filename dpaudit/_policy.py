@@ -8,7 +8,7 @@
     minimum_power = 0.8                # of this attack, by its positive control
     verdicts = ["consistent"]          # these pass with exit code 0
     required_steps = ["ledger.chain", "audit.coins"]
-    required_findings = ["noise_scale"]
+    required_tests = ["noise_scale"]   # white-box tests that must have run
     allow_deviations = false
     trusted_keys = ["signer.pem"]      # paths relative to the policy
 
@@ -43,7 +43,7 @@ class Policy:
     minimum_power: float | None = None
     verdicts: tuple[str, ...] = ()
     required_steps: tuple[str, ...] = ()
-    required_findings: tuple[str, ...] = ()
+    required_tests: tuple[str, ...] = ()
     allow_deviations: bool = True
     trusted_keys: tuple[str, ...] = ()
 
@@ -55,7 +55,7 @@ class Policy:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InvalidValue(f"policy key {name}={value!r} must be a number; mend the policy.")
             _validate.non_negative(**{name: value})
-        for name in ("relations", "units", "verdicts", "required_steps", "required_findings", "trusted_keys"):
+        for name in ("relations", "units", "verdicts", "required_steps", "required_tests", "trusted_keys"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
                 raise InvalidValue(f"policy key {name}={value!r} must be a list of strings; mend the policy.")
@@ -131,10 +131,10 @@ def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Ste
     for name in policy.required_steps:
         if name not in equal:
             yield f"required step {name!r} was not recomputed and equal; supply its evidence."
-    names = {finding.get("name") for finding in body["findings"]}
-    for name in policy.required_findings:
-        if name not in names:
-            yield f"required test {name!r} is not among the findings; run the examiner."
+    ran = {test.get("name") for test in (body["examination"] or {}).get("tests") or () if isinstance(test, dict)}
+    for name in policy.required_tests:
+        if name not in ran:
+            yield f"required test {name!r} did not run; certify with --examine."
     if not policy.allow_deviations and body["deviations"]:
         yield f"the run deviates: {body['deviations'][0]}"
     verdict = body["verdict"]["name"]

@@ -15,7 +15,7 @@ from dpaudit._errors import DpauditError, InvalidEvidence
 from dpaudit._readers import parse_json, read_bytes
 from dpaudit._verify_accounting import Recomputed, accounting_steps, claim_step, recomputed_guarantees
 from dpaudit._verify_audit import audit_steps
-from dpaudit._verify_files import ledger_steps, subject_steps
+from dpaudit._verify_files import examination_steps, ledger_steps, subject_steps
 from dpaudit._verify_report import DIFFERENT, EQUAL, Step, VerificationReport
 
 
@@ -101,6 +101,7 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
     steps += _guarded("accounting", lambda: accounting_steps(certificate.body, recomputed))
     steps += _guarded("claim", lambda: claim_step(certificate.body, recomputed))
     steps += _guarded("audit", lambda: audit_steps(certificate.folder, certificate.body))
+    steps += _guarded("examination", lambda: examination_steps(certificate.folder, certificate.body))
     steps += _guarded(
         "verdict", lambda: [_verdict_step(certificate.body, certificate.statement["subject"], recomputed)]
     )

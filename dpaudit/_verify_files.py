@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpaudit._certificate import plain_json
 from dpaudit._commitment import sha256_file
 from dpaudit._errors import InvalidEvidence
 from dpaudit._ledger import Ledger
-from dpaudit._readers import inside
-from dpaudit._verify_report import ABSENT, DIFFERENT, Step, judge
+from dpaudit._readers import inside, read_json
+from dpaudit._verify_report import ABSENT, DIFFERENT, EQUAL, Step, judge
 
 # A file with one of these endings holds weights; beside certified weights it must be certified too.
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".onnx"}
@@ -86,6 +87,23 @@ def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step
         steps.append(judge(step, found == stated, detail, f"{detail}, certified {stated[:12]}…: another file"))
     steps += _uncertified_weights(folder, folders, names)
     return steps
+
+
+def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
+    """Compare ``examination.json`` with what the certificate says about white-box tests and their findings."""
+    stated, path = body["examination"], folder / "examination.json"
+    if not path.is_file():
+        if stated is None:
+            return []
+        return [Step("examination", ABSENT, "repeating white-box tests needs the training code: dpaudit examine")]
+    found = plain_json(read_json(path))
+    if found != stated:
+        return [Step("examination", DIFFERENT, "examination.json is not what the certificate says was tested")]
+    lost = [f for f in found.get("findings") or () if f not in body["findings"]]
+    if lost:
+        return [Step("examination", DIFFERENT, "a finding of examination.json is not in the certificate")]
+    count = len(found.get("tests") or ())
+    return [Step("examination", EQUAL, f"{count} tests, {len(found.get('findings') or ())} findings, as recorded")]
 
 
 def _uncertified_weights(folder: Path, folders: set[Path], names: set[str]) -> list[Step]:

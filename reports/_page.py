@@ -81,6 +81,8 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
         stages=[] if body["ledger"] is None else [STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
         mechanism=[(_label(k), plain_value(v)) for k, v in body["mechanism"].items()],
         findings=[_finding(f) for f in (*body["findings"], *result.get("findings", ()))],
+        tests=[_test(t) for t in (body.get("examination") or {}).get("tests") or ()],
+        untested=[str(t) for t in (body.get("examination") or {}).get("untested") or ()],
         provenance=[(_label(k), plain_value(v)) for k, v in body["provenance"].items()],
         axis=drawings.get("epsilon-axis"),
         budget=drawings.get("budget"),
@@ -250,6 +252,11 @@ def _not_proved(body: Mapping[str, Any], relation: str) -> list[str]:
     if (body["audit"] or {}).get("commitment_order") == "asserted":
         items.append("That the coins were fixed before training: the owner asserts it.")
     return items
+
+
+def _test(test: Mapping[str, Any]) -> str:
+    name = str(test.get("name", "")).replace("_", " ")
+    return f"{name} (excludes {test['excludes']})" if test.get("excludes") else name
 
 
 def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ STAGE = Stage(
     public_size=3000,
 )
 NONCE = bytes(range(32))
+EXAMINATION = {
+    "schema": "dpaudit.examination/1",
+    "findings": [],
+    "tests": [{"name": "noise_scale", "excludes": "a noise 5% too small"}],
+    "untested": ["sampler: no sampler was given"],
+    "false_alarm_probability": 0.005,
+}
 MECHANISM = {
     "algorithm": "DP-Adam with ghost clipping",
     "clipping_norm": 0.1,
@@ -76,6 +83,7 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
     journal.seal("finished")
     record = read_journal(folder / "ledger.jsonl")
     pd.DataFrame({"id": ids, "score": scores, "attack": "loss"}).to_parquet(folder / "scores.parquet", index=False)
+    (folder / "examination.json").write_bytes(canonical_json(EXAMINATION) + b"\n")
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "model.safetensors").write_bytes(b"weights " * 100)
     guarantees = account(record.ledger, delta=DELTA, accountants=("rdp",))
@@ -96,6 +104,7 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
         scores_digest=sha256_file(folder / "scores.parquet"),
         nonce=NONCE.hex(),
         audit_result=result,
+        examination=EXAMINATION,
         subjects={"model/model.safetensors": sha256_file(folder / "model" / "model.safetensors")},
         provenance={"dpaudit": "0.1.0", "commit": "0" * 40, "dirty": False},
         reproduction="dpaudit certify config.toml --out runs/again",

@@ -154,7 +154,8 @@ def test_trusting_policy_wants_signed_amendments(release: Path) -> None:
         ('verdicts = ["consistent"]', 1, "verdict"),
         ('required_steps = ["audit.coins", "ledger.chain"]', 2, ""),
         ('required_steps = ["audit.power"]', 1, "audit.power"),
-        ('required_findings = ["noise_scale"]', 1, "noise_scale"),
+        ('required_tests = ["noise_scale"]', 2, ""),
+        ('required_tests = ["replay"]', 1, "replay"),
         ("allow_deviations = false", 2, ""),
     ],
 )

@@ -128,6 +128,18 @@ def test_invented_accountant_cannot_carry_a_claim(release: Path) -> None:
     assert "verdict" in forge(release, change)
 
 
+def test_suppressed_examination(release: Path) -> None:
+    record = json.loads((release / "examination.json").read_bytes())
+    record["findings"] = [{"name": "noise_scale", "status": "violated", "claim": "step function", "text": "too small"}]
+    (release / "examination.json").write_text(json.dumps(record))
+    assert "examination" in different(release)
+
+    def change(body: dict[str, Any], _: Any) -> None:
+        body["examination"] = record
+
+    assert "not in the certificate" in forge(release, change)["examination"]
+
+
 def test_better_verdict(release: Path) -> None:
     def change(body: dict[str, Any], _: Any) -> None:
         body["verdict"]["name"] = "consistent"

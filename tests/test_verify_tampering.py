@@ -16,7 +16,8 @@ from dpaudit import InvalidEvidence
 from dpaudit._verify import verify_certificate
 from tests import certificate_run as run
 
-FILES = ("certificate.json", "audit_plan.json", "ledger.jsonl", "scores.parquet", "model/model.safetensors")
+NAMES = "certificate.json audit_plan.json ledger.jsonl scores.parquet examination.json model/model.safetensors"
+FILES = tuple(NAMES.split())
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,7 @@ WITHOUT_EFFECT = (
     "predicate.deviations",
     "predicate.reproduction",
     "predicate.exposure",
+    "predicate.findings",
     "predicate.audit.commitment_order",
     "predicate.audit.result.summary",
     "predicate.audit.result.schema",

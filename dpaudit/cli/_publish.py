@@ -199,6 +199,7 @@ def _evidence(
         audit_result=result.to_dict(),
         exposure=exposure,
         findings=[*examined, *membership_finding(folder)],
+        examination=read_json(folder.examination) if folder.examination.exists() else None,
         subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={
             **record.provenance,
