@@ -323,6 +323,35 @@ def test_distribution_function_is_as_accurate_as_charged() -> None:
     assert np.all(error <= (8 + 3 * np.minimum(z, 0) ** 2) * UNIT)
 
 
+def one_direction(ledger: Ledger, direction: int, delta: float) -> tuple[float, float]:
+    from dpaudit.accounting._curves import _refine, with_gaussian
+    from dpaudit.accounting._saddle import aim_at_delta
+
+    runs = with_gaussian(charges(ledger))
+    return _refine(runs, aim_at_delta(runs, direction, delta), delta, 1e-3, 1e-6, 0.0)
+
+
+@pytest.mark.parametrize(("q", "sigma", "delta"), [(0.1, 1.0, 1e-6), (0.5, 2.0, 1e-12), (0.02, 0.6, 1e-3)])
+def test_the_adding_direction_alone_contains_the_forty_digit_value(q: float, sigma: float, delta: float) -> None:
+    low, high = 0.0, -math.log1p(-q)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if single_step_delta(q, sigma, middle, -1) > delta else (low, middle)
+    lower, upper = one_direction(make((q, sigma, 1)), -1, delta)
+    assert lower * (1 - 1e-12) <= high <= upper * (1 + 1e-12) + 1e-15
+
+
+@pytest.mark.parametrize(
+    ("ledger", "adding", "removing"),
+    [(make((0.01, 0.8, 500)), 1.277222, 2.399439), (make((0.2, 3.0, 50)), 1.740914, 2.060768)],
+)
+def test_both_directions_agree_with_another_implementation(ledger: Ledger, adding: float, removing: float) -> None:
+    for direction, peer in ((1, removing), (-1, adding)):
+        lower, upper = one_direction(ledger, direction, DELTA)
+        assert lower <= peer * 1.0002 and peer * 0.9998 <= upper
+        assert upper - lower <= 1e-3 * upper
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_finer_cells_never_cross(cut: int) -> None:
     from dpaudit.accounting._curves import _epsilon_above, _epsilon_below, with_gaussian
