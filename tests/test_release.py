@@ -14,6 +14,7 @@ from tests.run_helpers import EXAMPLES, run_cli, small_config, write_toml
 
 # Files whose bytes are, or are computed from, outputs of the noisy mechanism.
 MECHANISM_OUTPUTS = {"model/model.safetensors", "scores.parquet", "certificate.json", "report.html"}
+MECHANISM_OUTPUTS |= {"model_card.md", "model/privacy.json"}  # both restate the certificate
 
 
 def fixed_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
