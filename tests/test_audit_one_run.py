@@ -202,6 +202,12 @@ def test_candidate_guessing():
     assert candidate_runs_epsilon_lower(100, 0, 8, 1e-5) == 0.0
 
 
+def test_candidate_runs_bound_inverts_the_success_rate():
+    epsilon, delta, k, runs = 2.0, 0.05, 16, 200_000
+    p = (math.exp(epsilon) + (k - 1) * delta) / (math.exp(epsilon) + k - 1)  # the most (ε, δ)-DP allows
+    assert candidate_runs_epsilon_lower(runs, round(p * runs), k, delta) == pytest.approx(epsilon, abs=0.02)
+
+
 def test_candidate_bound_covers_randomised_response():
     """k-ary randomised response is exactly (ε, 0)-DP under replacement, and the tightest case."""
     rng, epsilon, k = np.random.default_rng(3), 2.0, 16
