@@ -52,7 +52,7 @@ try:
     answer = main()
 except BaseException as error:
     answer = {"error": (str(error).splitlines() or [type(error).__name__])[0][:160]}
-json.dump(answer, sys.stdout, default=str)
+json.dump(answer, sys.stdout, default=lambda v: v.hex() if isinstance(v, bytes) else str(v))
 sys.stdout.flush()
 """
 
