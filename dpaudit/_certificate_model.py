@@ -154,7 +154,7 @@ class Predicate(_Model):
     exposure: Object | None
     findings: list[Object]
     """Findings of white-box tests, each with name, status (a verdict or "note") and text."""
-    examination: Object | None
+    examination: Object | None = None
     """White-box tests that ran, and those that could not."""
     provenance: Object
     """Versions, commit, dirty flag, configuration digest."""

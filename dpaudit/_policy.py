@@ -131,7 +131,7 @@ def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Ste
     for name in policy.required_steps:
         if name not in equal:
             yield f"required step {name!r} was not recomputed and equal; supply its evidence."
-    ran = {test.get("name") for test in (body["examination"] or {}).get("tests") or () if isinstance(test, dict)}
+    ran = {test.get("name") for test in (body.get("examination") or {}).get("tests") or () if isinstance(test, dict)}
     for name in policy.required_tests:
         if name not in ran:
             yield f"required test {name!r} did not run; certify with --examine."

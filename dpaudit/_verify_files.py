@@ -91,7 +91,7 @@ def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step
 
 def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     """Compare ``examination.json`` with what the certificate says about white-box tests and their findings."""
-    stated, path = body["examination"], folder / "examination.json"
+    stated, path = body.get("examination"), folder / "examination.json"
     if not path.is_file():
         if stated is None:
             return []
