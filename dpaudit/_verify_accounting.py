@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dpaudit._certificate import to_float
@@ -93,7 +94,8 @@ def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
         if a is None:
             continue
         a, b = to_float(a), to_float(b)
-        near = a == b or abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-9
+        finite = math.isfinite(a) and math.isfinite(b)
+        near = a == b or (finite and abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-9)
         looser = tolerance == OTHER_VERSION and field == "epsilon_upper" and b <= a <= b * (1 + TIGHTER)
         if not near and not looser:
             return Step(name, DIFFERENT, f"{field} is {a:.9g} in the certificate and {b:.9g} recomputed")
