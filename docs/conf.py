@@ -102,7 +102,7 @@ class CommandHelp(Directive):
             command = main.get_command(click.Context(main), name)
             assert command is not None
             parent = click.Context(main, info_name="dpaudit")
-            context = click.Context(command, info_name=name, parent=parent, max_content_width=96, terminal_width=96)
+            context = click.Context(command, info_name=name, parent=parent, max_content_width=84, terminal_width=84)
             section = nodes.section(ids=[f"dpaudit-{name}"])
             section += nodes.title(text=f"dpaudit {name}")
             section += nodes.literal_block(text=command.get_help(context), language="text")

@@ -24,6 +24,9 @@ from dpaudit._import_runs import certify_run as certify_run
 from dpaudit._import_runs import read_manifest as read_manifest
 from dpaudit._import_runs import write_manifest as write_manifest
 from dpaudit._import_runs import write_plan as write_plan
+from dpaudit._journal import DiskJournal as DiskJournal
+from dpaudit._journal import JournalRecord as JournalRecord
+from dpaudit._journal import read_journal as read_journal
 from dpaudit._policy import Policy as Policy
 from dpaudit._policy import read_policy as read_policy
 from dpaudit._privacy_json import privacy_json as privacy_json
