@@ -7,7 +7,7 @@
 
 Every zeroth-order run spends the same number of batch forward passes, 2·P·T, at the same expected batch; DP-Adam runs
 60 steps of four times the batch, which is less. δ = 1e-5, add-or-remove-one, Poisson batches, ε from our
-certified accountant. Rates and clipping norms come from ``--tune`` on seed 100, whose split overlaps the others'; that
+certified accountant. Rates and clipping norms start from ``--tune`` on seed 100, whose split overlaps the others'; that
 choice is not charged to ε, for any method. Test labels are read once a run.
 """
 
@@ -58,22 +58,24 @@ class Recipe:
     keep: float | None = None
 
 
-# Of --tune at ε = 4 on seed 100, from the grids below.
+# Head: MeZO, DPZero and DP-AggZO (K = 16) are the best of --tune at ε = 4 on seed 100; the others scale those: a stage
+# schedule that halves the rate starts at twice it, a quarter of the coordinates takes half the norm and twice the rate.
+# Last layer: not tuned.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "head": {
-        "mezo_16": Recipe(16, 0.3, 1.0),
-        "dpzero": Recipe(1, 0.02, 4.0),
-        "aggzo_16": Recipe(16, 0.3, 16.0),
-        "aggzo_64": Recipe(64, 1.0, 32.0),
-        "zoso": Recipe(1, 0.04, 4.0, stages=3, proximal=5e-4),
-        "zopo": Recipe(1, 0.08, 2.0, stages=3, proximal=5e-4, keep=0.25),
-        "zoso_joint_16": Recipe(16, 0.6, 16.0, stages=3),
+        "mezo_16": Recipe(16, 0.09, 1.0),
+        "dpzero": Recipe(1, 0.006, 8.0),
+        "aggzo_16": Recipe(16, 0.09, 16.0),
+        "aggzo_64": Recipe(64, 0.3, 32.0),
+        "zoso": Recipe(1, 0.012, 8.0, stages=3, proximal=5e-4),
+        "zopo": Recipe(1, 0.024, 4.0, stages=3, proximal=5e-4, keep=0.25),
+        "zoso_joint_16": Recipe(16, 0.18, 16.0, stages=3),
     },
 }
 RECIPES["last"] = {
     name: dataclasses.replace(r, learning_rate=1e-3 * r.learning_rate) for name, r in RECIPES["head"].items()
 }
-RATE_GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
+RATE_GRID = (0.3, 1.0, 3.0)
 CLIP_GRID = (0.5, 1.0, 2.0)
 ADAM = {"head": (5e-1, 0.1), "last": (1e-3, 0.1)}
 
@@ -83,7 +85,8 @@ class Task:
 
     def __init__(self, trainable: str, seed: int, kept: Path | None = None) -> None:
         rows, y = cached_inputs(trainable, kept)
-        training, test = base.split(list(range(len(y))), seed)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).tolist()
+        training, test = order[: base.TRAIN], order[base.TRAIN :]
         self.trainable, self.seed = trainable, seed
         self.train_rows, self.train_y = {k: v[training] for k, v in rows.items()}, y[training]
         self.test_rows, self.test_y = {k: v[test] for k, v in rows.items()}, y[test]
@@ -91,8 +94,12 @@ class Task:
 
     def module(self) -> nn.Module:
         """What is trained, freshly initialised: the head alone, or the last encoder layer with the head."""
-        model = base.fresh_model(self.seed)
-        return model.head if self.trainable == "head" else Last(model)
+        if self.trainable == "head":
+            head = nn.Linear(self.train_rows["features"].shape[1], 2)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            return head
+        return Last(base.fresh_model(self.seed))
 
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
         index = torch.tensor(rows)
