@@ -297,7 +297,8 @@ def main() -> None:
             "python": platform.python_version(),
             "threads": 1,
         }
-        stored.setdefault(kind, {}).update(found)
+        for model_name, rows in found.items():  # rows of backends that were left out this time stay
+            stored.setdefault(kind, {}).setdefault(model_name, {}).update(rows)
         RESULTS.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
 
