@@ -103,7 +103,7 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
     for aim in aims:
         low, high = _refine(runs, aim, delta, rtol, atol, upper)
         lower, upper = max(lower, low), max(upper, high)
-    if 0 < upper <= 10 * atol and delta_interval(cost, 0.0).upper <= delta:
+    if lower == 0 < upper and delta_interval(cost, 0.0).upper <= delta:
         return Interval(0.0, 0.0)
     return Interval(min(lower, upper), upper)
 
