@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from dpaudit._certificate import plain_json, to_float
+from dpaudit._certificate_curve import declared_curve
 from dpaudit._commitment import sha256_file
 from dpaudit._errors import DpauditError
 from dpaudit._readers import MAX_TABLE_BYTES, number, read_table
@@ -36,6 +38,9 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
     if stated is None:
         return [Step("audit.result", ABSENT, "the certificate holds no result")]
     plan = AuditPlan.from_dict(section["plan"])
+    declared = next((f for f in stated.get("findings") or () if f.get("name") == "declared_mechanism"), None)
+    ledger = embedded_ledger(body)
+    curve = None if declared is None or ledger is None else declared_curve(ledger, plan.delta, section["copies"])
     result = audit(
         [row[0] for row in section["canaries"]],
         scores,
@@ -44,6 +49,7 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
         coins=str((stated.get("design") or {}).get("coins")),
         accounted_upper=(stated.get("claim") or {}).get("accounted_upper"),
         secondary=bool(stated.get("secondary")),
+        curve=curve,
     )
     fresh = plain_json(result.to_dict())
     for name in SECTIONS:
@@ -53,10 +59,23 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
                 return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
             detail = f"{where}; dpaudit {written_by} computed it and {__version__} runs here"
             return [Step("audit.result", ABSENT, detail), *_power_steps(folder, body)]
+    if curve is not None and (where := _declared_difference(declared, fresh["findings"])):
+        return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
     lost = {f["name"] for f in fresh["findings"]} - {f.get("name") for f in stated.get("findings") or ()}
     if lost:
         return [Step("audit.result", DIFFERENT, f"finding {min(lost)} follows from the scores and is not stated")]
     return [Step("audit.result", EQUAL, "every number follows from scores and coins"), *_power_steps(folder, body)]
+
+
+def _declared_difference(stated: Any, findings: list[dict[str, Any]]) -> str:
+    """What differs in the test of the declared mechanism's curve; empty when nothing does."""
+    fresh = next((f for f in findings if f["name"] == "declared_mechanism"), None)
+    if fresh is None:
+        return "the declared mechanism's curve was not tested again"
+    close = math.isclose(to_float(stated["p_value"]), to_float(fresh["p_value"]), rel_tol=1e-3, abs_tol=1e-12)
+    if stated["status"] == fresh["status"] and close:
+        return ""
+    return f"declared_mechanism: {fresh['status']}, p={fresh['p_value']} follows and {stated['status']} is stated"
 
 
 def group_step(body: dict[str, Any]) -> list[Step]:

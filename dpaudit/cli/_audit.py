@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from dpaudit.cli._score_file import Coins, ScoreFile
 
 FILE = click.Path(path_type=Path)
-PROFILE_DELTAS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.08, 0.15, 0.22, 0.3, 0.4, 0.5)
 """δ at which the ledger's profile is taken for the declared curve; more points would add a little power."""
 
 RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
@@ -170,9 +169,9 @@ class _Accounted:
 
 
 def _account_ledger(path: Path, relation: str | None, delta: float, copies: int) -> _Accounted:
+    from dpaudit._certificate_curve import declared_curve
     from dpaudit._errors import InvalidValue
     from dpaudit.accounting import account
-    from dpaudit.audit import profile_trade_off
     from dpaudit.cli._account import read_ledger_file
 
     ledger, _ = read_ledger_file(path, None)
@@ -185,9 +184,7 @@ def _account_ledger(path: Path, relation: str | None, delta: float, copies: int)
 
     group = upper(delta, copies)
     one = group if copies == 1 else upper(delta, 1)
-    # A wider certified interval only lowers the curve a little, and costs a fraction.
-    profile = [group, *(upper(at, copies, 0.02) for at in PROFILE_DELTAS)]
-    return _Accounted(one, group, ledger.relation.value, profile_trade_off(profile, (delta, *PROFILE_DELTAS)))
+    return _Accounted(one, group, ledger.relation.value, declared_curve(ledger, delta, copies))
 
 
 def _read_plan(path: Path, claimed_epsilon: float, delta: float) -> AuditPlan:

@@ -105,6 +105,7 @@ def publish(
 ) -> Published:
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit._certificate import build_certificate, certificate_bytes
+    from dpaudit._certificate_curve import declared_curve
     from dpaudit._dsse import envelope_path, sign
     from dpaudit._journal import _write_atomically
     from dpaudit._privacy_json import privacy_json
@@ -126,7 +127,15 @@ def publish(
     from dpaudit.cli._control import read_control
 
     control = read_control(folder.control_scores)
-    result = audit(secret.ids, scores, secret.coins, plan, accounted_upper=min(uppers, default=None), control=control)
+    result = audit(
+        secret.ids,
+        scores,
+        secret.coins,
+        plan,
+        accounted_upper=min(uppers, default=None),
+        control=control,
+        curve=declared_curve(ledger, plan.delta, plan.copies),
+    )
     guesses = guess(secret.ids, scores, plan)
     exposure = exposure_of(scores, np.asarray(secret.coins), copies=plan.copies)
     canaries = [
