@@ -17,6 +17,7 @@ def epsilon_axis(
     lower: float | None,
     ceiling: float | None,
     confidence: float | None = 0.95,
+    copies: int = 1,
 ) -> Drawing:
     """Claim, accounted interval, empirical lower bound and ceiling on one ε axis.
 
@@ -28,6 +29,9 @@ def epsilon_axis(
         Accountants' results; only certified upper bounds are drawn, the tightest one.
     lower, ceiling : float or None
         Empirical lower bound, and what a perfect attack could have shown.
+    copies : int
+        Above 1 the attack concerns groups of that many records: ``claim`` is then the group's ε, and no guarantee for
+        one record may be given.
     """
     best = tightest(guarantees)
     upper = None if best is None else _number(best["epsilon_upper"])
@@ -36,12 +40,14 @@ def epsilon_axis(
     end = 1.12 * max(finite)
     limit = min(claim, upper if upper is not None else claim)
 
-    rows: list[tuple[str, str]] = [(f"Claimed: at most {eps(claim)}", "claim")]
+    group = "" if copies == 1 else f" for groups of {copies}"
+    rows: list[tuple[str, str]] = [(f"Claimed{group}: at most {eps(claim)}", "claim")]
     if upper is not None:
         rows.append((f"Proved by accounting: at most {eps(upper)}", "acc"))
     if lower is not None:
         sure = "" if confidence is None else f" ({100 * confidence:.0f}% sure)"
-        rows.append((f"Shown by the attack: at least {eps(lower)}{sure}", "emp"))
+        shown = f"at least {eps(lower)}{sure}" if lower > 0 else "nothing (ε ≥ 0)"
+        rows.append((f"Shown by the attack: {shown}", "emp"))
     if ceiling is not None:
         rows.append((f"A perfect attack could show {eps(ceiling)}", "ceil"))
     alt = "One axis of privacy loss epsilon. " + ". ".join(text for text, _ in rows) + "."

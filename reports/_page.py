@@ -72,6 +72,7 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
         relation=relation,
         upper=None if best is None else best["epsilon_upper"],
         lower=lower,
+        copies=audit.get("copies", 1),
         ceiling=result.get("ceiling"),
         power=result.get("power"),
         result=result,
@@ -106,11 +107,16 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
     primary = result.get("primary") or {}
     valid = body["verdict"]["name"] != "invalid_audit" and result.get("verdict") != "invalid_audit"
     made: list[Drawing] = []
-    if claim is not None:
+    copies = (body["audit"] or {}).get("copies", 1)
+    tested = None if claim is None else claim["epsilon"]
+    if copies > 1:
+        tested = _float(((body["audit"] or {}).get("plan") or {}).get("group_epsilon"))
+    if tested is not None and math.isfinite(tested):
         made.append(
             figures.epsilon_axis(
-                claim=claim["epsilon"],
-                guarantees=body["accounting"]["guarantees"],
+                claim=tested,
+                guarantees=body["accounting"]["guarantees"] if copies == 1 else (),
+                copies=copies,
                 lower=_float(primary.get("epsilon_lower")) if valid else None,
                 ceiling=_float(result.get("ceiling")),
                 confidence=primary.get("confidence"),

@@ -162,6 +162,17 @@ def test_report_of_incomplete_evidence(tmp_path: Path, change: dict[str, Any]) -
     check_page(render_report(build_certificate(run.evidence(tmp_path, **change))))
 
 
+def test_copies_are_compared_with_the_group_claim(certificate: dict[str, Any]) -> None:
+    grouped = copy.deepcopy(certificate)
+    grouped["predicate"]["audit"]["copies"] = 4
+    grouped["predicate"]["audit"]["plan"]["group_epsilon"] = 269.0
+    page = check_page(render_report(grouped))
+    assert "by attack, for groups of 4" in page.text
+    axis = next(a["aria-label"] for t, a in page.tags if t == "svg" and "aria-label" in a)
+    assert "Claimed for groups of 4: at most 269" in str(axis)
+    assert "Proved by accounting" not in str(axis)
+
+
 def poison(value: Any) -> Any:
     """Markup in every text of a certificate, but for names that choose a template's branch."""
     if isinstance(value, dict):
