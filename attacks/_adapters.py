@@ -395,7 +395,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
             perturbation_mode="in_place", physical_batch_size=1,
             callback=lambda report: seen.append(report.released[0]),
         )  # fmt: skip
-        return seen[0] * float(self._stage.plan.normaliser) / (0.01 * self._stage.plan.clipping_norm)
+        return float(seen[0] * self._stage.plan.normaliser / (0.01 * self._stage.plan.clipping_norm))
 
     def _weights(self) -> Vector:
         parts = [p.detach().double().flatten() for p in self.model.parameters() if p.requires_grad]

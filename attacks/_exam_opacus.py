@@ -87,15 +87,16 @@ class OpacusAdapter:
         self.optimizer.zero_grad()
         rows = [self._rows[i] for i in indices]
         if rows:
-            self._loss_fn(self.model, self._collate(rows)).mean().backward()
+            loss = self._loss_fn(self.model, self._collate(rows)).mean()
         else:
             # what Opacus' loader does for an empty draw: tensors of length zero through the model
             batch = self._collate([self._rows[0]])
             empty = {k: v[:0] for k, v in batch.items()}
-            self._loss_fn(self.model, empty).sum().backward()
+            loss = self._loss_fn(self.model, empty).sum()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return (before - self._flat()) / self._rate
+        return np.asarray((before - self._flat()) / self._rate, dtype=np.float64)
 
     def clean(self, indices: Batch, /) -> Vector:
         """The same with a noise multiplier of zero."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,18 @@ class Clock:
     def __call__(self) -> float:
         """Seconds so far."""
         return min(time.monotonic() - self._wall, time.process_time() - self._work)
+
+
+class StepRaised(Exception):
+    """The adapter raised; a mistake of the examiner's own is never turned into a finding."""
+
+
+@contextmanager
+def _of_the_step() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise StepRaised(f"{type(error).__name__}: {str(error)[:300]}") from error
 
 
 class Probe:
@@ -77,30 +90,30 @@ class Probe:
         """One noisy step from the start."""
         self.rewind()
         self.releases += 1
-        return np.asarray(self.adapter.release(indices), dtype=np.float64)
+        with _of_the_step():
+            return np.asarray(self.adapter.release(indices), dtype=np.float64)
 
     def clean(self, indices: Batch) -> Vector:
         """One step without noise from the start."""
         self.rewind()
         self.releases += 1
-        return np.asarray(self.adapter.clean(indices), dtype=np.float64)
+        with _of_the_step():
+            return np.asarray(self.adapter.clean(indices), dtype=np.float64)
 
     def run(self, batches: Sequence[Batch]) -> Vector:
         """Consecutive noisy steps of one run from the start, (steps, d)."""
         self.rewind()
         self.releases += len(batches)
-        if self.has("run"):
-            return np.asarray(self.adapter.run(batches), dtype=np.float64)
-        return np.stack([np.asarray(self.adapter.release(batch), dtype=np.float64) for batch in batches])
+        with _of_the_step():
+            if self.has("run"):
+                return np.asarray(self.adapter.run(batches), dtype=np.float64)
+            return np.stack([np.asarray(self.adapter.release(batch), dtype=np.float64) for batch in batches])
 
     def draws(self, count: int) -> list[NDArray[np.int64]]:
         """Minibatches of consecutive steps of one run."""
         self.rewind()
-        if self.has("draws"):
-            self.releases += count
-            found = self.adapter.draws(count)
-        else:
-            found = [self.adapter.draw() for _ in range(count)]
+        with _of_the_step():
+            found = self.adapter.draws(count) if self.has("draws") else [self.adapter.draw() for _ in range(count)]
         return [np.asarray(batch, dtype=np.int64).reshape(-1) for batch in found]
 
     def spent(self) -> float:

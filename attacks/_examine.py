@@ -14,9 +14,9 @@ import torch
 from dpaudit._errors import InvalidValue
 from dpaudit.attacks._adapters import StepAdapter
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Probe, set_public_seeds
+from dpaudit.attacks._exam_probe import Probe, StepRaised, set_public_seeds
 from dpaudit.attacks._exam_update import update
-from dpaudit.attacks._exam_values import CAUSES, ExamFinding, ExamTest, Findings, by_root_cause
+from dpaudit.attacks._exam_values import ExamFinding, ExamTest, Findings, by_root_cause, found
 from dpaudit.attacks._ledger_test import Accountant, composed, ledger
 from dpaudit.attacks._noise_test import noise
 from dpaudit.attacks._replay import published_outputs, replay
@@ -110,22 +110,15 @@ def examine(
             if "update" in groups:
                 _join(findings, tests, update(probe, plan))
             if "step_audit" in groups and has_clean and not any(f.status == "violated" for f in findings):
-                found = step_audit(probe, plan, ALPHA * SHARES["step_audit"])
-                if found is None:
+                audit = step_audit(probe, plan, ALPHA * SHARES["step_audit"])
+                if audit is None:
                     untested.append("step-level audit: no budget left, or no record that shows in the release")
                 else:
-                    mu = found.mu_lower
-                    _join(findings, tests, (found.findings, found.tests))
+                    mu = audit.mu_lower
+                    _join(findings, tests, (audit.findings, audit.tests))
             untested += [f"{group}: left out by the caller" for group in GROUPS if group not in groups]
-        except InvalidValue:
-            raise
-        except Exception as error:
-            findings.append(
-                ExamFinding(
-                    name="step_failed", status="violated", claim="step function", deterministic=True,
-                    text=f"{CAUSES['step_failed']} It raised {type(error).__name__}: {str(error)[:300]}",
-                )
-            )  # fmt: skip
+        except StepRaised as error:
+            findings.append(found("step_failed", f"it raised {error}"))
         finally:
             probe.rewind()
     return Findings(

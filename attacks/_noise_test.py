@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from dpaudit.attacks._adapters import Vector
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Clock, Probe, set_public_seeds
+from dpaudit.attacks._exam_probe import Clock, Probe, StepRaised, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
     autocorrelation,
     chi2_lower,
@@ -57,8 +57,8 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     """Statistical tests of the noise, with a false alarm of at most ``alpha`` together."""
     try:
         first = probe.release(())
-    except Exception as error:
-        return [found("empty_batch", f"it raised {type(error).__name__}: {error}"[:300], deterministic=True)], []
+    except StepRaised as error:
+        return [found("empty_batch", f"it raised {error}")], []
     if first.size == 0 or not np.isfinite(first).all():
         return [found("empty_batch", "its release is empty or not finite", deterministic=True)], []
     if not first.any() and probe.size and (probe.release((0,)) != probe.release((0,))).any():
@@ -66,19 +66,25 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     if first.size != plan.stage.releases_per_step and (plan.stage.clip is not None):
         text = f"{first.size} numbers released where the plan says {plan.stage.releases_per_step}"
         return [found("ledger_directions", text, deterministic=True, claim="ledger", measured=first.size)], []
+    if probe.has("clean"):
+        moved = float(np.linalg.norm(probe.clean(()))) * plan.normaliser / plan.sensitivity
+        if not moved <= 1e-3:
+            return [found("empty_batch", f"without noise it moves the sum by {moved:.3g} C", measured=moved)], []
     evidence = _collect(probe, plan, first.size)
     each = alpha / 12
     findings = list(_scale(probe, evidence, each))
     fatal = any(f.name == "noise_missing" for f in findings)
     if not fatal:
-        joint = list(_coordinates(evidence, each))
+        rows = _standard(evidence.empty, probe.blocks(first.size))
+        joint = list(_coordinates(rows, each))
         shared = bool(joint)
-        joint += [f for f in _steps(evidence, each) if not (shared and f.name == "noise_correlated_steps")]
+        joint += [f for f in _steps(rows, each) if not (shared and f.name == "noise_correlated_steps")]
         joint += _public(evidence, each, clear=0.9 if joint else 0.0)
         if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
             findings = joint
         else:
             findings += _loaded(evidence, each)
+            findings += _carried(probe, plan, each)
             clear = not any(f.status == "violated" for f in findings)
             findings += list(_law(evidence, each, plan.laplace)) if clear else []
     steps, d = evidence.empty.shape
@@ -220,9 +226,12 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFind
         )
 
 
-def _standard(rows: Vector) -> Vector:
-    """Rows of mean square 1: dependence is looked for whatever the scale."""
-    return rows / max(math.sqrt(_mean_square(rows)), 1e-300)
+def _standard(rows: Vector, blocks: list[tuple[str, slice]]) -> Vector:
+    """Rows whose every part has mean square 1: dependence is looked for whatever the scale; silent parts left out."""
+    parts = [rows[:, part] for _, part in blocks]
+    sizes = [_mean_square(part) if part.size else 0.0 for part in parts]
+    kept = [part / math.sqrt(size) for part, size in zip(parts, sizes, strict=True) if size > MISSING]
+    return np.concatenate(kept, axis=1) if kept else rows[:, :0]
 
 
 def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[ExamFinding]:
@@ -239,9 +248,8 @@ def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[Exam
         yield found("noise_public_seed", text, p, measured=cosine, bound=0.0, records=(), without=())
 
 
-def _steps(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+def _steps(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
     """Noise of different steps is independent: every pair of steps, and every lag in time."""
-    rows = _standard(evidence.empty)
     steps, d = rows.shape
     if d >= 16:
         kept = rows[: min(steps, 400)]
@@ -258,6 +266,8 @@ def _steps(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
             cause = "noise_repeated" if alike else _low_rank(gram, lengths)
             yield found(cause, text, min(p, 1.0), measured=cosine, bound=0.0, steps=(int(a), int(b)))
             return
+    if not d:
+        return
     lagged = autocorrelation(np.ascontiguousarray(rows.T))
     lags = np.arange(1, min(steps - 1, 2000) + 1)
     if not lags.size:
@@ -277,9 +287,8 @@ def _low_rank(gram: Vector, lengths: Vector) -> str:
     return "noise_correlated_coordinates" if float(np.mean(pairs > 0.5)) > 0.2 else "noise_correlated_steps"
 
 
-def _coordinates(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
     """Coordinates of one step are independent: their sum, and every lag along the vector."""
-    rows = _standard(evidence.empty)
     steps, d = rows.shape
     if d < 2:
         return
@@ -320,6 +329,27 @@ def _loaded(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
         missing = ratio < MISSING and low <= alpha
         yield found("noise_missing_on_steps" if missing else "noise_depends_on_batch", text, apart, **detail)
         return
+
+
+def _carried(probe: Probe, plan: ExamPlan, alpha: float) -> Iterator[ExamFinding]:
+    """A step on an empty minibatch, after one with a record, shows nothing of that record."""
+    if not probe.has("clean"):
+        return
+    record = probe.adversaries.get("large loss", 0)
+    direction = probe.clean((record,))
+    length = float(np.linalg.norm(direction))
+    if not (math.isfinite(length) and length > 0.1 * plan.sensitivity / plan.normaliser):
+        return
+    repeats = max(4, min(200, probe.affordable(0.1, 2 * probe.cost)))
+    runs = np.stack([probe.run([(record,), ()]) for _ in range(repeats)])
+    own, later = _normal(plan, runs[:, 0] - direction), _normal(plan, runs[:, 1])
+    along = float((later @ direction).sum() / (length * math.sqrt(repeats)))
+    noise_kept = float((own * later).sum() / max(float(np.linalg.norm(own)), 1e-300))
+    p = 2 * min(gaussian_two_sided(along), gaussian_two_sided(noise_kept))
+    if p <= alpha:
+        share = float((runs[:, 1] @ direction).mean()) / length * plan.normaliser / plan.sensitivity
+        words = f"a step after record {record} still moves the sum by {share:.3g} C along it, with the old noise"
+        yield found("carried_over", words, p, records=((record,), ()), without=((), ()), measured=share, bound=0.0)
 
 
 def _law(evidence: _Evidence, alpha: float, laplace: bool) -> Iterator[ExamFinding]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dpaudit.attacks._adapters import Vector
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Probe
+from dpaudit.attacks._exam_probe import Probe, StepRaised
 from dpaudit.attacks._exam_values import ExamFinding, ExamTest, found
 
 TOLERANCE = 1e-3
@@ -62,8 +62,8 @@ def replay(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTe
         findings += alone
         findings += _together(seen, base, excess=bool(alone))
         findings += _others(seen, base)
-    except Exception as error:  # a step that raises on a record tells that the record is there
-        findings.append(found("step_failed", f"the step raised {type(error).__name__}: {error}"))
+    except StepRaised as error:  # a step that raises on a record tells that the record is there
+        findings.append(found("step_failed", f"it raised {error}"))
     findings += _sizes(seen, base)
     compared = f"{len(seen.cache)} minibatches replayed without noise, {len(base)} ordinary and"
     test = ExamTest(
@@ -86,12 +86,17 @@ def _undefined(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
         for batch in ((index,), (base[0], index)):
             try:
                 share = _norm(seen.sum(*batch))
-            except Exception as error:
-                words = f"a record with an {name} made the step raise {type(error).__name__}, which shows it is there"
-                return [found("non_finite", words, records=batch, without=batch[:-1], error=str(error)[:200])]
+            except StepRaised as error:
+                words = f"a record with an {name} makes the step raise, which shows that it is there: {error}"
+                return [found("non_finite", words, records=batch, without=batch[:-1])]
             if not math.isfinite(share):
                 words = f"with an {name} in the minibatch the released vector has norm {share:g}"
                 return [found("non_finite", words, records=batch, without=batch[:-1], measured=share, bound=1.0)]
+        huge = seen.probe.adversaries.get("huge loss")
+        share = _norm(seen.sum(index))
+        if share > 1 + TOLERANCE and huge is not None and _norm(seen.sum(huge)) <= 1 + TOLERANCE:
+            words = f"a record with an {name} moves the sum by {share:.3g} C, one with a huge loss by no more than C"
+            return [found("non_finite", words, records=(index,), without=(), measured=share, bound=1.0)]
     return []
 
 

@@ -45,9 +45,14 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
         test = ExamTest(name="sampler", group="sampler", evidence=f"{steps} minibatches of all {n} records")
         return findings, [test]
     rate = list(_rate(draws, n, q, each))
-    findings += (rate and _why_rate(draws, n, each)) or rate or list(_unequal(draws, n, q, each))
+    shared = list(_together(draws, n, q, each, whole=not (findings or rate))) if plan.poisson else []
+    uneven = list(_unequal(draws, n, q, each))
+    if shared and uneven:  # each brings the other with it, faintly: the clearer one is the cause
+        overlap_is_clearer = (shared[0].p_value or 0.0) <= (uneven[0].p_value or 0.0)
+        shared, uneven = (shared, []) if overlap_is_clearer else ([], uneven)
+    findings += (rate and _why_rate(draws, n, each)) or rate or uneven
+    findings += shared
     if plan.poisson:
-        findings += _together(draws, n, q, each, whole=not findings)
         findings += _seeded(draws, second, n, q, each)
         findings += [] if rate else _sizes(draws, n, q, each)
     count = steps * n * q
@@ -131,16 +136,17 @@ def _together(draws: Draws, n: int, q: float, alpha: float, *, whole: bool) -> I
     # with a wrong q the overlap is held against the realised rate: the cause is then still the rate's
     square = q * q if whole else rate * rate
     lags = sorted({lag for lag in (1, 2, 3, epoch - 1, epoch, epoch + 1, steps // 2) if 1 <= lag <= steps // 2})
-    worst: tuple[float, int, int, float] | None = None
+    seen: list[tuple[float, int, int, float]] = []
     for lag in lags:
         starts = [t for t in range(steps - lag) if (t // lag) % 2 == 0]
         shared = _overlap([draws[t] for t in starts], [draws[t + lag] for t in starts])
         p = binomial_two_sided(shared, n * len(starts), square) * len(lags)
-        if worst is None or p < worst[0]:
-            worst = (p, lag, shared, n * len(starts) * square)
-    if worst is None or worst[0] > (alpha if whole else alpha * 1e-6):
+        seen.append((p, lag, shared, n * len(starts) * square))
+    found_at = [row for row in seen if row[0] <= (alpha if whole else alpha * 1e-6)]
+    if not found_at:
         return
-    p, lag, shared, expected = worst
+    # minibatches that avoid each other at one lag and return at another are epochs in a fixed order
+    p, lag, shared, expected = min(found_at, key=lambda row: (row[2] >= row[3], row[0]))
     cause = "sampling_without_replacement" if shared < expected else "sampling_repeated_batches"
     text = f"minibatches {lag} apart share {shared} records, expected {expected:.1f}"
     yield found(cause, text, p, measured=shared, bound=expected, lag=lag)

@@ -44,6 +44,8 @@ class Fault:
         The stage that really ran, from the planned one; None where no finite ε holds.
     group : str
         Group of tests that convicts it, for the fast subset.
+    budget : float
+        Seconds of work that convict it; the default budget of an examination is 60.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Fault:
     build: Callable[[int], Case]
     true_stage: Callable[[Stage], Stage] | None = None
     group: str = "noise"
+    budget: float = 2.0
 
 
 def accountant(ledger: Ledger, delta: float) -> float:

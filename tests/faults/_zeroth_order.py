@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpaudit import Clip
-from dpaudit.trainers import NoiseSource, _zo_stages, _zoso
+from dpaudit.trainers import NoiseSource, _zoso
 from dpaudit.trainers._pruning import MaskRule
 from dpaudit.trainers._sampling import FullSampler
 from dpaudit.trainers._zeroth_order import clip_differences, release
@@ -173,7 +173,6 @@ def _more_directions() -> tuple[Any, ...]:
 
 RANKED = MaskRule(keep=0.5, score="magnitude", ranked=True)
 PLAIN_MASK = MaskRule(keep=0.5, score="magnitude")
-_ = _zo_stages
 
 FAULTS = (
     planted(
