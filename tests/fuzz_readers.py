@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the readers of untrusted files with atheris; run by hand, see docs/verify.md.
+"""Coverage-guided fuzzing of the readers of untrusted files with atheris; run by hand, see docs/howto/verify.md.
 
     pip install atheris
     python -m tests.fuzz_readers certificate -max_total_time=600 corpus/
