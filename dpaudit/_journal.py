@@ -185,7 +185,7 @@ class DiskJournal:
             raise InvalidEvidence(f"the open stage takes {len(body)} bytes and at most {_HEADER_BYTES - 36} fit.")
         header = struct.pack("<I32s", len(body), hashlib.sha256(body).digest()) + body
         content = header.ljust(_HEADER_BYTES, b"\0") + _slot(body, 0, 0).ljust(_SLOT_STRIDE, b"\0") * 2
-        _write_atomically(self._open_path, content)
+        write_atomically(self._open_path, content)
         self._body = body
         self._file = os.open(self._open_path, os.O_RDWR)
 
@@ -230,7 +230,7 @@ class DiskJournal:
         self._head = sha256_bytes(line)
 
     def _write_lines(self, lines: list[bytes]) -> None:
-        _write_atomically(self._path, b"\n".join(lines) + b"\n")
+        write_atomically(self._path, b"\n".join(lines) + b"\n")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -317,7 +317,8 @@ def _stage_of(segment: dict[str, Any], path: Path) -> Stage:
         raise InvalidEvidence(f"ledger {path.name} holds a stage that cannot be read: {error}") from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, flush to disk, rename: a crash leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)

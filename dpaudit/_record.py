@@ -22,7 +22,7 @@ from typing import Any
 
 from dpaudit._commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit._errors import InvalidEvidence, InvalidValue
-from dpaudit._journal import _write_atomically
+from dpaudit._journal import write_atomically
 
 RUN_SCHEMA = "dpaudit.run/1"
 STATUSES = ("planned", "training", "trained", "attacked", "certified", "failed")
@@ -221,7 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
     """Write canonical JSON atomically; returns the SHA-256 of the file's bytes."""
     content = canonical_json(dict(value)) + b"\n"
-    _write_atomically(path, content)
+    write_atomically(path, content)
     return sha256_bytes(content)
 
 

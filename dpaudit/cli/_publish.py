@@ -107,7 +107,7 @@ def publish(
     from dpaudit._certificate import build_certificate, certificate_bytes
     from dpaudit._certificate_curve import declared_curve
     from dpaudit._dsse import envelope_path, sign
-    from dpaudit._journal import _write_atomically
+    from dpaudit._journal import write_atomically
     from dpaudit._privacy_json import privacy_json
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
@@ -148,14 +148,14 @@ def publish(
     )
     content = certificate_bytes(certificate)
     envelope = None if signing_key is None else sign(content, signing_key)
-    _write_atomically(folder.certificate, content)
+    write_atomically(folder.certificate, content)
     envelope_path(folder.certificate).unlink(missing_ok=True)  # a signature over an earlier certificate
     if envelope is not None:
-        _write_atomically(envelope_path(folder.certificate), envelope)
-    _write_atomically(folder.model / "privacy.json", privacy_json(certificate))
-    _write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
+        write_atomically(envelope_path(folder.certificate), envelope)
+    write_atomically(folder.model / "privacy.json", privacy_json(certificate))
+    write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
     series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
-    _write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
+    write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
     return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
 
 

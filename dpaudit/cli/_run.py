@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dpaudit._errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit._record import RunFolder, RunRecord, new_record, read_record, update_record, write_json
@@ -63,7 +61,7 @@ def train_phase(job: Job) -> Job:
                 record,
                 status="training",
                 error=None,
-                facts={"base": str(job.base), "planned": _planned(prepared)},
+                facts={"base": str(job.base), "planned": prepared.ledger.to_dict()["stages"]},
             )
             with progress(sum(plan.steps for plan in prepared.plans), "private steps") as advance:
                 fitted = fit(prepared, advance)
@@ -139,11 +137,6 @@ def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = No
     return published
 
 
-def _planned(prepared: Any) -> dict[str, Any]:
-    stages = prepared.ledger.to_dict()["stages"]
-    return {"stages": stages, "private_records": "see private/data_commitment.json"}
-
-
 def summary(job: Job, published: Published) -> str:
     """Ten lines: claim, accounted ε, lower bound, ceiling, exposure, verdict, files."""
     config, result = job.config, published.result
@@ -179,6 +172,3 @@ def _number(*values: float | None) -> str:
         if value is not None:
             return f"{value:.3f}"
     return "none"
-
-
-Advance = Callable[[int], None]
