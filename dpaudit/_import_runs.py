@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit._certificate import CertificateEvidence, Claim, build_certificate, certificate_bytes
+from dpaudit._certificate_curve import declared_curve
 from dpaudit._commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
-from dpaudit._errors import InvalidEvidence, InvalidValue
+from dpaudit._errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit._journal import DiskJournal, read_journal
 from dpaudit._ledger import Ledger
 from dpaudit._readers import number, read_json, read_table
@@ -130,7 +131,7 @@ def certify_run(
     head = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
     uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
-    audited = {} if canaries is None else _audit(release, canaries, min(uppers, default=None))
+    audited = {} if canaries is None else _audit(release, canaries, ledger, min(uppers, default=None))
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
@@ -169,7 +170,7 @@ def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | No
     return journal.head
 
 
-def _audit(release: Path, canaries: Canaries, upper: float | None) -> dict[str, Any]:
+def _audit(release: Path, canaries: Canaries, ledger: Ledger, upper: float | None) -> dict[str, Any]:
     from dpaudit.audit import AuditPlan, audit, guess
 
     plan_path, scores_path = release / "audit_plan.json", release / "scores.parquet"
@@ -187,7 +188,11 @@ def _audit(release: Path, canaries: Canaries, upper: float | None) -> dict[str, 
             " exactly one score for each canary."
         )
     values = [scores[i] for i in canaries.ids]
-    result = audit(canaries.ids, values, canaries.coins, plan, coins="verified", accounted_upper=upper)
+    try:
+        curve = declared_curve(ledger, plan.delta, canaries.copies)
+    except DpauditError:  # no certified profile for this ledger, such as a shuffled one
+        curve = None
+    result = audit(canaries.ids, values, canaries.coins, plan, coins="verified", accounted_upper=upper, curve=curve)
     rows = zip(canaries.ids, canaries.coins, guess(canaries.ids, values, plan), strict=True)
     return {
         "audit_plan": plan.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
     plan = AuditPlan.from_dict(section["plan"])
     declared = next((f for f in stated.get("findings") or () if f.get("name") == "declared_mechanism"), None)
     ledger = embedded_ledger(body)
-    curve = None if declared is None or ledger is None else declared_curve(ledger, plan.delta, section["copies"])
+    curve = None if ledger is None else _curve(ledger, plan.delta, section["copies"])
     result = audit(
         [row[0] for row in section["canaries"]],
         scores,
@@ -59,12 +60,22 @@ def result_steps(folder: Path, body: dict[str, Any], scores: list[float]) -> lis
                 return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
             detail = f"{where}; dpaudit {written_by} computed it and {__version__} runs here"
             return [Step("audit.result", ABSENT, detail), *_power_steps(folder, body)]
-    if curve is not None and (where := _declared_difference(declared, fresh["findings"])):
+    if declared is not None and (where := _declared_difference(declared, fresh["findings"])):
         return [Step("audit.result", DIFFERENT, where), *_power_steps(folder, body)]
+    # An audit that made no such test may leave it out, unless it would have convicted.
+    fresh["findings"] = [f for f in fresh["findings"] if f["name"] != "declared_mechanism" or f["status"] == "violated"]
     lost = {f["name"] for f in fresh["findings"]} - {f.get("name") for f in stated.get("findings") or ()}
     if lost:
         return [Step("audit.result", DIFFERENT, f"finding {min(lost)} follows from the scores and is not stated")]
     return [Step("audit.result", EQUAL, "every number follows from scores and coins"), *_power_steps(folder, body)]
+
+
+@functools.lru_cache(maxsize=8)
+def _curve(ledger: Any, delta: float, copies: int) -> Any:
+    try:
+        return declared_curve(ledger, delta, copies)
+    except DpauditError:  # no certified profile for this ledger, such as a shuffled one
+        return None
 
 
 def _declared_difference(stated: Any, findings: list[dict[str, Any]]) -> str:

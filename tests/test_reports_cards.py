@@ -25,7 +25,7 @@ def test_model_card_states_claim_evidence_and_limits(certificate: dict[str, Any]
         "**Inconclusive.**",
         "ε ≤ 3 at δ = 1e-5",
         "not measured",
-        "60 steps, σ = 1, q = 0.01",
+        "60 steps, σ = 0.8, q = 0.01",
         "does not prove",
     ):
         assert words in text, words

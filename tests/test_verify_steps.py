@@ -202,3 +202,14 @@ def test_command_needs_no_torch(original: Path) -> None:
     assert payload["schema"] == "dpaudit.verify/1"
     assert payload["verdict"] == "inconclusive"
     assert all(set(step) == {"name", "result", "detail"} for step in payload["steps"])
+
+
+def test_suppressed_refutation_of_the_declared_mechanism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that leaves out the curve's test is refused where that test convicts."""
+    from dpaudit import _verify_audit_result
+
+    run.release(tmp_path / "release")
+    _verify_audit_result._curve.cache_clear()
+    monkeypatch.setattr(_verify_audit_result, "declared_curve", lambda *_: lambda x: 1.0 - x)  # nothing may leak
+    assert "declared_mechanism" in different(tmp_path / "release")["audit.result"]
+    _verify_audit_result._curve.cache_clear()

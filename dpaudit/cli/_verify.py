@@ -11,7 +11,7 @@ from dpaudit.cli._common import emit, json_option
 
 @click.command("verify")
 @click.argument("certificate", type=click.Path(path_type=Path))
-@click.option("--policy", type=click.Path(path_type=Path), help="TOML file with your own rules; see docs/howto/policy.md.")
+@click.option("--policy", type=click.Path(path_type=Path), help="Your own rules; see docs/howto/policy.md.")
 @json_option
 def command(certificate: Path, policy: Path | None, as_json: bool) -> None:
     """Re-derive every number of CERTIFICATE (or a run folder) from its evidence, without the model.
