@@ -64,7 +64,7 @@ class Recipe:
 
 RECIPES = {
     "head": Recipe(batch=1400, steps=20, learning_rate=0.05, clipping_norm=0.5),
-    "full": Recipe(batch=512, steps=24, learning_rate=5e-4, clipping_norm=0.1),
+    "full": Recipe(batch=512, steps=16, learning_rate=5e-4, clipping_norm=0.1),
 }
 HEAD_FIRST_SIGMA = 4.0  # of private_full's head stage: about 0.9 of ε when it stands alone
 FULL_EPOCHS, FULL_BATCH, FULL_RATE = 2, 32, 5e-5
