@@ -64,6 +64,8 @@ from dpaudit.trainers._tasks_text import encode_pair as encode_pair
 from dpaudit.trainers._tasks_text import encode_table as encode_table
 from dpaudit.trainers._tasks_text import linearise_table as linearise_table
 from dpaudit.trainers._tasks_text import pad_labelled as pad_labelled
+from dpaudit.trainers._zo_distributed import OneProcess as OneProcess
+from dpaudit.trainers._zo_distributed import TorchWorld as TorchWorld
 from dpaudit.trainers._zo_log import ZOLog as ZOLog
 from dpaudit.trainers._zo_log import ZOLogWriter as ZOLogWriter
 from dpaudit.trainers._zo_log import read_zo_log as read_zo_log

@@ -112,6 +112,7 @@ def publish(
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
     from dpaudit.audit import AuditPlan, audit, guess
+    from dpaudit.cli._control import read_control
     from dpaudit.reports import model_card, render_report
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
@@ -120,18 +121,19 @@ def publish(
     guarantees = account(ledger, delta=config.claim.delta, accountants=config.privacy.accountants)
     uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
     secret = read_secret(folder.canaries)
+    if secret.commitment != plan.coin_commitment:
+        raise InvalidEvidence(f"{folder.canaries} does not open the commitment in audit_plan.json; restore the file.")
     by_id = read_scores(folder.scores)
     if set(by_id) != set(secret.ids):
         raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
     scores = np.asarray([by_id[i] for i in secret.ids])
-    from dpaudit.cli._control import read_control
-
     control = read_control(folder.control_scores)
     result = audit(
         secret.ids,
         scores,
         secret.coins,
         plan,
+        coins="verified",
         accounted_upper=min(uppers, default=None),
         control=control,
         curve=declared_curve(ledger, plan.delta, plan.copies),
