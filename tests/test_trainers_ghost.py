@@ -360,3 +360,11 @@ def test_norms_match_the_loop_whatever_the_sequence_length() -> None:
             torch.testing.assert_close(found, norms_of(gradients(model, task(model, ids), 3)), rtol=1e-10, atol=0)
             clipper = GhostClipping(model, 0.1)
     clipper.close()
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_sums_and_norms_keep_no_graph(net: Net, ids: Tensor, lean: bool) -> None:
+    with GhostClipping(net, 0.5, lean=lean) as clipper:
+        norms = clipper.backward(task(net, ids)(slice(None)))
+    assert not norms.requires_grad
+    assert all(p.grad is not None and not p.grad.requires_grad for p in net.parameters())

@@ -365,7 +365,8 @@ def _hook(parameter: nn.Parameter, call: Callable[[Tensor], None]) -> Any:
 
 def _deliver(parameter: nn.Parameter, total: Tensor) -> None:
     """Add a sum into ``p.grad``, which stays fp32 also for narrower weights."""
-    total = total.view(parameter.shape)
+    # Recorded inputs carry a graph; a sum that kept it would hold every activation until the next step.
+    total = total.detach().view(parameter.shape)
     if parameter.grad is not None:
         parameter.grad.add_(total)
         return
