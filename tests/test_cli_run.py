@@ -116,6 +116,22 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
     assert run_cli("certify", EXAMPLES / "certify.toml").code == 64
 
 
+@pytest.mark.parametrize(
+    "name, content", [("a.txt.xz", b"no xz"), ("a.txt", b"\xff\xfe\xff"), ("a.csv", b"text\n\xff\n")]
+)
+def test_a_broken_data_file_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    config = write_toml(tmp_path / "c.toml", small_config(data__path=str(tmp_path / name)))
+    outcome = run_cli("train", config, "--out", tmp_path / "r")
+    assert outcome.code == 64 and name in outcome.error and "\n" not in outcome.error
+
+
+def test_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+    config = write_toml(tmp_path / "c.toml", small_config(model__path=str(tmp_path)))
+    outcome = run_cli("train", config, "--out", tmp_path / "r")
+    assert outcome.code == 64 and "model.path" in outcome.error and "\n" not in outcome.error
+
+
 def test_another_configuration_may_not_continue_a_run(certified: Path, tmp_path: Path) -> None:
     other = write_toml(tmp_path / "c.toml", small_config(privacy__steps=5))
     outcome = run_cli("train", other, "--out", certified)

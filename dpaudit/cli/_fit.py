@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit._errors import InvalidValue
+from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit._journal import DiskJournal
 from dpaudit.cli._prepare import Prepared, open_journal
 from dpaudit.cli._sources import Records, load_model
@@ -236,8 +237,13 @@ def _restore(prepared: Prepared, model: Any) -> dict[str, Any]:
     path = prepared.folder.checkpoint
     if not path.exists():
         return {"steps": 0, "optimizer": None, "statuses": []}
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    model.load_state_dict(state.pop("model"))
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        model.load_state_dict(state.pop("model"))
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise InvalidEvidence(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); restore it, or start a new run folder."
+        ) from error
     return state
 
 

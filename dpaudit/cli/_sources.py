@@ -66,9 +66,13 @@ def read_records(data: Data, path: Path, *, needs_labels: bool) -> Records:
         return _read_csv(data, path, needs_labels)
     if needs_labels:
         raise InvalidValue(f"data file {path.name} has no labels; sequence classification needs a CSV with text,label.")
-    content = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
     try:
+        content = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
         lines = content.decode("utf-8").splitlines()
+    except (lzma.LZMAError, EOFError) as error:
+        raise InvalidValue(
+            f"data file {path.name} is not a whole .xz file ({error}); give the original file."
+        ) from error
     except UnicodeDecodeError as error:
         raise InvalidValue(f"data file {path.name} is not UTF-8 text ({error}).") from error
     if not lines:
@@ -80,6 +84,13 @@ def read_records(data: Data, path: Path, *, needs_labels: bool) -> Records:
 
 
 def _read_csv(data: Data, path: Path, needs_labels: bool) -> Records:
+    try:
+        return _csv_records(data, path, needs_labels)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidValue(f"data file {path.name} is not a CSV file in UTF-8 ({error}); save it as one.") from error
+
+
+def _csv_records(data: Data, path: Path, needs_labels: bool) -> Records:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         wanted = {"text"} | ({"label"} if needs_labels else set()) | ({"source"} if data.source else set())
@@ -136,7 +147,10 @@ def load_tokenizer(config: Config, base: Path) -> Any:
 
     folder = resolve(config.model.path, base)
     options = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(config, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -150,12 +164,13 @@ def load_model(config: Config, base: Path, *, num_labels: int = 2) -> Any:
     torch.manual_seed(config.run.seed)  # public: initialisation of a new head only
     folder = resolve(config.model.path, base)
     options: dict[str, Any] = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
-    if config.model.task == "causal-lm":
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, num_labels=num_labels, **options
-        )
+    kind, more = AutoModelForCausalLM, {}
+    if config.model.task == "sequence-classification":
+        kind, more = AutoModelForSequenceClassification, {"num_labels": num_labels}
+    try:
+        model = kind.from_pretrained(folder, dtype=torch.float32, **more, **options)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(config, error) from error
     for attribute in ("hf_quantizer", "_hf_quantizer"):
         if hasattr(model, attribute):
             delattr(model, attribute)
@@ -164,3 +179,11 @@ def load_model(config: Config, base: Path, *, num_labels: int = 2) -> Any:
     model.is_quantized = False
     model.eval()
     return model
+
+
+def _not_a_model(config: Config, error: Exception) -> InvalidValue:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return InvalidValue(
+        f"model.path={config.model.path!r} cannot be loaded as a {config.model.task} model ({reason}); give a folder"
+        " written by save_pretrained."
+    )
