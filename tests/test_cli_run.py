@@ -132,6 +132,26 @@ def test_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
     assert outcome.code == 64 and "model.path" in outcome.error and "\n" not in outcome.error
 
 
+@pytest.mark.parametrize("method", ["dp-adam", "dp-zoso"])
+def test_a_loss_that_couples_examples_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import dpaudit.cli._fit as fitting
+    from dpaudit.trainers import causal_lm_losses
+
+    def batch_mean(model: Any, batch: dict[str, Any]) -> Any:
+        losses = causal_lm_losses(model, **batch)
+        return losses * losses.mean()
+
+    monkeypatch.setattr(fitting, "loss_function", lambda prepared: batch_mean)
+    config = small_config(privacy__method=method)
+    if method == "dp-zoso":
+        config["zeroth_order"] = {"directions": 2, "clip": "joint", "stages": 1, "scale": 1e-3}
+    done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
+    assert done.code == 64 and "when the content of the other examples changes" in done.error
+    assert read_journal(tmp_path / "run" / "release" / "ledger.jsonl").ledger.steps == 0
+
+
 def test_another_configuration_may_not_continue_a_run(certified: Path, tmp_path: Path) -> None:
     other = write_toml(tmp_path / "c.toml", small_config(privacy__steps=5))
     outcome = run_cli("train", other, "--out", certified)

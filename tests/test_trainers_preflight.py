@@ -12,6 +12,7 @@ from dpaudit.trainers import (
     generated_batch,
     pad_tokens,
     preflight,
+    preflight_losses,
     sequence_classification_losses,
 )
 from tests.reference_clipper import LoopClipper
@@ -161,3 +162,19 @@ def test_generated_batches_hold_the_schema_and_none_of_its_content():
     assert ((made["labels"] == -100) == (made["attention_mask"] == 0)).all()
     with pytest.raises(InvalidValue, match="mapping of tensors"):
         generated_batch([torch.zeros(2)], model)
+
+
+def test_losses_alone_tell_a_forward_only_step_whether_examples_are_independent():
+    model = gpt2().train()
+    assert preflight_losses(model, SCHEMA, loss_fn=lm_losses) < 1e-5
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+    def token_mean(model, batch):
+        return lm_losses(model, batch) * (batch["labels"] != -100).sum(1) / (batch["labels"] != -100).sum()
+
+    with pytest.raises(PrivacyRefusal, match=r"example's loss moves.*loss_fn divides"):
+        preflight_losses(model, SCHEMA, loss_fn=token_mean)
+    with pytest.raises(PrivacyRefusal, match=r"first in module 'middle' \(Centre\)"):
+        preflight_losses(Body(Centre()).train(), VECTORS, loss_fn=vector_losses)
+    with pytest.raises(PrivacyRefusal, match="BatchNorm1d"):
+        preflight_losses(Body(nn.BatchNorm1d(6)), VECTORS, loss_fn=vector_losses)

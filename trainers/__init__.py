@@ -30,6 +30,7 @@ from dpaudit.trainers._parameters import trained_parameters as trained_parameter
 from dpaudit.trainers._plan import PrivacyPlan as PrivacyPlan
 from dpaudit.trainers._preflight import PreflightReport as PreflightReport
 from dpaudit.trainers._preflight import preflight as preflight
+from dpaudit.trainers._preflight import preflight_losses as preflight_losses
 from dpaudit.trainers._preflight_records import generated_batch as generated_batch
 from dpaudit.trainers._pruning import MaskRule as MaskRule
 from dpaudit.trainers._pruning import pruning_mask as pruning_mask

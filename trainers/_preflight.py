@@ -103,8 +103,68 @@ def preflight(
     tolerance = 1e-3 if all(p.dtype in (torch.float32, torch.float64) for p in parameters.values()) else 0.1
     _refuse_batch_norm(model)
     with _without_dropout(model, lambda: loss_fn(model, batch)):
-        independence = _independence(model, batch, other, loss_fn, parameters, tolerance)
-        return _clipping(model, batch, loss_fn, clipper, parameters, tolerance, independence, private_records)
+        reference = _gradients(model, batch, loss_fn, parameters)
+        independence = _independence(model, batch, other, loss_fn, parameters, reference, tolerance)
+        return _clipping(
+            model, batch, loss_fn, clipper, parameters, reference, tolerance, independence, private_records
+        )
+
+
+def preflight_losses(
+    model: nn.Module,
+    schema: Mapping[str, Tensor],
+    *,
+    loss_fn: LossFunction,
+    examples: int = 4,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Check by forward passes alone that each example has its own loss: all a zeroth-order step needs.
+
+    Clipped loss differences have the claimed sensitivity for every model and loss of which this holds.
+
+    Parameters
+    ----------
+    model, schema, loss_fn
+        As for :func:`preflight`; no gradient is taken, so that the memory is that of inference.
+
+    Returns
+    -------
+    float
+        Largest relative change of one example's loss when the content, length or number of the others changed.
+
+    Raises
+    ------
+    PrivacyRefusal
+        If a loss moved; names the module and the remedy.
+    """
+    rng = generator or torch.Generator().manual_seed(20)
+    device = next(model.parameters()).device
+    batch = to_device(generated_batch(schema, model, size=max(2, examples), generator=rng), device)
+    other = to_device(generated_batch(schema, model, size=_batch_size(batch), generator=rng), device)
+    _refuse_batch_norm(model)
+    wide = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+    tolerance, worst = 1e-4 if wide else 0.1, 0.0
+    with _without_dropout(model, lambda: loss_fn(model, batch)), torch.no_grad():
+        reference = _losses(model, batch, loss_fn)
+        scale = float(reference.abs().median())
+        for row in range(min(len(reference), 3)):
+            for what, changed, at in _changes(batch, other, row):
+                moved = float((_losses(model, changed, loss_fn)[at] - reference[row]).abs())
+                relative = moved / max(abs(float(reference[row])), scale, 1e-30)
+                if not relative <= tolerance:
+                    raise PrivacyRefusal(
+                        coupling_message(model, batch, changed, row, at, what, loss_fn, relative, "loss")
+                    )
+                worst = max(worst, relative)
+    return worst
+
+
+def _changes(batch: dict[str, Tensor], other: dict[str, Tensor], row: int) -> list[tuple[str, dict[str, Tensor], int]]:
+    """What is changed around an example, the changed batch, and where the example then stands."""
+    changes = [("content", with_other_content(batch, other, row), row), ("number", select(batch, [row]), 0)]
+    if (longer := with_longer_neighbours(batch, row)) is not None:
+        changes.append(("length", longer, row))
+    return changes
 
 
 def _independence(
@@ -113,19 +173,13 @@ def _independence(
     other: dict[str, Tensor],
     loss_fn: LossFunction,
     parameters: dict[str, nn.Parameter],
+    reference: list[dict[str, Tensor]],
     tolerance: float,
 ) -> float:
     count, worst = _batch_size(batch), 0.0
-    reference = _gradients(model, batch, loss_fn, parameters)
     scale = float(torch.stack([_norm(g) for g in reference]).median())
     for row in range(min(count, 3)):
-        changes: list[tuple[str, dict[str, Tensor], int]] = [
-            ("content", with_other_content(batch, other, row), row),
-            ("number", select(batch, [row]), 0),
-        ]
-        if (longer := with_longer_neighbours(batch, row)) is not None:
-            changes.append(("length", longer, row))
-        for what, changed, at in changes:
+        for what, changed, at in _changes(batch, other, row):
             found = _gradients(model, changed, loss_fn, parameters, rows=[at])[0]
             moved = _norm({k: found[k] - reference[row][k] for k in found})
             relative = float(moved / max(float(_norm(reference[row])), scale, 1e-30))
@@ -141,21 +195,24 @@ def _clipping(
     loss_fn: LossFunction,
     make: MakeClipper | None,
     parameters: dict[str, nn.Parameter],
+    reference: list[dict[str, Tensor]],
     tolerance: float,
     independence: float,
     private_records: bool,
 ) -> PreflightReport:
     count = _batch_size(batch)
-    reference = _gradients(model, batch, loss_fn, parameters)
     norms = torch.stack([_norm(g) for g in reference])
     bound = 0.5 * float(norms[norms > 0].median()) if bool((norms > 0).any()) else 1.0
     unused = tuple(name for name in parameters if not any(bool(g[name].any()) for g in reference))
-    clipped = [{k: v * min(1.0, bound / max(float(n), 1e-30)) for k, v in g.items()} for g, n in zip(reference, norms)]
+    factors = [min(1.0, bound / max(float(n), 1e-30)) for n in norms]
     whole = _clipped_sum(model, batch, loss_fn, make, bound, parameters)
     agreement = 0.0
     for name in parameters:
-        expected = torch.stack([g[name] for g in clipped]).sum(0)
-        difference = float((whole[name] - expected).norm() / max(float(expected.norm()), 1e-3 * bound))
+        expected = torch.zeros_like(whole[name])
+        for gradient, factor in zip(reference, factors):
+            expected.add_(gradient[name], alpha=factor)
+        size = float(expected.norm())
+        difference = float(expected.sub_(whole[name]).norm()) / max(size, 1e-3 * bound)
         if not difference <= tolerance:
             raise UnsupportedModel(
                 f"parameter {name!r}: the clipped sum differs from one backward pass per example by {difference:.2g}"
@@ -184,6 +241,16 @@ def _clipping(
     )
 
 
+def _losses(model: nn.Module, batch: dict[str, Tensor], loss_fn: LossFunction) -> Tensor:
+    losses = loss_fn(model, batch)
+    if losses.ndim != 1 or len(losses) != _batch_size(batch):
+        raise InvalidValue(
+            f"loss_fn returned shape {tuple(losses.shape)} and must return ({_batch_size(batch)},), one loss for each"
+            f" example; use {OUR_LOSSES} or a mean over each example's own tokens."
+        )
+    return losses
+
+
 def _gradients(
     model: nn.Module,
     batch: dict[str, Tensor],
@@ -192,12 +259,7 @@ def _gradients(
     rows: list[int] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Each example's gradient by its own autograd call, in at least fp32."""
-    losses = loss_fn(model, batch)
-    if losses.ndim != 1 or len(losses) != _batch_size(batch):
-        raise InvalidValue(
-            f"loss_fn returned shape {tuple(losses.shape)} and must return ({_batch_size(batch)},), one loss for each"
-            f" example; use {OUR_LOSSES} or a mean over each example's own tokens."
-        )
+    losses = _losses(model, batch, loss_fn)
     found = []
     for row in range(len(losses)) if rows is None else rows:
         grads = torch.autograd.grad(losses[row], list(parameters.values()), retain_graph=True, allow_unused=True)
@@ -281,7 +343,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _norm(gradients: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()])
+    )
 
 
 def _module_of(model: nn.Module, name: str) -> str:

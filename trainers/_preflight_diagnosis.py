@@ -21,9 +21,10 @@ def coupling_message(
     what: str,
     loss_fn: LossFunction,
     relative: float,
+    quantity: str = "gradient",
 ) -> str:
     """One sentence that names the first module whose output for this example moves, and what to do."""
-    moved = f"one example's gradient moves by {relative:.2g} (relative) when the {what} of the other examples changes"
+    moved = f"one example's {quantity} moves by {relative:.2g} (relative) when the {what} of the other examples changes"
     config = getattr(model, "config", None)
     if getattr(config, "output_router_logits", False):
         return (

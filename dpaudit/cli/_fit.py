@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit._errors import InvalidEvidence, InvalidValue
 from dpaudit._journal import DiskJournal
+from dpaudit.cli._config import Config
 from dpaudit.cli._prepare import Prepared, open_journal
 from dpaudit.cli._sources import Records, load_model
 
@@ -48,7 +49,7 @@ def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:
     """Token ids of records, cut to ``data.max_length``; causal records stand between end-of-text tokens."""
     config, tokenizer = prepared.config, prepared.tokenizer
     length = config.data.max_length
-    if config.model.task == "causal-lm":
+    if _causal(config):
         eos = tokenizer.eos_token_id
         rows = tokenizer(list(records.texts), add_special_tokens=False)["input_ids"]
         ids = [[eos, *row, eos][:length] for row in rows]
@@ -65,7 +66,7 @@ def collator(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, A
     """Right-pads a list of records to tensors; padding carries no label."""
     import torch
 
-    pad, causal = prepared.tokenizer.pad_token_id, prepared.config.model.task == "causal-lm"
+    pad, causal = prepared.tokenizer.pad_token_id, _causal(prepared.config)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
@@ -83,7 +84,7 @@ def loss_function(prepared: Prepared) -> Callable[[Any, dict[str, Any]], Any]:
     """Per-example losses of the configured task."""
     from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
 
-    if prepared.config.model.task == "causal-lm":
+    if _causal(prepared.config):
         return lambda model, batch: causal_lm_losses(model, **batch)
     return lambda model, batch: sequence_classification_losses(model, batch)
 
@@ -98,7 +99,7 @@ def public_quality(prepared: Prepared, model: Any) -> float:
         for start in range(0, len(records), 64):
             batch = collate(records[start : start + 64])
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-            if prepared.config.model.task == "causal-lm":
+            if _causal(prepared.config):
                 target = batch["labels"][:, 1:]
                 loss = torch.nn.functional.cross_entropy(
                     logits[:, :-1].flatten(0, 1), target.flatten(), reduction="sum"
@@ -107,7 +108,7 @@ def public_quality(prepared: Prepared, model: Any) -> float:
             else:
                 total += float((logits.argmax(-1) == batch["labels"]).sum())
                 count += len(batch["labels"])
-    return float(torch.tensor(total / count).exp()) if prepared.config.model.task == "causal-lm" else total / count
+    return float(torch.tensor(total / count).exp()) if _causal(prepared.config) else total / count
 
 
 def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Fitted:
@@ -129,6 +130,8 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     counted = journal.ledger().steps
     lost = counted - int(state["steps"])
     advance(counted)
+    if counted < sum(plan.steps for plan in prepared.plans):
+        check_sensitivity(prepared, model)
     records, statuses = private_records(prepared), set(state["statuses"])
     optimizer_state, start = state["optimizer"], 0
     for index, plan in enumerate(prepared.plans):
@@ -152,6 +155,28 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
         heldout_before=before,
         heldout_after=public_quality(prepared, model),
     )
+
+
+def check_sensitivity(prepared: Prepared, model: Any) -> None:
+    """Preflight on generated records of the collator's schema: refuses a model or loss without the claimed sensitivity.
+
+    Two short made-up records give the schema, so that no private record is read.
+    """
+    from dpaudit.trainers import preflight, preflight_losses
+
+    config, collate, loss_fn = prepared.config, collator(prepared), loss_function(prepared)
+    length = max(2, min(12, config.data.max_length - 5))  # preflight lengthens records by 5 tokens
+    ids = [0] * length
+    row = {"input_ids": ids, "attention_mask": [1] * length, "labels": ids if _causal(config) else 0}
+    schema = collate([row, row])
+    if config.privacy.method == "dp-zoso":
+        preflight_losses(model, schema, loss_fn=loss_fn, examples=2)
+    else:
+        preflight(model, schema, loss_fn=loss_fn, examples=2)
+
+
+def _causal(config: Config) -> bool:
+    return config.model.task == "causal-lm"
 
 
 def select_trainable(model: Any, which: str) -> None:
