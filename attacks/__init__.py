@@ -29,6 +29,7 @@ from dpaudit.attacks._exam_values import ExamFinding as ExamFinding
 from dpaudit.attacks._exam_values import ExamTest as ExamTest
 from dpaudit.attacks._exam_values import Findings as Findings
 from dpaudit.attacks._examine import examine as examine
+from dpaudit.attacks._examine import examine_stages as examine_stages
 from dpaudit.attacks._extraction import CandidateSecrets as CandidateSecrets
 from dpaudit.attacks._extraction import Extraction as Extraction
 from dpaudit.attacks._extraction import candidate_losses as candidate_losses

@@ -92,6 +92,11 @@ class _Script:
         return np.asarray(next(self._batches), dtype=np.int64).reshape(-1)
 
 
+def _one_weight() -> nn.Module:
+    """A model for runs of which only the minibatches are wanted: no sampler may depend on the weights."""
+    return nn.Linear(1, 1, bias=False)
+
+
 class _NoGradients:
     """A clipper for runs of which only the minibatches are wanted."""
 
@@ -292,6 +297,7 @@ class FirstOrderAdapter(_TrainerAdapter):
             extra["noise"] = _Silent()
         if draws_only and getattr(self._plan, "clipping", "flat") != "adaptive":
             extra |= {"clipper": _NoGradients(), "collate": len, "loss_fn": lambda model, size: torch.zeros(size)}
+            extra["model"] = _one_weight()
         self._call(dataclasses.replace(self._plan, steps=steps), self._journal, rows, **extra)
         return trace
 
@@ -299,7 +305,7 @@ class FirstOrderAdapter(_TrainerAdapter):
         arguments = {
             "collate": self._collated, "loss_fn": self._losses, "optimizer": self._optimizer, **self._options, **extra,
         }  # fmt: skip
-        return self._train(self.model, rows, plan, journal=journal, **arguments)
+        return self._train(arguments.pop("model", self.model), rows, plan, journal=journal, **arguments)
 
     def _flat(self) -> Vector:
         parts = [p.detach().double().flatten() for p in self._moving.values()]
@@ -438,17 +444,20 @@ class ZerothOrderAdapter(_TrainerAdapter):
         if clean:
             extra["noise"] = _Silent()
         if draws_only:
-            extra |= {"collate": len, "loss_fn": lambda model, size: torch.zeros(size)}
+            extra |= {"collate": len, "loss_fn": lambda model, size: torch.zeros(size), "model": _one_weight()}
         self._call(steps, self._journal, rows, **extra)
         return trace
 
     def _call(self, steps: int, journal: MemoryJournal, rows: Sequence[_Record], **extra: Any) -> Any:
         stage = dataclasses.replace(self._stage, plan=dataclasses.replace(self._stage.plan, steps=steps))
+        model = extra.pop("model", self.model)
+        if model is not self.model:
+            stage = dataclasses.replace(stage, mask=None, proximal=0.0)  # its weights have other names
         arguments = {
             "collate": self._collated, "loss_fn": self._losses, "directions": self._directions, **self._options,
             **extra,
         }  # fmt: skip
-        return self._train(self.model, rows, [stage], journal=journal, **arguments)
+        return self._train(model, rows, [stage], journal=journal, **arguments)
 
 
 class LoopAdapter:

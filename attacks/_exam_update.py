@@ -35,12 +35,15 @@ class Movement:
     pull: Vector
 
 
-def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest]]:
+def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Tests of post-processing, where the adapter has ``movements()`` and ``executed_scale()``."""
     findings: list[ExamFinding] = []
     if not probe.has("movements"):
-        return findings, []
+        return findings, [], []
+    if probe.limit - probe.used() < 8 * probe.cost:
+        return findings, [], ["update: 8 steps do not fit what is left of the budget"]
     probe.rewind()
+    probe.releases += 5
     for number, step in enumerate(probe.adapter.movements(3)):
         if cause := _departure(step):
             words = f"at step {number} the weights move by {_norm(step.moved):.3g} where {_norm(step.along):.3g} is due"
@@ -57,7 +60,7 @@ def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTe
         name="update", group="update", evidence="3 steps predicted from public values, one evaluation pair measured",
         excludes="a movement or scale off by more than 5%", power=1.0,
     )  # fmt: skip
-    return findings, [test]
+    return findings, [test], []
 
 
 def _norm(vector: Vector) -> float:

@@ -148,6 +148,9 @@ class Findings:
 CAUSES: dict[str, str] = {
     # replay
     "step_failed": "The training step raised an error on records that it must accept.",
+    "ledger_directions": "A step releases more numbers than the plan's directions.",
+    "carried_over": "A step's release still holds records of an earlier step.",
+    "empty_batch": "An empty minibatch is not released like any other step.",
     "non_finite": "A record with a non-finite loss or gradient reaches the release; its contribution must be zero.",
     "normaliser_realised_batch": "The sum is divided by the realised batch size, which one record changes.",
     "normaliser_data_size": "The divisor of the sum follows the number of records, which differs between neighbours.",
@@ -157,7 +160,6 @@ CAUSES: dict[str, str] = {
     "norm_underestimated": "The clip bounds a norm that is smaller than the contribution's true norm.",
     "coupled_examples": "A record's contribution depends on the other records in its batch.",
     "sensitivity": "One record moves the released sum by more than the clipping norm.",
-    "carried_over": "A step's release still holds records of an earlier step.",
     "private_output": "A published value depends on the records and carries no noise.",
     # noise
     "noise_missing": "The release carries no noise.",
@@ -171,7 +173,6 @@ CAUSES: dict[str, str] = {
     "noise_depends_on_batch": "The noise's scale changes with the records in the batch.",
     "noise_scale": "The noise is smaller than the plan says.",
     "noise_not_gaussian": "The noise does not follow the declared distribution.",
-    "empty_batch": "An empty minibatch is not released like any other step.",
     "noise_scale_high": "The noise is larger than the plan says, which costs utility and no privacy.",
     # sampler
     "sampling_rate": "Records take part more or less often than the plan's q.",
@@ -186,7 +187,6 @@ CAUSES: dict[str, str] = {
     "claimed_delta": "The claimed δ is not smaller than 1/N.",
     "ledger_steps": "The ledger counts fewer steps than were released.",
     "ledger_stage": "The ledger's stage differs from the plan that it should record.",
-    "ledger_directions": "A step releases more numbers than the plan's directions.",
     "ledger_resume": "Steps after a resume do not add to those before it.",
     "ledger_chain": "The ledger's chain of digests is broken.",
     # step-level audit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpaudit import _validate
 from dpaudit._errors import InvalidValue
 from dpaudit.attacks._adapters import StepAdapter
 from dpaudit.attacks._exam_plan import ExamPlan
@@ -19,7 +21,7 @@ from dpaudit.attacks._exam_update import update
 from dpaudit.attacks._exam_values import ExamFinding, ExamTest, Findings, by_root_cause, found
 from dpaudit.attacks._ledger_test import Accountant, composed, ledger
 from dpaudit.attacks._noise_test import noise
-from dpaudit.attacks._replay import published_outputs, replay
+from dpaudit.attacks._replay import published_outputs, released_numbers, replay
 from dpaudit.attacks._sampler_test import sampler
 from dpaudit.attacks._step_audit import paired_sensitivity, step_audit
 
@@ -32,6 +34,9 @@ GROUPS = ("replay", "noise", "sampler", "ledger", "update", "step_audit")
 SHARES = {"noise": 0.5, "sampler": 0.3, "step_audit": 0.1, "sensitivity": 0.1}
 """How :data:`ALPHA` is split over the groups, before anything is observed."""
 
+PARTS = {"replay": 0.3, "noise": 0.35, "sampler": 0.1, "ledger": 0.04, "update": 0.03, "step_audit": 0.18}
+"""How the budget is split over the groups; what one leaves over is divided among those after it."""
+
 
 def examine(
     adapter: StepAdapter,
@@ -41,6 +46,7 @@ def examine(
     accountant: Accountant | None = None,
     *,
     groups: Collection[str] = GROUPS,
+    alpha: float = ALPHA,
 ) -> Findings:
     """Hold a training step against its plan, from inside.
 
@@ -55,11 +61,15 @@ def examine(
         Records to examine on, for an adapter with ``with_records(records)``; by default the adapter's own, which
         should be synthetic, since a finding's witness names them.
     budget : str or float
-        Time, as "30s", "1min" or seconds. Sample sizes follow from it and from the cost of a step alone.
+        Time, as "30s", "1min" or seconds, counted from the second step on (the first one pays for imports); or
+        "400 steps", which observes the same on every machine. Sample sizes follow from it and from the cost of a step
+        alone. Every group of tests gets its part; a test that does not fit is listed in ``untested``.
     accountant : callable or None
         ``accountant(ledger, delta)`` returns a certified upper bound on ε; without it the claim is not recomputed.
     groups : collection of str
         Groups of :data:`GROUPS` to run; all by default. Those left out are listed in ``untested``.
+    alpha : float
+        Probability of a statistical finding for a correct step, at most; smaller where one run has several steps.
 
     Returns
     -------
@@ -68,10 +78,12 @@ def examine(
 
     Notes
     -----
-    All statistical tests together raise a false alarm with probability at most 0.001 on a correct step. Finding
+    All statistical tests together raise a false alarm with probability at most ``alpha`` on a correct step. Finding
     nothing excludes the faults named in ``tests`` and no others.
     """
-    seconds, plan = read_budget(budget), ExamPlan.read(plan)
+    limit, counted = _budget(budget)
+    plan = ExamPlan.read(plan)
+    _validate.open_unit(alpha=alpha)
     if dataset is not None:
         if not hasattr(adapter, "with_records"):
             raise InvalidValue(
@@ -79,57 +91,142 @@ def examine(
             )
         adapter = adapter.with_records(dataset)
     begun = time.monotonic()
-    findings: list[ExamFinding] = []
-    tests: list[ExamTest] = []
-    untested: list[str] = []
+    held = _Held([], [], [])
     mu = None
     with _global_randomness_kept():
         set_public_seeds(0)
-        probe = Probe(adapter, seconds)
+        probe = Probe(adapter, limit, counted=counted)
+        probe.warm()
         try:
-            has_clean = probe.has("clean")
-            if "replay" in groups:
-                if has_clean:
-                    _join(findings, tests, replay(probe, plan))
+            for group in GROUPS:
+                if group not in groups:
+                    continue
+                to_come = [PARTS[name] for name in GROUPS[GROUPS.index(group) :] if name in groups]
+                probe.allot(PARTS[group] / sum(to_come))
+                if group == "step_audit":
+                    mu = _step_audit(probe, plan, alpha, held)
                 else:
-                    untested.append("replay without noise: the adapter has no clean()")
-                    _join(findings, tests, paired_sensitivity(probe, plan, ALPHA * SHARES["sensitivity"]))
-                if not probe.has("resized"):
-                    untested.append("normaliser at N−1: the adapter has no resized()")
-                _join(findings, tests, published_outputs(probe, plan))
-            if "noise" in groups:
-                _join(findings, tests, noise(probe, plan, ALPHA * SHARES["noise"]))
-            if "sampler" in groups:
-                _join(findings, tests, sampler(probe, plan, ALPHA * SHARES["sampler"]))
-                if probe.size is None:
-                    untested.append("sampler: the adapter has no size")
-            if "ledger" in groups:
-                books, more, skipped = ledger(probe, plan, accountant)
-                _join(findings, tests, (books, more))
-                untested += skipped
-            if "update" in groups:
-                _join(findings, tests, update(probe, plan))
-            if "step_audit" in groups and has_clean and not any(f.status == "violated" for f in findings):
-                audit = step_audit(probe, plan, ALPHA * SHARES["step_audit"])
-                if audit is None:
-                    untested.append("step-level audit: no budget left, or no record that shows in the release")
-                else:
-                    mu = audit.mu_lower
-                    _join(findings, tests, (audit.findings, audit.tests))
-            untested += [f"{group}: left out by the caller" for group in GROUPS if group not in groups]
+                    _GROUP[group](probe, plan, alpha, accountant, held)
+            held.untested += [f"{group}: left out by the caller" for group in GROUPS if group not in groups]
         except StepRaised as error:
-            findings.append(found("step_failed", f"it raised {error}"))
+            held.findings.append(found("step_failed", f"it raised {error}"))
         finally:
             probe.rewind()
     return Findings(
-        findings=by_root_cause(findings),
-        tests=tuple(tests),
-        untested=tuple(untested),
-        alpha=sum(test.alpha for test in tests),
+        findings=by_root_cause(held.findings),
+        tests=tuple(held.tests),
+        untested=tuple(held.untested),
+        alpha=sum(test.alpha for test in held.tests),
         mu_lower=mu,
         epsilon_lower=None if mu is None else composed(plan, mu, accountant),
         seconds=time.monotonic() - begun,
     )
+
+
+def examine_stages(
+    steps: Sequence[tuple[StepAdapter, Any]], budget: str | float = "1min", accountant: Accountant | None = None
+) -> Findings:
+    """Examine the step of every stage of one run: half of the budget for the first, the rest for the others.
+
+    Parameters
+    ----------
+    steps : sequence of (adapter, plan)
+        In the run's order. The first plan holds the claim of the whole run.
+    budget, accountant
+        As :func:`examine` takes them.
+
+    Returns
+    -------
+    Findings
+        Together, with the stage in every name of a test. False alarms stay below :data:`ALPHA` for all stages; the
+        step audit's bound is the first stage's.
+    """
+    if len(steps) == 1:
+        return examine(*steps[0], budget=budget, accountant=accountant)
+    (limit, counted), others = _budget(budget), len(steps) - 1
+    done = []
+    for number, (adapter, plan) in enumerate(steps):
+        part = limit / 2 if number == 0 else limit / 2 / others
+        part = max(part, 50 if counted else 1)
+        groups = GROUPS if number == 0 else GROUPS[:-1]
+        done.append(
+            examine(
+                adapter, plan, budget=f"{part:.0f} steps" if counted else part, accountant=accountant, groups=groups,
+                alpha=ALPHA / len(steps),
+            )
+        )  # fmt: skip
+    named = [(f"stage {number}", each) for number, each in enumerate(done)]
+    return Findings(
+        findings=by_root_cause(
+            [
+                dataclasses.replace(finding, detail={**finding.detail, "stage": number})
+                for number, each in enumerate(done)
+                for finding in each.findings
+            ]
+        ),
+        tests=tuple(dataclasses.replace(t, name=f"{t.name} ({stage})") for stage, each in named for t in each.tests),
+        untested=tuple(f"{stage}: {reason}" for stage, each in named for reason in each.untested),
+        alpha=sum(each.alpha for each in done),
+        mu_lower=done[0].mu_lower,
+        epsilon_lower=done[0].epsilon_lower,
+        seconds=sum(each.seconds for each in done),
+    )
+
+
+class _Held:
+    """What the groups have said so far."""
+
+    def __init__(self, findings: list[ExamFinding], tests: list[ExamTest], untested: list[str]) -> None:
+        self.findings, self.tests, self.untested = findings, tests, untested
+
+    def join(self, findings: list[ExamFinding], tests: list[ExamTest], untested: Sequence[str] = ()) -> None:
+        self.findings += findings
+        self.tests += tests
+        self.untested += untested
+
+
+def _replay(probe: Probe, plan: ExamPlan, alpha: float, _: Accountant | None, held: _Held) -> None:
+    held.findings += released_numbers(probe, plan)
+    if probe.has("clean"):
+        held.join(*replay(probe, plan))
+    else:
+        held.untested.append("replay without noise: the adapter has no clean()")
+        held.join(*paired_sensitivity(probe, plan, alpha * SHARES["sensitivity"]))
+    if not probe.has("resized"):
+        held.untested.append("normaliser at N−1: the adapter has no resized()")
+    held.join(*published_outputs(probe, plan))
+
+
+def _noise(probe: Probe, plan: ExamPlan, alpha: float, _: Accountant | None, held: _Held) -> None:
+    held.join(*noise(probe, plan, alpha * SHARES["noise"]))
+
+
+def _sampler(probe: Probe, plan: ExamPlan, alpha: float, _: Accountant | None, held: _Held) -> None:
+    held.join(*sampler(probe, plan, alpha * SHARES["sampler"]))
+    if probe.size is None:
+        held.untested.append("sampler: the adapter has no size")
+
+
+def _ledger(probe: Probe, plan: ExamPlan, _: float, accountant: Accountant | None, held: _Held) -> None:
+    held.join(*ledger(probe, plan, accountant))
+
+
+def _update(probe: Probe, plan: ExamPlan, _: float, __: Accountant | None, held: _Held) -> None:
+    held.join(*update(probe, plan))
+
+
+def _step_audit(probe: Probe, plan: ExamPlan, alpha: float, held: _Held) -> float | None:
+    if not probe.has("clean") or any(finding.status == "violated" for finding in held.findings):
+        return None
+    audit = step_audit(probe, plan, alpha * SHARES["step_audit"])
+    if isinstance(audit, str):
+        held.untested.append(f"step-level audit: {audit}")
+        return None
+    held.join(audit.findings, audit.tests)
+    return audit.mu_lower
+
+
+_GROUP = {"replay": _replay, "noise": _noise, "sampler": _sampler, "ledger": _ledger, "update": _update}
 
 
 def read_budget(budget: str | float) -> float:
@@ -150,15 +247,21 @@ def read_budget(budget: str | float) -> float:
                 except ValueError:
                     continue
         else:
-            raise InvalidValue(f"budget={budget!r} is no time; write it as '30s' or '1min'.")
+            raise InvalidValue(f"budget={budget!r} is no time; write it as '30s', '1min' or '400 steps'.")
     if not 1 <= seconds <= 86_400:
         raise InvalidValue(f"budget={budget!r} must be from 1 second to a day; a usual choice is '1min'.")
     return seconds
 
 
-def _join(findings: list[ExamFinding], tests: list[ExamTest], more: tuple[list[ExamFinding], list[ExamTest]]) -> None:
-    findings += more[0]
-    tests += more[1]
+def _budget(budget: str | float) -> tuple[float, bool]:
+    """The budget and whether it counts steps."""
+    text = str(budget).strip().lower()
+    if not text.endswith("steps"):
+        return read_budget(budget), False
+    number = text.removesuffix("steps").strip()
+    if not number.isdigit() or not 50 <= int(number) <= 10**7:
+        raise InvalidValue(f"budget={budget!r} must count from 50 to 10000000 steps; a usual choice is '2000 steps'.")
+    return float(number), True
 
 
 @contextmanager

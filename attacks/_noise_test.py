@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from dpaudit.attacks._adapters import Vector
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Clock, Probe, StepRaised, set_public_seeds
+from dpaudit.attacks._exam_probe import Probe, StepRaised, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
     autocorrelation,
     chi2_lower,
@@ -37,6 +37,9 @@ LAW = 200_000
 WIDE = 300_000
 """Coordinates from which fewer steps are taken, for the memory's sake."""
 
+FEWEST = 10
+"""Steps without which nothing is said about noise."""
+
 MISSING = 1e-4
 """Mean square below this share of the plan's (deviation below 1% of it) is called missing."""
 
@@ -53,24 +56,26 @@ class _Evidence:
     """Batch size to (repetitions, d)."""
 
 
-def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest]]:
+def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Statistical tests of the noise, with a false alarm of at most ``alpha`` together."""
     try:
         first = probe.release(())
     except StepRaised as error:
-        return [found("empty_batch", f"it raised {error}")], []
+        return [found("empty_batch", f"it raised {error}")], [], []
     if first.size == 0 or not np.isfinite(first).all():
-        return [found("empty_batch", "its release is empty or not finite", deterministic=True)], []
+        return [found("empty_batch", "its release is empty or not finite", deterministic=True)], [], []
     if not first.any() and probe.size and (probe.release((0,)) != probe.release((0,))).any():
-        return [found("empty_batch", "the weights stand still, without noise, where no record was drawn")], []
-    if first.size != plan.stage.releases_per_step and (plan.stage.clip is not None):
-        text = f"{first.size} numbers released where the plan says {plan.stage.releases_per_step}"
-        return [found("ledger_directions", text, deterministic=True, claim="ledger", measured=first.size)], []
+        return [found("empty_batch", "the weights stand still, without noise, where no record was drawn")], [], []
+    if first.size != plan.stage.releases_per_step and plan.stage.clip is not None:
+        return [], [], ["noise: the step releases another number of values than the plan says"]
     if probe.has("clean"):
         moved = float(np.linalg.norm(probe.clean(()))) * plan.normaliser / plan.sensitivity
         if not moved <= 1e-3:
-            return [found("empty_batch", f"without noise it moves the sum by {moved:.3g} C", measured=moved)], []
-    evidence = _collect(probe, plan, first.size)
+            return [found("empty_batch", f"without noise it moves the sum by {moved:.3g} C", measured=moved)], [], []
+    untested: list[str] = []
+    evidence = _collect(probe, plan, first, untested)
+    if evidence is None:
+        return [], [], [f"noise: {FEWEST} steps do not fit its part of the budget ({probe.words(probe.part)})"]
     each = alpha / 12
     findings = list(_scale(probe, evidence, each))
     fatal = any(f.name == "noise_missing" for f in findings)
@@ -84,7 +89,7 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
             findings = joint
         else:
             findings += _loaded(evidence, each)
-            findings += _carried(probe, plan, each)
+            findings += _carried(probe, plan, each, untested)
             clear = not any(f.status == "violated" for f in findings)
             findings += list(_law(evidence, each, plan.laplace)) if clear else []
     steps, d = evidence.empty.shape
@@ -112,55 +117,62 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
                 power=0.99,
             )
         )  # fmt: skip
-    return findings, tests
+    return findings, tests, untested
 
 
-def _collect(probe: Probe, plan: ExamPlan, d: int) -> _Evidence:
-    cost = _measure(probe)
+def _collect(probe: Probe, plan: ExamPlan, first: Vector, untested: list[str]) -> _Evidence | None:
+    d = first.size
+    cost = _measure(probe, first)
     wanted = max(32 if d < WIDE else 12, math.ceil(COORDINATES / d))
-    steps = max(8, min(wanted, 4000, probe.affordable(0.2, cost)))
-    again = max(2, min(steps, math.ceil(400 / d)))
+    steps = min(wanted, 4000, probe.affordable(0.4, cost))
+    again = max(2, min(steps, math.ceil(400 / d), probe.affordable(0.1, cost)))
+    if steps + again < FEWEST:
+        return None
     quiet = probe.clean(()) if probe.has("clean") else np.zeros(d)
     set_public_seeds(1)
     empty = probe.run([()] * steps) - quiet
     set_public_seeds(1)
     second = probe.run([()] * again) - quiet
     return _Evidence(
-        empty=_normal(plan, empty), again=_normal(plan, second), loaded=dict(_with_records(probe, plan, d, cost))
-    )
+        empty=_normal(plan, empty), again=_normal(plan, second),
+        loaded=dict(_with_records(probe, plan, d, cost, untested)),
+    )  # fmt: skip
 
 
-def _measure(probe: Probe) -> float:
-    clock = Clock()
-    probe.run([()] * 4)
-    probe.cost = clock() / 4
-    return probe.cost
+def _measure(probe: Probe, first: Vector) -> float:
+    """Budget of one step on an empty minibatch, and of looking at what it releases."""
+    begun = probe.used()
+    probe.run([()] * 2)
+    ran = probe.used() - begun
+    autocorrelation(first[None, :])  # the dearest part of the look, of which there are about three like it
+    return ran / 2 + 3 * (probe.used() - begun - ran)
 
 
-def _with_records(probe: Probe, plan: ExamPlan, d: int, cost: float) -> Iterator[tuple[int, Vector]]:
-    """Residuals on small, usual and large minibatches: against the clean step, or of two releases."""
-    size = probe.size or 0
+def _with_records(
+    probe: Probe, plan: ExamPlan, d: int, cost: float, untested: list[str]
+) -> Iterator[tuple[int, Vector]]:
+    """Residuals on usual, small and large minibatches: against the clean step, or of two releases."""
+    size, known = probe.size or 0, probe.has("clean")
     usual = max(2, round(plan.normaliser)) if plan.normaliser < size else max(2, size // 4)
-    sizes = sorted({n for n in (1, usual, min(size, 4 * usual)) if 0 < n <= size})
-    for n in sizes:
+    sizes = [n for n in dict.fromkeys((usual, 1, min(size, 4 * usual))) if 0 < n <= size]
+    wanted = max(6 if d < WIDE else 2, math.ceil(LOADED / d))
+    for number, n in enumerate(sizes):
         batch = tuple(range(n))
-        wanted = max(6 if d < WIDE else 2, math.ceil(LOADED / d))
-        begun_cost = max(cost, _cost_of(probe, batch))
-        repeats = max(min(4, wanted), min(wanted, probe.affordable(0.1, 2 * begun_cost)))
+        if probe.left() < 2 * probe.expected(n):
+            untested.append(f"noise on minibatches of {n} records: the noise's part of the budget does not reach")
+            continue
+        begun = probe.used()
+        steady = probe.clean(batch) if known else probe.release(batch)
+        each = (probe.used() - begun) * (1 if known else 2)
+        share = 0.8 / (len(sizes) - number)  # of what is left, so that the last test of the group has its part
+        repeats = max(1, min(wanted, int(share * probe.left() / max(each, cost / 2, 1e-6))))
         rows = []
-        steady = probe.clean(batch) if probe.has("clean") else None
         for _ in range(repeats):
-            if steady is not None:
+            if known:
                 rows.append(probe.release(batch) - steady)
             else:
                 rows.append((probe.release(batch) - probe.release(batch)) / math.sqrt(2))
         yield n, _normal(plan, np.stack(rows))
-
-
-def _cost_of(probe: Probe, batch: tuple[int, ...]) -> float:
-    clock = Clock()
-    probe.release(batch)
-    return clock()
 
 
 def _normal(plan: ExamPlan, residual: Vector) -> Vector:
@@ -261,9 +273,8 @@ def _steps(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
         p = gaussian_two_sided(float(z[a, b])) * pairs
         if p <= alpha:
             cosine = float(gram[a, b] / (lengths[a] * lengths[b]))
-            alike = cosine > 0.9 and 0.8 < lengths[a] / lengths[b] < 1.25
             text = f"noise of steps {int(a)} and {int(b)} has correlation {cosine:.4f}"
-            cause = "noise_repeated" if alike else _low_rank(gram, lengths)
+            cause = "noise_repeated" if _repeated(gram, lengths) else _low_rank(gram, lengths)
             yield found(cause, text, min(p, 1.0), measured=cosine, bound=0.0, steps=(int(a), int(b)))
             return
     if not d:
@@ -278,6 +289,15 @@ def _steps(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
         rho = float(lagged[lag] / ((steps - lag) * d))
         cause = "noise_repeated" if rho > 0.4 else "noise_correlated_steps"
         yield found(cause, f"noise {lag} steps apart has correlation {rho:.3f}", p, measured=rho, bound=0.0, lag=lag)
+
+
+def _repeated(gram: Vector, lengths: Vector) -> bool:
+    """Whether steps that are parallel are mostly the same: parallel steps of many lengths share one direction."""
+    upper = np.triu_indices(len(gram), 1)
+    cosines = (gram / np.outer(lengths, lengths))[upper]
+    ratios = (lengths[:, None] / lengths[None, :])[upper]
+    same = (cosines > 0.9) & (0.95 < ratios) & (ratios < 1 / 0.95)
+    return bool(same.any() and 2 * same.sum() > (np.abs(cosines) > 0.9).sum())
 
 
 def _low_rank(gram: Vector, lengths: Vector) -> str:
@@ -331,7 +351,7 @@ def _loaded(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
         return
 
 
-def _carried(probe: Probe, plan: ExamPlan, alpha: float) -> Iterator[ExamFinding]:
+def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) -> Iterator[ExamFinding]:
     """A step on an empty minibatch, after one with a record, shows nothing of that record."""
     if not probe.has("clean"):
         return
@@ -340,14 +360,21 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float) -> Iterator[ExamFinding
     length = float(np.linalg.norm(direction))
     if not (math.isfinite(length) and length > 0.1 * plan.sensitivity / plan.normaliser):
         return
-    repeats = max(4, min(200, probe.affordable(0.1, 2 * probe.cost)))
-    runs = np.stack([probe.run([(record,), ()]) for _ in range(repeats)])
-    own, later = _normal(plan, runs[:, 0] - direction), _normal(plan, runs[:, 1])
-    along = float((later @ direction).sum() / (length * math.sqrt(repeats)))
-    noise_kept = float((own * later).sum() / max(float(np.linalg.norm(own)), 1e-300))
+    if probe.affordable(1.0, 2.2 * probe.cost) < 4:
+        untested.append("noise after a step with a record: 8 steps do not fit the budget")
+        return
+    # sums over pairs of steps, so that a long vector is not kept: later on direction, own on later, own on own, shift
+    sums, repeats = np.zeros(4), 0
+    while repeats < 200 and (repeats < 4 or probe.left() > 2.2 * probe.cost):
+        pair = probe.run([(record,), ()])
+        own, later = _normal(plan, pair[0] - direction), _normal(plan, pair[1])
+        sums += later @ direction, own @ later, own @ own, pair[1] @ direction
+        repeats += 1
+    along = float(sums[0]) / (length * math.sqrt(repeats))
+    noise_kept = float(sums[1]) / max(math.sqrt(sums[2]), 1e-300)
     p = 2 * min(gaussian_two_sided(along), gaussian_two_sided(noise_kept))
     if p <= alpha:
-        share = float((runs[:, 1] @ direction).mean()) / length * plan.normaliser / plan.sensitivity
+        share = float(sums[3]) / repeats / length * plan.normaliser / plan.sensitivity
         words = f"a step after record {record} still moves the sum by {share:.3g} C along it, with the old noise"
         yield found("carried_over", words, p, records=((record,), ()), without=((), ()), measured=share, bound=0.0)
 

@@ -29,48 +29,119 @@ UNDEFINED = ("infinite loss", "undefined loss")
 SCALED = ("large loss", "huge loss")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+class OutOfTime(Exception):
+    """The group's part of the budget is used up."""
+
+
+@dataclasses.dataclass(slots=True)
 class _Replayer:
     """The clipped sum of any batch, in units of the sensitivity."""
 
     probe: Probe
     plan: ExamPlan
     cache: dict[tuple[int, ...], Vector]
+    cost: float = 0.0
+    """Of a record in the dearest minibatch so far, and of a step, whichever says more of the next one."""
 
     def sum(self, *indices: int) -> Vector:
         """g of a batch divided by the sensitivity: one record's share has norm at most 1."""
         key = tuple(indices)
         if key not in self.cache:
-            with np.errstate(all="ignore"):
-                released = self.probe.clean(indices)
-            self.cache[key] = released * (self.plan.normaliser / self.plan.sensitivity)
+            self.cache[key] = self.fresh(indices)
         return self.cache[key]
+
+    def fresh(self, indices: Sequence[int]) -> Vector:
+        """The same, run again."""
+        if self.probe.left() < max(self.probe.cost, self.cost):
+            raise OutOfTime
+        begun = self.probe.used()
+        with np.errstate(all="ignore"):
+            released = self.probe.clean(indices)
+        self.cost = max(self.cost, self.probe.used() - begun)
+        return released * (self.plan.normaliser / self.plan.sensitivity)
 
     def shares(self, indices: Sequence[int]) -> Vector:
         """Σ of what every record of a batch contributes alone."""
         return np.asarray(np.sum([self.sum(i) for i in indices], axis=0))
 
 
-def replay(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest]]:
-    """Deterministic tests of sensitivity; needs ``clean``."""
+def released_numbers(probe: Probe, plan: ExamPlan) -> list[ExamFinding]:
+    """A step releases as many numbers as the plan has directions, where it has any."""
+    if plan.stage.clip is None:
+        return []
+    try:
+        size = probe.release((0,)).size
+    except StepRaised:
+        return []  # the tests that follow say so by name
+    if size == plan.stage.releases_per_step:
+        return []
+    text = f"{size} numbers released where the plan says {plan.stage.releases_per_step}"
+    return [found("ledger_directions", text, deterministic=True, claim="ledger", measured=size)]
+
+
+def replay(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
+    """Deterministic tests of sensitivity; needs ``clean``. Also returns what the budget did not reach."""
     seen = _Replayer(probe, plan, {})
     size = probe.size or 8
     base = list(range(min(size, 6)))
-    findings = _undefined(seen, base)
+    findings: list[ExamFinding] = []
+    untested: list[str] = []
+    at = "empty minibatches"
     try:
-        alone = _alone(seen, base)
-        findings += alone
-        findings += _together(seen, base, excess=bool(alone))
-        findings += _others(seen, base)
-    except StepRaised as error:  # a step that raises on a record tells that the record is there
-        findings.append(found("step_failed", f"it raised {error}"))
-    findings += _sizes(seen, base)
+        findings += _empty(seen)
+        if any(f.name == "carried_over" for f in findings):
+            return findings, [_test(seen, base)], ["replay: what is left from step to step hides the rest"]
+        empty = bool(findings)
+        at = "undefined losses"
+        findings += _undefined(seen, base)
+        try:
+            at = "records alone"
+            alone = _alone(seen, base, shifted=not empty)
+            findings += alone
+            at = "records together"
+            findings += _together(seen, base, excess=bool(alone))
+            at = "a record removed"
+            findings += _others(seen, base)
+        except StepRaised as error:  # a step that raises on a record tells that the record is there
+            findings.append(found("step_failed", f"it raised {error}"))
+        at = "another number of records"
+        findings += _sizes(seen, base)
+    except OutOfTime:
+        untested.append(f"replay: its part of the budget ({probe.words(probe.part)}) ended in the tests of {at}")
+    return findings, [_test(seen, base)], untested
+
+
+def _test(seen: _Replayer, base: list[int]) -> ExamTest:
     compared = f"{len(seen.cache)} minibatches replayed without noise, {len(base)} ordinary and"
-    test = ExamTest(
-        name="replay", group="replay", evidence=f"{compared} {len(probe.adversaries)} adversarial records",
+    return ExamTest(
+        name="replay", group="replay", evidence=f"{compared} {len(seen.probe.adversaries)} adversarial records",
         excludes=f"a contribution above {1 + TOLERANCE:g} C on the records replayed", power=1.0,
     )  # fmt: skip
-    return findings, [test]
+
+
+def _empty(seen: _Replayer) -> list[ExamFinding]:
+    """Without noise an empty minibatch releases nothing, whatever ran before it."""
+    record, kept = seen.probe.adversaries.get("large loss", 0), []
+    try:
+        empty = [seen.sum()]
+        for index in (record, 1):
+            last = seen.fresh((index,))
+            empty.append(seen.fresh(()))
+            kept.append(_norm(empty[-1]) > 0.05 and _cosine(empty[-1], last) > 0.99)
+    except StepRaised:
+        return []  # the tests of the noise and those that follow say so by name
+    largest = max(map(_norm, empty))
+    if all(kept):
+        words = f"an empty step after one with record {record} still moves the sum by {largest:.3g} C"
+        return [found("carried_over", words, records=((record,), ()), without=((), ()), measured=largest, bound=0.0)]
+    if not largest <= TOLERANCE:
+        words = f"without noise it moves the sum by {largest:.3g} C"
+        return [found("empty_batch", words, measured=largest, bound=0.0, records=(), without=())]
+    return []
+
+
+def _cosine(first: Vector, second: Vector) -> float:
+    return float(first @ second) / max(_norm(first) * _norm(second), 1e-300)
 
 
 def _norm(vector: Vector) -> float:
@@ -100,12 +171,12 @@ def _undefined(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
     return []
 
 
-def _alone(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
-    """A batch of one record has norm at most C, also for adversarial records."""
-    candidates = {f"record {i}": i for i in base} | {
-        name: i for name, i in seen.probe.adversaries.items() if name not in UNDEFINED
-    }
-    norms = {name: _norm(seen.sum(i) - seen.sum()) for name, i in candidates.items()}
+def _alone(seen: _Replayer, base: list[int], *, shifted: bool) -> list[ExamFinding]:
+    """A batch of one record has norm at most C, also for adversarial records; what an empty one releases is taken off,
+    unless that is itself a record's."""
+    candidates = {name: i for name, i in seen.probe.adversaries.items() if name not in UNDEFINED}
+    candidates |= {f"record {i}": i for i in base}
+    norms = {name: _norm(seen.sum(i) - seen.sum() if shifted else seen.sum(i)) for name, i in candidates.items()}
     bad = {name: norm for name, norm in norms.items() if not norm <= 1 + TOLERANCE}
     if not bad:
         return []
@@ -237,7 +308,10 @@ def _sizes(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
     batch = base[:4]
 
     def shown(size: int) -> Vector:
+        if probe.left() < max(probe.cost, seen.cost):
+            raise OutOfTime
         probe.rewind()
+        probe.releases += 1
         released = np.asarray(probe.adapter.resized(size).clean(batch), dtype=np.float64)
         return released * (seen.plan.normaliser / seen.plan.sensitivity)
 
@@ -257,18 +331,25 @@ def _sizes(seen: _Replayer, base: list[int]) -> list[ExamFinding]:
     return [found("normaliser_data_size", words, records=(more,), without=(fewer,), measured=ratio, bound=1.0)]
 
 
-def published_outputs(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest]]:
+def published_outputs(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Numbers published beside the release: one that follows the records and never varies carries no noise."""
     if not probe.has("published"):
-        return [], []
+        return [], [], []
     batches: list[tuple[int, ...]] = [(0, 1, 2, 3, 4), (0, 1, 2, 3), (5,), ()]
     seen: list[dict[str, list[float]]] = []
     for batch in batches:
+        if probe.left() < 7 * probe.cost:
+            if len(seen) < 2:
+                return [], [], [f"published outputs: {probe.words(6 * probe.cost)} a minibatch do not fit the budget"]
+            batches = batches[: len(seen)]
+            break
         values: dict[str, list[float]] = {}
         for _ in range(2):
             probe.release(batch)
             for name, value in probe.adapter.published().items():
                 values.setdefault(name, []).append(float(value))
+            if not values:
+                return [], [], []  # nothing is published
             probe.run([batch, ()])
             for name, value in probe.adapter.published().items():
                 values.setdefault(f"{name} a step later", []).append(float(value))
@@ -290,4 +371,4 @@ def published_outputs(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], 
         name="published_outputs", group="replay", evidence=f"{6 * len(batches)} noisy steps on {len(batches)} batches",
         excludes="a published number that is a function of the records alone", power=1.0,
     )  # fmt: skip
-    return findings, [test]
+    return findings, [test], []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dpaudit import Sampling
 from dpaudit.attacks._exam_plan import ExamPlan
-from dpaudit.attacks._exam_probe import Clock, Probe, set_public_seeds
+from dpaudit.attacks._exam_probe import Probe, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
     binomial_two_sided,
     binomial_upper,
@@ -27,15 +27,17 @@ INCLUSIONS = 6_000
 Draws = list[NDArray[np.int64]]
 
 
-def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest]]:
+def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Tests of the minibatches against the declared sampling, with a false alarm of at most ``alpha`` together."""
     n, q = probe.size, plan.stage.sampling_probability
     if n is None:
-        return [], []
+        return [], [], []
     steps = _affordable(probe, n, q)
+    if steps < 16:
+        return [], [], [f"sampler: 16 minibatches do not fit its part of the budget ({probe.words(probe.part)})"]
     set_public_seeds(2)
     draws = probe.draws(steps)
-    again = min(steps, max(8, math.ceil(400 / max(n * q, 1e-9))))
+    again = min(steps // 2, max(8, math.ceil(400 / max(n * q, 1e-9))))
     set_public_seeds(2)
     second = probe.draws(again)
     each = alpha / 6
@@ -43,7 +45,7 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
     if plan.stage.sampling is Sampling.NONE:
         findings += _full(draws, n)
         test = ExamTest(name="sampler", group="sampler", evidence=f"{steps} minibatches of all {n} records")
-        return findings, [test]
+        return findings, [test], []
     rate = list(_rate(draws, n, q, each))
     shared = list(_together(draws, n, q, each, whole=not (findings or rate))) if plan.poisson else []
     uneven = list(_unequal(draws, n, q, each))
@@ -62,15 +64,15 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
         evidence=f"{steps} minibatches of {n} records, {sum(map(len, draws))} participations",
         excludes=f"a sampling probability above {1 + off:.3f} q",
     )  # fmt: skip
-    return findings, [test]
+    return findings, [test], []
 
 
 def _affordable(probe: Probe, n: int, q: float) -> int:
-    clock = Clock()
+    begun = probe.used()
     probe.draws(8)
-    cost = clock() / 8
+    cost = (probe.used() - begun) / 8
     wanted = max(240, math.ceil(INCLUSIONS / max(n * q, 1e-9)))
-    return max(16, min(wanted, 20_000, probe.affordable(0.2, cost)))
+    return min(wanted, 20_000, probe.affordable(0.65, cost))
 
 
 def _inside(draws: Draws) -> Iterator[ExamFinding]:

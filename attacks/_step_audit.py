@@ -22,6 +22,11 @@ from dpaudit.attacks._exam_probe import Probe
 from dpaudit.attacks._exam_values import CAUSES, ExamFinding, ExamTest
 
 STEPS = 1_000
+"""Coins, at most."""
+
+FEWEST = 40
+"""Coins without which no bound above zero is worth its name."""
+
 CONFIDENCE = 0.95
 """Of the lower bound on μ that is reported; the finding is decided at the examination's own α."""
 
@@ -41,19 +46,22 @@ class StepAudit:
     mu_lower: float
 
 
-def step_audit(probe: Probe, plan: ExamPlan, alpha: float) -> StepAudit | None:
-    """Coins for one canary; None where the adapter has no clean step or nothing for the canary to show."""
+def step_audit(probe: Probe, plan: ExamPlan, alpha: float) -> StepAudit | str:
+    """Coins for one canary; a sentence where the budget does not reach or the canary has nothing to show."""
     canary = probe.adversaries.get("large loss", (probe.size or 1) - 1)
     rest = tuple(i for i in range(min(4, probe.size or 4)) if i != canary)
+    begun = probe.used()
     out, joined = probe.clean(rest), probe.clean((*rest, canary))
+    each = max((probe.used() - begun) / 2, 1e-6)
     shift = joined - out
     length = float(np.linalg.norm(shift))
     if not math.isfinite(length) or length < 0.1 * plan.sensitivity / plan.normaliser:
-        return None
+        return "no record shows in the release without noise"
     direction, middle = shift / length, float(out @ shift / length) + length / 2
-    steps = min(STEPS, probe.affordable(0.2, 1.5 * max(probe.cost, 1e-4)))
-    if steps < 40:
-        return None
+    # fixed before the first coin; a tenth is kept for steps that take longer than the two that were measured
+    steps = min(STEPS, probe.affordable(1.0, 1.1 * each))
+    if steps < FEWEST:
+        return f"{FEWEST} steps of {probe.words(each)} do not fit what is left of the budget"
     wrong, total = [0, 0], [0, 0]
     for _ in range(steps):
         coin = secrets.randbits(1)
@@ -100,15 +108,17 @@ def _convicted(steps: int, mu: float, alpha: float) -> float:
     return math.inf
 
 
-def paired_sensitivity(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest]]:
+def paired_sensitivity(
+    probe: Probe, plan: ExamPlan, alpha: float
+) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Sensitivity from noisy steps alone: half of the pairs find the direction, the other half measure along it."""
     rest = tuple(range(min(3, probe.size or 3)))
     ordinary = [i for i in range(probe.size or 4) if i not in rest][:1]
     candidates = [*ordinary, *(i for n, i in probe.adversaries.items() if "loss" in n and n.startswith(("la", "hu")))]
     bound = plan.sensitivity / plan.normaliser
-    pairs = min(400, probe.affordable(0.15, 2 * probe.cost * max(len(candidates), 1)))
+    pairs = min(400, probe.affordable(0.7, 2.4 * probe.cost * max(len(candidates), 1)))
     if pairs < 8:
-        return [], []
+        return [], [], [f"paired sensitivity: 8 pairs a record do not fit the budget ({probe.words(probe.part)})"]
     findings = list(_moved(probe, rest, candidates, pairs, bound, alpha))
     size = probe.release(()).size
     spread = math.sqrt(2) * plan.noise_std / math.sqrt(pairs / 2)
@@ -116,7 +126,7 @@ def paired_sensitivity(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list
         name="paired_sensitivity", group="replay", alpha=alpha, evidence=f"{pairs} pairs of noisy steps a record",
         excludes=f"a contribution above about {1 + (6 + math.sqrt(size)) * spread / bound:.2f} C", power=0.99,
     )  # fmt: skip
-    return findings, [test]
+    return findings, [test], []
 
 
 def _moved(

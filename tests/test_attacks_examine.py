@@ -2,27 +2,34 @@
 
 import json
 import math
+import random
+import time
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dpaudit._errors import InvalidValue
-from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, examine
+from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, examine, examine_stages
 from dpaudit.attacks._exam_statistics import autocorrelation, binomial_two_sided, excluded_shrink, lag_p_values
 from dpaudit.attacks._exam_values import CAUSES, by_root_cause, found
-from dpaudit.attacks._examine import read_budget
+from dpaudit.attacks._examine import _budget, read_budget
 from tests.faults import catalogue, examine_case, held_out
 from tests.faults._innocents import INNOCENTS
 from tests.faults._plain import PlainLoop
 
 FAULTS = [*catalogue(), *held_out()]
-BUDGET = 2
+BUDGET = "600 steps"
+"""Evidence is counted in steps, so that no machine's speed decides what a test sees."""
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, marks=[pytest.mark.slow] if f.steps > 1500 else [], id=f.name) for f in FAULTS],
+)
 def test_a_planted_fault_is_convicted_by_name(fault):
-    result = examine_case(fault.build(1), budget=fault.budget, groups=(fault.group,))
+    result = examine_case(fault.build(1), budget=f"{fault.steps // 3} steps", groups=(fault.group,))
     assert result.names[:1] == (fault.expected,), [f.text for f in result.findings]
     finding = result.findings[0]
     assert finding.text.startswith(CAUSES[fault.expected])
@@ -32,10 +39,7 @@ def test_a_planted_fault_is_convicted_by_name(fault):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_convicted_in_19_of_20_seeds(fault):
-    named = [
-        examine_case(fault.build(seed), budget=max(fault.budget, 5)).names[:1] == (fault.expected,)
-        for seed in range(20)
-    ]
+    named = [examine_case(fault.build(seed), budget=fault.budget).names[:1] == (fault.expected,) for seed in range(20)]
     assert sum(named) >= 19
 
 
@@ -72,21 +76,65 @@ def examine_case_of(adapter, loop):
     return examine(adapter, loop.plan(), budget=BUDGET, groups=("replay",))
 
 
-@pytest.mark.slow  # how many steps it sees, and so its bound, depends on the time it is given
-def test_the_step_audit_bounds_mu_from_below():
-    loop = PlainLoop(3)
-    result = examine_case_groups(loop, ("step_audit",))
+class Repeatable(PlainLoop):
+    """Noise from a fixed seed that goes on through restarts, so that the test sees the same run every time."""
+
+    def restart(self):
+        super().restart()
+        self.secret = self.fixed = getattr(self, "fixed", torch.Generator().manual_seed(11))
+
+
+def test_the_step_audit_bounds_mu_from_below(monkeypatch):
+    coins = random.Random(5)
+    monkeypatch.setattr("dpaudit.attacks._step_audit.secrets.randbits", coins.getrandbits)
+    result = audited(Repeatable(3))
+    assert result.tests[-1].evidence.startswith("451 steps")
     assert 0.2 < result.mu_lower < 1.0 and result.epsilon_lower > 0
-    loop = PlainLoop(3)
-    loop.__class__ = type("Loud", (PlainLoop,), {"noise_std": 0.1 * 0.5})
-    result = examine_case_groups(loop, ("step_audit",))
+    result = audited(type("Loud", (Repeatable,), {"noise_std": 0.1 * 0.5})(3))
     assert result.names == ("step_audit",) and result.mu_lower > 1.5
 
 
-def examine_case_groups(loop, groups):
+def audited(loop):
     from tests.faults import Case
 
-    return examine_case(Case(loop.adapter(), loop.plan()), budget=15, groups=groups)
+    return examine_case(Case(loop.adapter(), loop.plan()), budget="500 steps", groups=("step_audit",))
+
+
+def test_a_budget_of_seconds_is_kept_and_every_group_has_its_part():
+    seconds = 3.0
+    loop = PlainLoop(0)
+    loop.step = slowed(loop.step, 0.01)
+    begun = time.process_time()
+    result = examine(loop.adapter(), loop.plan(), budget=seconds)
+    assert time.process_time() - begun < 1.15 * seconds + 0.3  # and the first step, before the budget
+    assert {test.group for test in result.tests} == {"replay", "noise", "sampler", "ledger", "step_audit"}
+
+
+def slowed(step, seconds):
+    def working(indices):
+        until = time.process_time() + seconds
+        while time.process_time() < until:
+            pass
+        step(indices)
+
+    return working
+
+
+def test_what_does_not_fit_the_budget_is_said_to_be_untested():
+    loop = PlainLoop(0)
+    loop.step = slowed(loop.step, 0.2)
+    result = examine(loop.adapter(), loop.plan(), budget=1)
+    untested = " ".join(result.untested)
+    assert "noise: 10 steps" in untested and "replay: its part of the budget" in untested
+    assert "step-level audit: 40 steps" in untested and "noise" not in {test.group for test in result.tests}
+
+
+def test_stages_share_the_budget_and_the_false_alarms():
+    loops = [PlainLoop(0), PlainLoop(1)]
+    loops[1].noise = lambda total, indices: [torch.zeros_like(t) for t in total]
+    result = examine_stages([(loop.adapter(), loop.plan()) for loop in loops], budget="1200 steps")
+    assert result.names == ("noise_missing",) and result.findings[0].detail["stage"] == 1
+    assert result.alpha <= 1e-3 and any(test.name == "noise_scale (stage 0)" for test in result.tests)
 
 
 def test_a_step_that_raises_is_a_finding_and_no_traceback():
@@ -100,8 +148,6 @@ def test_a_step_that_raises_is_a_finding_and_no_traceback():
 
 
 def test_the_examiner_leaves_weights_and_global_randomness_as_they_were():
-    import torch
-
     loop = PlainLoop(0)
     before = [p.detach().clone() for p in loop.model.parameters()]
     torch.manual_seed(5)
@@ -128,10 +174,11 @@ def test_root_causes_come_first_and_notes_last():
 
 
 def test_budgets_are_times():
+    assert _budget("400 steps") == (400.0, True) and _budget("1min") == (60.0, False)
     assert read_budget("90s") == 90 and read_budget("2 min") == 120 and read_budget(5) == 5
-    for bad in ("soon", "0s", -1, "nan"):
+    for bad in ("soon", "0s", -1, "nan", "5 steps", "some steps"):
         with pytest.raises(InvalidValue, match="budget"):
-            read_budget(bad)
+            _budget(bad)
 
 
 def test_a_plan_without_noise_or_bound_is_refused():
@@ -178,7 +225,7 @@ def test_the_command_examines_a_function(tmp_path, monkeypatch):
         "    return case.adapter, case.plan\n"
     )
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command, ["mine:broken", "--budget", "2s", "--json"])
+    done = CliRunner().invoke(command, ["mine:broken", "--budget", BUDGET, "--json"])
     value = json.loads(done.output)
     assert done.exit_code == 1 and value["schema"] == "dpaudit.examine/1" and value["verdict"] == "violated"
     assert value["findings"][0]["name"] == "clipped_after_averaging" and value["findings"][0]["detail"]["records"]

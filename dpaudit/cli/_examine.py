@@ -29,7 +29,7 @@ LENGTH = 16
 
 @click.command("examine")
 @click.argument("source", metavar="CONFIG.toml|MODULE:FUNCTION")
-@click.option("--budget", default="1min", show_default=True, help="Time to spend, such as 30s or 2min.")
+@click.option("--budget", default="1min", show_default=True, help="What to spend, such as 30s, 2min or '2000 steps'.")
 @click.option(
     "--accountant",
     default="pld",
@@ -41,9 +41,9 @@ LENGTH = 16
 def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
     """Test a training step from inside: sensitivity, noise, sampler, ledger, and one canary a step.
 
-    With a configuration, dpaudit's own trainer is examined as that file sets it up, on synthetic records of the same
-    form; no private record is read but for their number. MODULE:FUNCTION names a function without arguments that
-    returns (adapter, plan), for a step of any library.
+    With a configuration, dpaudit's own trainer is examined as that file sets it up, every stage of it, on synthetic
+    records of the same form; no private record is read but for their number. MODULE:FUNCTION names a function without
+    arguments that returns (adapter, plan), for a step of any library.
 
     Exit code: 0 nothing found (which proves no more than the tests listed exclude), 1 violated, 64 bad usage.
 
@@ -52,10 +52,10 @@ def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
       dpaudit examine examples/certify.toml --budget 2min
       dpaudit examine mypackage.training:step_adapter --json
     """
-    from dpaudit.attacks import examine
+    from dpaudit.attacks import examine_stages
 
-    adapter, plan = _from_file(Path(source)) if source.endswith(".toml") else _from_function(source)
-    found = examine(adapter, plan, budget=budget, accountant=_accountant(accountant))
+    steps = _from_file(Path(source)) if source.endswith(".toml") else [_from_function(source)]
+    found = examine_stages(steps, budget=budget, accountant=_accountant(accountant))
     payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
     emit(payload | {"budget": budget} | found.to_dict(), as_json, _text(found))
     raise SystemExit(1 if found.violated else 0)
@@ -67,11 +67,11 @@ def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
 
 
 def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:
-    """Examine the trainer that a configuration names, on synthetic records."""
-    from dpaudit.attacks import examine
+    """Examine the trainer that a configuration names, stage by stage, on synthetic records."""
+    from dpaudit.attacks import examine_stages
 
-    adapter, plan = adapter_of(config, base)
-    return examine(adapter, plan, budget=budget, accountant=_accountant(config.privacy.calibrate_with))
+    accountant = _accountant(config.privacy.calibrate_with)
+    return examine_stages(adapters_of(config, base), budget=budget, accountant=accountant)
 
 
 def _accountant(name: str) -> Any:
@@ -102,15 +102,15 @@ def _from_function(source: str) -> tuple[Any, Any]:
     return made
 
 
-def _from_file(path: Path) -> tuple[Any, Any]:
+def _from_file(path: Path) -> list[tuple[Any, Any]]:
     from dpaudit.cli._config import read_config
 
     quiet_transformers()
-    return adapter_of(read_config(path), path.resolve().parent)
+    return adapters_of(read_config(path), path.resolve().parent)
 
 
-def adapter_of(config: Config, base: Path) -> tuple[Any, Any]:
-    """Adapter and plan of the trainer that a configuration names."""
+def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
+    """Adapter and plan of every stage of the trainer that a configuration names, on one model."""
     from dpaudit.cli._fit import select_trainable
     from dpaudit.cli._prepare import make_plans, public_size
     from dpaudit.cli._sources import load_model, private_and_public
@@ -121,9 +121,11 @@ def adapter_of(config: Config, base: Path) -> tuple[Any, Any]:
     model = load_model(config, base)
     select_trainable(model, config.model.trainable)
     records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, size))
-    build = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
-    adapter = build(config, model, records, special, plans[0])
-    return adapter, whole_plan(plans)
+    if config.privacy.method != "dp-zoso":
+        return [(_first_order(config, model, records, special, plans[0]), plans[0])]
+    claims = [whole_plan(plans), *(dataclasses.replace(plan, target_epsilon=None) for plan in plans[1:])]
+    adapters = [_zeroth_order(config, model, records, special, plan, number) for number, plan in enumerate(plans)]
+    return list(zip(adapters, claims, strict=True))
 
 
 def whole_plan(plans: Sequence[Any]) -> Any:
@@ -192,7 +194,7 @@ def _first_order(
 
 
 def _zeroth_order(
-    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any
+    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any, number: int
 ) -> ZerothOrderAdapter:
     from dpaudit.attacks import ZerothOrderAdapter
     from dpaudit.trainers._directions import Directions
@@ -202,10 +204,14 @@ def _zeroth_order(
 
     options = config.zeroth_order
     assert options is not None  # the configuration required it
-    stage = ZOStage(plan=plan, learning_rate=config.optimizer.learning_rate, scale=options.scale)
+    stage = ZOStage(
+        plan=plan, learning_rate=config.optimizer.learning_rate * 0.5**number, scale=options.scale,
+        proximal=options.proximal,
+    )  # fmt: skip
+    directions = Directions(run=f"{config.run.seed}/examination", kind=options.distribution)  # type: ignore[arg-type]
     return ZerothOrderAdapter(
         zo_train, model, records, stage, collate=fixed_length(_collator(config), LENGTH, pad=1),
-        loss_fn=_losses(config), special=special, directions=Directions(run=f"{config.run.seed}/examination"),
+        loss_fn=_losses(config), special=special, directions=directions,
         options={"physical_batch_size": 16},
     )  # fmt: skip
 

@@ -320,6 +320,7 @@ FAULTS = (
         "carried_over",
         "zero_grad() left out",
         lambda: (patch.object(ClippedSum, "clear", lambda self: None),),
+        group="replay",
     ),
     zeroth_order_fault(
         "held-zo-one-noise",
@@ -344,7 +345,7 @@ FAULTS = (
         "noise_not_gaussian",
         "randn() where the plan says Laplace",
         _noise(_GaussianForLaplace, _zoso),
-        budget=12,
+        steps=20_000,
         problem={"mechanism": "laplace"},
     ),
     zeroth_order_fault(

@@ -250,6 +250,7 @@ FAULTS = (
         "for p in range(P): release(...)  # accountant never sees P",
         _more_directions,
         problem={"directions": 2},
+        group="replay",
         true_stage=shrunk(2),
     ),
     planted(
