@@ -91,7 +91,16 @@ def nonprivate(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     return step
 
 
-def ghost(lean: bool, plain: bool = False) -> Callable[[nn.Module, dict[str, Tensor]], Step]:
+def chunked(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same losses by the chunked head, for models that have one."""
+    from dpaudit.trainers import causal_lm_losses
+
+    return causal_lm_losses(model, batch["input_ids"], chunked_head=True)
+
+
+def ghost(
+    lean: bool, plain: bool = False, losses: Callable[[nn.Module, dict[str, Tensor]], Tensor] = losses
+) -> Callable[[nn.Module, dict[str, Tensor]], Step]:
     """GhostClipping; ``plain`` uses torch's default matrix products throughout."""
 
     def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Step:
@@ -181,6 +190,8 @@ BACKENDS: dict[str, Callable[[nn.Module, dict[str, Tensor]], Step]] = {
     "non-private AdamW": nonprivate,
     "dpaudit ghost": ghost(lean=False),
     "dpaudit ghost, lean": ghost(lean=True),
+    "dpaudit ghost, chunked head": ghost(lean=False, losses=chunked),
+    "dpaudit ghost, lean, chunked head": ghost(lean=True, losses=chunked),
     "dpaudit ghost, plain products": ghost(lean=False, plain=True),
     "loop of batch one": loop,
     "opacus hooks": opacus("hooks"),

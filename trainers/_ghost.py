@@ -25,7 +25,8 @@ from dpaudit._errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers import _products
 from dpaudit.trainers._clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers._ghost_book import Book, NeedsPairs, Phase
-from dpaudit.trainers._layers import Use
+from dpaudit.trainers._layers_cross import Use
+from dpaudit.trainers._layers_head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers._layers_sites import RelativeBiasSite, Site, sites_of
 
 
@@ -208,6 +209,10 @@ class GhostClipping:
             self._size = leading
         return self._size
 
+    def announce(self, size: int) -> None:
+        """A forward pass of B examples begins that does not go through the model's own call."""
+        self._size = size
+
     def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record``."""
         tapped: Tensor = _Tap.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
@@ -230,6 +235,19 @@ class GhostClipping:
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
         """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
         return _GatherTap.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
+
+    def tap_head(
+        self,
+        hidden: Tensor,
+        inputs: HeadInputs,
+        *,
+        ids: Tensor | None,
+        record: Callable[[HeadUse, Tensor | None], None] | None,
+        wants_bias: bool,
+    ) -> Tensor:
+        """The (B,) losses of a language-model head, computed in chunks."""
+        losses: Tensor = HeadLosses.apply(self.anchor, hidden, inputs, ids, record, wants_bias)  # type: ignore[no-untyped-call]
+        return losses
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
         """Enter one use of a parameter into the book, or its sum in the second pass."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.trainers._cost import choose
-from dpaudit.trainers._layers import Grams, MatrixUse, Use, cross
+from dpaudit.trainers._layers import Grams, MatrixUse
+from dpaudit.trainers._layers_cross import Use, cross
+from dpaudit.trainers._layers_head import HeadUse
 
 #: |G|² from Gram matrices is recomputed from G itself where the terms summed are this much larger than the result:
 #: every term carries a relative rounding error of 6e-8 in fp32, and the norm must hold to 1e-6.
@@ -75,6 +77,8 @@ class Book:
             _, length, inputs = use.a.shape
             words = 0.0 if self.phase is Phase.NORMS else float(use.a.numel() + use.b.numel())
             use.strategy = choose(self.size, length, inputs, use.b.shape[2], keep_words=words, exact=self.exact)
+        elif isinstance(use, HeadUse):
+            use.exact = self.exact
         earlier = self.uses.setdefault(parameter, [])
         if parameter in self.seen and not earlier:
             raise NeedsPairs(parameter)
@@ -117,7 +121,9 @@ class Book:
         self.factors = factors
         for parameter in list(self.uses):
             # Matrix products first: they can write a fresh sum, the others add into it.
-            self._sum(parameter, sorted(self.uses.pop(parameter), key=lambda use: not isinstance(use, MatrixUse)))
+            self._sum(
+                parameter, sorted(self.uses.pop(parameter), key=lambda use: not isinstance(use, MatrixUse | HeadUse))
+            )
         return self.sums
 
     def _sum(self, parameter: nn.Parameter, uses: list[Use]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -112,7 +113,9 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.settings = optimizer_settings(args)
         self.private_logs: list[dict[str, Any]] = []
         self.private_step: PrivateStep | None = None
-        self._loss = per_example_loss or per_example_losses
+        self._loss = per_example_loss or functools.partial(
+            per_example_losses, chunked_head=arguments is not None and arguments.chunked_head
+        )
         self._budget, self._journal, self._given_journal = budget, journal, journal is not None
         self._noise: Noise = NoiseSource() if noise is None else noise
         self._given_sampler = sampler

@@ -42,6 +42,9 @@ class PrivacyArguments:
     evaluation_is_public: bool = _told(
         "The evaluation data is public, so that its metrics may be logged.", default=False
     )
+    chunked_head: bool = _told(
+        "Compute a causal model's head a few examples at a time: less memory, for one product more.", default=False
+    )
     preflight: bool = _told("Check independence, coverage and sensitivity on generated records first.", default=True)
 
     def plan(self, *, max_steps: int = -1, num_train_epochs: float = 3.0) -> PrivacyPlan:

@@ -10,7 +10,7 @@ from dpaudit._errors import PrivacyRefusal
 from dpaudit.trainers._tasks import IGNORED, causal_lm_losses, sequence_classification_losses, token_losses
 
 
-def per_example_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def per_example_losses(model: nn.Module, batch: dict[str, Tensor], *, chunked_head: bool = False) -> Tensor:
     """(B,) losses of a batch in Hugging Face's convention, never its own batch-averaged loss.
 
     Causal models shift their labels; masked, sequence-to-sequence and token-classification models do not; sequence
@@ -27,7 +27,8 @@ def per_example_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     if head.endswith(("ForCausalLM", "LMHeadModel")):
         extra = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask", "labels")}
         if not extra:
-            return causal_lm_losses(model, batch["input_ids"], batch.get("attention_mask"), batch["labels"])
+            mask = batch.get("attention_mask")
+            return causal_lm_losses(model, batch["input_ids"], mask, batch["labels"], chunked_head=chunked_head)
         labels = batch["labels"]
         if (mask := batch.get("attention_mask")) is not None:
             labels = labels.masked_fill(mask == 0, IGNORED)

@@ -249,32 +249,3 @@ class DirectUse:
     def select(self, rows: Tensor) -> DirectUse:
         """The same use for some of the examples."""
         return DirectUse(self.full[rows])
-
-
-Use = MatrixUse | RowUse | DirectUse
-
-
-def cross(one: Use, other: Use) -> Square:
-    """<G_i, G'_i> of two uses of one parameter, (B,), without writing either down where both are layers."""
-    match one, other:
-        case MatrixUse(), MatrixUse() if one.transposed == other.transposed:
-            left = torch.bmm(wide(one.a), wide(other.a).mT)
-            right = torch.bmm(wide(one.b), wide(other.b).mT)
-            return _sum_of_products(left, right)
-        case MatrixUse(), RowUse() if one.transposed:
-            # Weight (V, d): G_head = Σ_t b_tᵀ a_t meets G_emb = Σ_s e(id_s)ᵀ δ_s in Σ_{t,s} b_t[id_s] (a_t·δ_s).
-            ids = other.ids[:, None, :].expand(-1, one.b.shape[1], -1)
-            return _sum_of_products(wide(one.b.gather(2, ids)), torch.bmm(wide(one.a), wide(other.b).mT))
-        case RowUse(), MatrixUse():
-            return cross(other, one)
-        case RowUse(), RowUse():
-            same = (one.ids[:, :, None] == other.ids[:, None, :]).to(wide(one.b).dtype)
-            return _sum_of_products(same, torch.bmm(wide(one.b), wide(other.b).mT))
-        case _:
-            value = (one.instance() * other.instance()).flatten(1).sum(1)
-            return Square(value, value.abs())
-
-
-def _sum_of_products(left: Tensor, right: Tensor) -> Square:
-    product = left * right
-    return Square(product.sum((1, 2)), product.abs().sum((1, 2)))

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from dpaudit._errors import UnsupportedModel
-from dpaudit.trainers._layers import DirectUse, MatrixUse, RowUse, Use, wide
+from dpaudit.trainers._layers import DirectUse, MatrixUse, RowUse, wide
+from dpaudit.trainers._layers_cross import Use
+from dpaudit.trainers._layers_head import HeadInputs, HeadUse, head_inputs
 
 #: Modules whose 2-D inputs are (B·T, d) with the example index slowest, in transformers 5.
 _FLATTENS_BATCH_MAJOR = ("OPTDecoderLayer",)
@@ -34,6 +36,9 @@ class Engine(Protocol):
 
     def batch(self, leading: int) -> int:
         """B of the forward pass now running; ``leading`` is the guess where no model call announced it."""
+
+    def announce(self, size: int) -> None:
+        """A forward pass of B examples begins that does not go through the model's own call."""
 
     def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record(gradient, *saved)``."""
@@ -52,6 +57,17 @@ class Engine(Protocol):
 
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
         """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
+
+    def tap_head(
+        self,
+        hidden: Tensor,
+        inputs: HeadInputs,
+        *,
+        ids: Tensor | None,
+        record: Callable[[HeadUse, Tensor | None], None] | None,
+        wants_bias: bool,
+    ) -> Tensor:
+        """The (B,) losses of a language-model head, computed in chunks."""
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
         """Enter one use of a parameter into the book."""
@@ -171,6 +187,22 @@ class LinearSite(Site):
         if self.leading(x).shape[0] != x.shape[0] == 1:
             x, output = self.leading(x), self.leading(output)
         return self.engine.tap_linear(x, output, weight, transposed=transposed, needs_x=with_weight, record=record)
+
+    def losses(self, hidden: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        """(B,) losses of this layer as a language-model head, without its logits; see :mod:`._layers_head`."""
+        assert isinstance(self.module, nn.Linear)
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        with_weight, with_bias = weight.requires_grad, bias is not None and bias.requires_grad
+
+        def record(use: HeadUse, biases: Tensor | None) -> None:
+            if with_weight:
+                self.engine.add(weight, use)
+            if biases is not None:
+                assert bias is not None
+                self.engine.add(bias, DirectUse(biases))
+
+        inputs = head_inputs(hidden, self.module, targets)
+        return self.engine.tap_head(hidden, inputs, ids=ids, record=record, wants_bias=with_bias)
 
 
 class EmbeddingSite(Site):

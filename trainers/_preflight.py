@@ -343,9 +343,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _norm(gradients: Mapping[str, Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()])
-    )
+    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def _module_of(model: nn.Module, name: str) -> str:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit._errors import InvalidValue
+from dpaudit.trainers._layers import wide
 
 IGNORED = -100
 """Label of a token that does not count."""
@@ -25,17 +26,21 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (B,)
-        In nats, fp32; 0 for an example without counted tokens.
+        In nats, at least fp32; 0 for an example without counted tokens.
     """
     counted = labels != IGNORED
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none").view(
-        labels.shape
-    )
+    logits = wide(logits.flatten(0, 1))
+    flat = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
     return flat.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
 def causal_lm_losses(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    chunked_head: bool = False,
 ) -> Tensor:
     """Mean next-token loss of each example over its own valid tokens.
 
@@ -48,6 +53,9 @@ def causal_lm_losses(
         0 marks padding, which never counts.
     labels : Tensor of shape (B, T) or None
         Unshifted labels with -100 where no loss is wanted (a prompt, a table); the inputs themselves if None.
+    chunked_head : bool, default=False
+        Compute the head and the losses a few examples at a time, so that the (B, T, V) logits never exist; for models
+        whose logits are one linear layer of the last hidden state. Takes effect under a clipper and without gradients.
 
     Returns
     -------
@@ -58,6 +66,10 @@ def causal_lm_losses(
     targets = input_ids if labels is None else labels
     if attention_mask is not None:
         targets = targets.masked_fill(attention_mask == 0, IGNORED)
+    if chunked_head:
+        from dpaudit.trainers._tasks_head import chunked_losses
+
+        return chunked_losses(model, input_ids, attention_mask, targets)
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     return token_losses(logits[:, :-1], targets[:, 1:])
 
@@ -66,7 +78,7 @@ def classification_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each example; logits (B, K), labels (B,), returns (B,) in nats."""
     if logits.ndim != 2:
         raise InvalidValue(f"logits of shape {tuple(logits.shape)} must be (B, K); select one position per example.")
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return F.cross_entropy(wide(logits), labels, reduction="none")
 
 
 def sequence_classification_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
