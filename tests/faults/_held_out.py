@@ -345,7 +345,7 @@ FAULTS = (
         "noise_not_gaussian",
         "randn() where the plan says Laplace",
         _noise(_GaussianForLaplace, _zoso),
-        steps=20_000,
+        steps=10_000,
         problem={"mechanism": "laplace"},
     ),
     zeroth_order_fault(
