@@ -90,6 +90,7 @@ def test_the_release_holds_no_coin_in_scores_and_no_text_in_the_certificate(cert
         ({"data__path": "missing.txt"}, "missing.txt"),
         ({"model__path": "package:no_such_package/model"}, "no_such_package"),
         ({"canaries__length": 20}, "max_length"),
+        ({"model__trainable": "lora"}, "random-token"),
         ({"canaries__count": 5000}, "reserved tokens"),
         ({"privacy__noise_multiplier": 0.3}, "epsilon"),
         ({"privacy__calibrate_with": "prv"}, "calibrate_with"),
@@ -150,6 +151,24 @@ def test_a_loss_that_couples_examples_is_refused_before_the_first_step(
     done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
     assert done.code == 64 and "when the content of the other examples changes" in done.error
     assert read_journal(tmp_path / "run" / "release" / "ledger.jsonl").ledger.steps == 0
+
+
+@pytest.mark.parametrize("which", ["lora", "bias"])
+def test_few_parameters_are_trained_and_the_release_is_a_whole_model(tmp_path: Path, which: str) -> None:
+    pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = small_config(model__trainable=which, canaries__kind="random-token", canaries__positions=None)
+    done = run_cli("certify", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run", "--json")
+    assert done.code == 2, done.error
+    release = tmp_path / "run" / "release"
+    before = dict(AutoModelForCausalLM.from_pretrained(EXAMPLES / "model", dtype=torch.float32).named_parameters())
+    after = dict(AutoModelForCausalLM.from_pretrained(release / "model", dtype=torch.float32).named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and moved
+    assert all(("c_attn" in name) if which == "lora" else name.endswith("bias") for name in moved)
+    assert run_cli("verify", release / "certificate.json").code == 2
 
 
 def test_another_configuration_may_not_continue_a_run(certified: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def _adapted(model: Any, choice: str, **options: Any) -> nn.Module:
             lora_alpha=values["alpha"],
             target_modules=values["targets"],
             lora_dropout=0.0,
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )
     else:
         known = {"length": 10}

@@ -43,6 +43,8 @@ class Model(_Section):
     task: Literal["causal-lm", "sequence-classification"]
     trainable: Literal["all", "head", "bias", "lora"] = "all"
     """Which parameters are trained."""
+    lora_rank: PositiveInt = 8
+    """Rank of the adapters, with ``trainable = "lora"``."""
 
 
 class Data(_Section):
@@ -157,6 +159,11 @@ class Config(_Section):
             raise ValueError("canaries.kind='label-flip' needs model.task='sequence-classification'")
         if self.canaries.kind == "new-token" and self.model.task != "causal-lm":
             raise ValueError("canaries.kind='new-token' needs model.task='causal-lm'; use 'label-flip'")
+        if self.canaries.kind == "new-token" and self.model.trainable != "all":
+            raise ValueError(
+                f"model.trainable={self.model.trainable!r} freezes the embeddings by which canaries.kind='new-token' is"
+                " learnt; use canaries.kind='random-token', or model.trainable='all'"
+            )
         return self
 
 

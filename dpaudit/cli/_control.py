@@ -44,7 +44,7 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
         For a method whose control is not wired.
     """
     from dpaudit.attacks import commit, draw_nonce, flip_coins, inserted
-    from dpaudit.cli._fit import collator, encode, loss_function, select_trainable
+    from dpaudit.cli._fit import collator, encode, loss_function, merged, select_trainable
     from dpaudit.trainers import OptimizerSettings, train
 
     config = prepared.config
@@ -60,7 +60,7 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
     model, base = load_model(config, prepared.base), load_model(config, prepared.base)
-    select_trainable(model, config.model.trainable)
+    model = select_trainable(model, config)
     (plan,) = prepared.plans
     options = config.optimizer
     train(
@@ -80,7 +80,7 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
         callback=lambda report: advance(1),
         noise=_NoNoise(),
     )
-    scores = canary_scores(config.audit.attack, canaries, model, base)
+    scores = canary_scores(config.audit.attack, canaries, merged(model), base)
     _write(path, ids, scores, np.asarray(coins))
 
 

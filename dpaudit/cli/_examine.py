@@ -119,7 +119,7 @@ def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     size = public_size(config, private)
     plans = make_plans(config, size)
     model = load_model(config, base)
-    select_trainable(model, config.model.trainable)
+    model = select_trainable(model, config)
     records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, size))
     if config.privacy.method != "dp-zoso":
         return [(_first_order(config, model, records, special, plans[0]), plans[0])]

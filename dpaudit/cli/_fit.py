@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit._errors import InvalidEvidence, InvalidValue
+from dpaudit._errors import InvalidEvidence
 from dpaudit._journal import DiskJournal
 from dpaudit.cli._config import Config
 from dpaudit.cli._prepare import Prepared, open_journal
@@ -123,8 +123,8 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     if config.optimizer.threads:
         torch.set_num_threads(config.optimizer.threads)
     model = load_model(config, prepared.base)
-    select_trainable(model, config.model.trainable)
     before = public_quality(prepared, model)
+    model = select_trainable(model, config)
     journal = open_journal(prepared)
     state = _restore(prepared, model)
     counted = journal.ledger().steps
@@ -146,7 +146,7 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
             done = stop
             _save(prepared, model, optimizer_state, start + done - lost, lost, sorted(statuses))
         start += plan.steps
-    model.eval()
+    model = merged(model).eval()
     return Fitted(
         model=model,
         status="test" if "test" in statuses else "completed",
@@ -179,15 +179,17 @@ def _causal(config: Config) -> bool:
     return config.model.task == "causal-lm"
 
 
-def select_trainable(model: Any, which: str) -> None:
-    """Freeze what is not to be trained."""
-    if which == "all":
-        return
-    if which == "lora":
-        raise InvalidValue("model.trainable='lora' is not wired into the command line; wrap the model in Python.")
-    for name, parameter in model.named_parameters():
-        head = any(part in name for part in ("classifier", "score", "lm_head", "pooler"))
-        parameter.requires_grad_(head if which == "head" else name.endswith("bias") or head)
+def select_trainable(model: Any, config: Config) -> Any:
+    """The model with ``model.trainable`` trained and the rest frozen; for LoRA inside peft's wrapper."""
+    from dpaudit.trainers import trained_parameters
+
+    which = config.model.trainable
+    return trained_parameters(model, which, **({"rank": config.model.lora_rank} if which == "lora" else {}))
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapters, if any, added into the weights: what is released, scored and audited."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def _first_order(
