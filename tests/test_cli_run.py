@@ -202,6 +202,32 @@ def test_a_run_stopped_midway_resumes_within_its_budget(tmp_path: Path, monkeypa
     assert any("charged" in d for d in certificate["predicate"]["deviations"])
 
 
+def test_a_broken_checkpoint_is_one_sentence_and_the_ledger_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpaudit._journal import DiskJournal
+
+    config, counted, real = write_toml(tmp_path / "c.toml", small_config()), [], DiskJournal.count
+
+    def count(self: DiskJournal) -> None:
+        real(self)
+        counted.append(1)
+        if len(counted) == 3:  # a checkpoint stands after two steps
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiskJournal, "count", count)
+    with pytest.raises(BaseException):  # noqa: B017  click turns it into Abort
+        run_cli("train", config, "--out", tmp_path / "run")
+    monkeypatch.undo()
+    ledger = tmp_path / "run" / "release" / "ledger.jsonl"
+    charged = read_journal(ledger).ledger.steps
+    checkpoint = tmp_path / "run" / "private" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    outcome = run_cli("train", config, "--out", tmp_path / "run")
+    assert outcome.code == 3 and "checkpoint.pt cannot be read" in outcome.error
+    assert read_journal(ledger).ledger.steps >= charged >= 3
+
+
 def test_a_control_gives_the_attack_a_power_that_verify_re_derives(certified: Path) -> None:
     outcome = run_cli("certify", certified, "--control", "--json")
     assert outcome.code == 2 and isinstance(outcome.json["power"], float)
