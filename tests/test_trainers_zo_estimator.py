@@ -314,6 +314,41 @@ class NeverCalled(nn.Module):
         return self.used(x)[:, 0]
 
 
+class Wandering(nn.Module):
+    """Two passes run the layers in different orders, the last one twice, with a weight that two of them share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(5, 5) for _ in range(4)])
+        self.layers[3].weight = self.layers[0].weight
+        self.order = [0, 1, 2, 3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in self.order:
+            x = torch.tanh(self.layers[number](x))
+        return x
+
+
+@pytest.mark.parametrize("group", [0, 80, 1 << 19])
+def test_layers_perturbed_ahead_serve_any_order_of_calls(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpaudit.trainers._zo_perturb.GROUP", group)
+    model, x = Wandering(), torch.randn(3, 5)
+    parameters = trainable_parameters(model)
+    perturb = perturbation(model, parameters, V)
+    orders = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 3, 1], [1, 3], [0, 1, 2, 3])
+    for direction, order in enumerate(orders):
+        model.order = list(order)
+        for alpha in (0.3, -0.3):
+            moved = {
+                name: p + alpha * V.values(step=1, direction=direction, tensor=name, size=p.numel()).view(p.shape)
+                for name, p in parameters.items()
+            }
+            with perturb.at(step=1, direction=direction, alpha=alpha), torch.no_grad():
+                found = [model(x), model(x)]  # two physical batches at one point
+            expected = torch.func.functional_call(model, moved, (x,))
+            assert all(torch.allclose(one, expected, atol=1e-6) for one in found)
+
+
 def test_weights_out_of_a_hooks_reach_are_refused_by_name() -> None:
     outside = ReadsOutside()
     with pytest.raises(UnsupportedModel, match=r"'embedding\.weight' is read outside its own module.*in_place"):

@@ -95,10 +95,7 @@ class Directions:
     def stream(self, *, step: int, direction: int, tensor: str) -> DirectionStream:
         """The coordinates of one tensor in one direction of one step."""
         _validate.integer_at_least(0, step=step, direction=direction)
-        name = f"{len(self.run)}:{self.run}|{step}|{direction}|{tensor}".encode()
-        digest = hashlib.blake2b(name, digest_size=16, person=b"dpaudit-zo-dir").digest()
-        key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
-        return DirectionStream(key=key, kind=self.kind)
+        return DirectionStream(key=_key(self.run, step, direction, tensor), kind=self.kind)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,42 +116,55 @@ class DirectionStream:
         start: int = 0,
         device: torch.device | None = None,
         words: NDArray[np.uint64] | None = None,
+        buffer: Buffer | None = None,
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(low, high, values)`` until ``size`` coordinates are covered.
 
         ``values`` is fp32 of shape (high - low,) in a buffer that the next block overwrites; the caller may change
-        it in place. ``words`` are cached bits from :meth:`words` (of a ``start=0`` stream).
+        it in place. ``words`` are cached bits from :meth:`words` (of a ``start=0`` stream). ``buffer`` is memory of
+        at least one block to use again, where many streams are read one after the other.
         """
         device = torch.device("cpu") if device is None else device
         skip = start % _UNIT
         begin, position = start - skip, 0
-        buffer = Buffer(min(skip + size, block_size(device)), device)
+        if buffer is None:
+            buffer = Buffer(min(skip + size, block_size(device)), device)
+        reader = _Reader(self.key, begin // self._density) if words is None and device.type == "cpu" else None
         while position < size:
             take = min(block_size(device), skip + size - position)
-            values = self.expand(begin, take, buffer, words)
+            if reader is None:
+                values = self.expand(begin, take, buffer, words)
+            else:
+                values = self._fill(reader.take(-(-take // self._density)), buffer)[:take]
             yield position, position + take - skip, values[skip:]
             position, begin, skip = position + take - skip, begin + take, 0
+        if reader is not None:
+            reader.close()
 
     def expand(self, begin: int, size: int, buffer: Buffer, words: NDArray[np.uint64] | None = None) -> Tensor:
         """Coordinates ``begin .. begin + size`` in the buffer's memory; ``begin`` is a multiple of 64."""
         first, count = begin // self._density, -(-size // self._density)
-        table = _table(self.kind, buffer.device)
         if buffer.device.type != "cpu":
+            table = _table(self.kind, buffer.device)
             on_device = philox_words(self.key, first, count, buffer.device)
             shifts = torch.arange(0, 64, 16 if self.kind is DirectionKind.GAUSSIAN else 8, device=buffer.device)
             mask = 0xFFFF if self.kind is DirectionKind.GAUSSIAN else 0xFF
             index = ((on_device[:, None] >> shifts) & mask).view(-1)
             return table.index_select(0, index).view(-1)[:size]
         raw = _numpy_words(self.key, first, count) if words is None else words[first : first + count]
-        values = buffer.values[: count * self._density]
+        return self._fill(raw, buffer)[:size]
+
+    def _fill(self, raw: NDArray[np.uint64], buffer: Buffer) -> Tensor:
+        """All coordinates that the words hold, in the buffer's memory."""
+        values = buffer.values[: raw.size * self._density]
         if self.kind is DirectionKind.GAUSSIAN:
             index = buffer.index[: values.numel()]
             index.copy_(torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")))
-            torch.index_select(table, 0, index, out=values)
+            torch.index_select(_table(self.kind, buffer.device), 0, index, out=values)
         else:
             octets = raw.astype("<u8", copy=False).view(np.uint8)
             np.take(_numpy_sign_rows(), octets, axis=0, out=values.numpy().reshape(-1, 8), mode="clip")
-        return values[:size]
+        return values
 
     @property
     def _density(self) -> int:
@@ -176,12 +186,55 @@ def block_size(device: torch.device) -> int:
     return BLOCK if device.type == "cpu" else DEVICE_BLOCK
 
 
+@functools.lru_cache(maxsize=2048)  # both signs and the update ask for the same keys
+def _key(run: str, step: int, direction: int, tensor: str) -> tuple[int, int]:
+    """128 bits of a hash of the public tuple."""
+    name = f"{len(run)}:{run}|{step}|{direction}|{tensor}".encode()
+    digest = hashlib.blake2b(name, digest_size=16, person=b"dpaudit-zo-dir").digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+_EMPTY = np.zeros(_PER_COUNTER, dtype=np.uint64)
+_IDLE: list[np.random.Philox] = []  # generators to set anew: making one also seeds it from the system's entropy
+
+
+class _Reader:
+    """Words of a Philox stream one after the other, the generator set up once."""
+
+    def __init__(self, key: tuple[int, int], first: int) -> None:
+        # ``random_raw`` raises the counter before it draws, so that counter ``c`` stands before word 4c.
+        counter, self._skip = divmod(first, _PER_COUNTER)
+        self._generator = _IDLE.pop() if _IDLE else np.random.Philox(0)
+        self._generator.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array((counter, 0, 0, 0), dtype=np.uint64),
+                "key": np.array(key, dtype=np.uint64),
+            },
+            "buffer": _EMPTY,
+            "buffer_pos": _PER_COUNTER,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
+    def take(self, count: int) -> NDArray[np.uint64]:
+        """The next ``count`` words."""
+        skip, self._skip = self._skip, 0
+        words: NDArray[np.uint64] = self._generator.random_raw(skip + count)
+        return words[skip:]
+
+    def close(self) -> None:
+        """Lend the generator to the next reader; this one reads no more."""
+        _IDLE.append(self._generator)
+        del self._generator
+
+
 def _numpy_words(key: tuple[int, int], first: int, count: int) -> NDArray[np.uint64]:
-    """Words ``first .. first + count`` of a Philox stream; ``random_raw`` counts from 1, hence no offset is lost."""
-    counter, offset = divmod(first, _PER_COUNTER)
-    generator = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter)
-    words: NDArray[np.uint64] = generator.random_raw(offset + count)
-    return words[offset:]
+    """Words ``first .. first + count`` of a Philox stream."""
+    reader = _Reader(key, first)
+    words = reader.take(count)
+    reader.close()
+    return words
 
 
 @functools.cache

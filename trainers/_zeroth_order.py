@@ -207,8 +207,12 @@ def apply_update(
     """
     cache = BitCache(0) if cache is None else cache
     factors = [torch.tensor(learning_rate * g / len(released), dtype=torch.float32) for g in released]
+    buffers: dict[torch.device, Buffer] = {}
+    most = max((size for *_, size in sizes(parameters, masks)), default=0)
     for name, flat, mask, _ in sizes(parameters, masks):
-        pull = None
+        if flat.device not in buffers:
+            buffers[flat.device] = Buffer(min(most, block_size(flat.device)), flat.device)
+        buffer, pull = buffers[flat.device], None
         if proximal and anchor is not None:
             held = anchor[name].view(-1)
             pull = (flat - held) if mask is None else (flat[mask.index] - held[mask.index])
@@ -217,12 +221,12 @@ def apply_update(
             target = flat
             if pull is not None:
                 target.sub_(pull)
-            _subtract(target, directions, factors, step=step, name=name, cache=cache)
+            _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer)
         else:
             target = flat[mask.index]
             if pull is not None:
                 target.sub_(pull)
-            _subtract(target, directions, factors, step=step, name=name, cache=cache, mask=mask)
+            _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer, mask=mask)
             flat.index_copy_(0, mask.index, target)
 
 
@@ -234,21 +238,25 @@ def _subtract(
     step: int,
     name: str,
     cache: BitCache,
+    buffer: Buffer,
     mask: Mask | None = None,
 ) -> None:
     """target −= Σ_p factor_p · v_p, block by block, the sum over p taken before it meets the weights."""
     size, device = target.numel(), target.device
-    most = min(size, block_size(device))
-    buffer, total = Buffer(most, device), torch.empty(most, dtype=torch.float32, device=device)
-    streams = [directions.stream(step=step, direction=p, tensor=name) for p in range(len(factors))]
     # One direction is often still in the cache from its forward passes; several never are.
     words = cache.words(directions, step, 0, name, size) if len(factors) == 1 and device.type == "cpu" else None
     scales = [factor.to(device) for factor in factors]
-    for low in range(0, size, most):
-        high = min(size, low + most)
-        part = total[: high - low].zero_()
-        for stream, scale in zip(streams, scales, strict=True):
-            part.add_(stream.expand(low, high - low, buffer, words).mul_(scale))
+    streams = [
+        directions.stream(step=step, direction=p, tensor=name).blocks(size, device=device, words=words, buffer=buffer)
+        for p in range(len(factors))
+    ]
+    total = torch.empty(min(size, block_size(device)) if len(factors) > 1 else 0, dtype=torch.float32, device=device)
+    for low, high, part in streams[0]:
+        part.mul_(scales[0])
+        if len(streams) > 1:  # the streams share their memory
+            part = total[: high - low].copy_(part)
+            for stream, scale in zip(streams[1:], scales[1:], strict=True):
+                part.add_(next(stream)[2].mul_(scale))
         if mask is not None and mask.weight is not None:
             part.mul_(mask.weight[low:high])
         target[low:high].sub_(part)

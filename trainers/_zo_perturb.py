@@ -8,9 +8,10 @@ module; a cycle costs 3e-9 rms in fp32. ``Sparse`` serves masks: it saves the k 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from dpaudit import _validate
 from dpaudit._errors import UnsupportedModel
-from dpaudit.trainers._directions import Directions
+from dpaudit.trainers._directions import Buffer, Directions, block_size
 from dpaudit.trainers._zo_params import Masks, sizes
 
 MODES = ("per_layer", "in_place")
+GROUP = 1 << 19  # coordinates of small modules that are perturbed together
 
 
 class Perturbation(Protocol):
@@ -50,7 +52,6 @@ class BitCache:
     ) -> NDArray[np.uint64] | None:
         """Cached or freshly drawn words of a tensor's direction; None when they do not fit."""
         if self._key != (step, direction):
-            self._held.clear()
             self._bytes, self._key = 0, (step, direction)
         if name in self._held:
             return self._held[name]
@@ -73,17 +74,34 @@ def add_direction(
     direction: int,
     name: str,
     cache: BitCache,
+    buffer: Buffer | None = None,
 ) -> None:
     """out = base + α·v for flat tensors of one parameter; ``out`` may be ``base``."""
     size = base.numel()
     words = cache.words(directions, step, direction, name, size) if base.device.type == "cpu" else None
     stream = directions.stream(step=step, direction=direction, tensor=name)
-    for low, high, values in stream.blocks(size, device=base.device, words=words):
+    for low, high, values in stream.blocks(size, device=base.device, words=words, buffer=buffer):
         torch.add(base[low:high], values, alpha=alpha, out=out[low:high])
 
 
+class _Lent(NamedTuple):
+    """One weight of a module and the memory of its perturbed value."""
+
+    key: str
+    name: str
+    parameter: nn.Parameter
+    flat: Tensor
+    view: Tensor
+
+
 class PerLayer:
-    """Perturb every layer out of place while it runs."""
+    """Perturb every layer out of place while it runs.
+
+    A weight that several modules share (tied embeddings) is perturbed when the first of them runs and kept, in memory
+    of its own, to the end of the evaluation. All others share scratch memory of the largest module's size, or of
+    ``GROUP`` coordinates: small modules are perturbed together with those that ran after them the last time, so that
+    the table of values is read while it is in the processor's cache.
+    """
 
     def __init__(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], directions: Directions, cache: BitCache
@@ -95,8 +113,22 @@ class PerLayer:
             own = [(key, names[id(p)], p) for key, p in module._parameters.items() if p is not None and id(p) in names]
             if own:
                 self._owned[module] = own
+        owners = collections.Counter(name for own in self._owned.values() for _, name, _ in own)
+        self._shared: dict[str, Tensor | None] = {name: None for name, n in owners.items() if n > 1}
         self._parameters = dict(parameters)
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._blocks: dict[torch.device, Buffer] = {}
+        self._order: list[nn.Module] = []  # as modules were first seen to run
+        self._places: dict[nn.Module, int] = {}
+        self._ready: dict[
+            nn.Module, list[tuple[str, Tensor]]
+        ] = {}  # perturbed weights that stand in the scratch memory
+        self._groups: dict[nn.Module, list[tuple[nn.Module, list[_Lent]]]] = {}
+        self._kinds = {module: (own[0][2].device, own[0][2].dtype) for module, own in self._owned.items()}
+        self._needed = {
+            module: sum(_aligned(p) for _, name, p in own if name not in self._shared)
+            for module, own in self._owned.items()
+        }
         self._depth = 0
         self._point: tuple[int, int, float] = (0, 0, 0.0)
         self._seen: set[str] = set()
@@ -111,6 +143,7 @@ class PerLayer:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         self._seen.clear()
+        self._ready.clear()
         try:
             if self._checked:
                 yield
@@ -126,45 +159,84 @@ class PerLayer:
             self._checked = True
 
     def _enter(self, module: nn.Module, _: Any) -> None:
-        step, direction, alpha = self._point
         self._depth += 1
-        needed = sum(p.numel() for *_, p in self._owned[module])
-        buffer, offset = self._buffer(self._owned[module][0][2], needed), 0
-        for key, name, p in self._owned[module]:
-            if p.dtype is buffer.dtype and p.device == buffer.device:
-                flat = buffer[offset : offset + p.numel()]
-            else:  # parameters of one module that differ in type or place
-                flat = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
-            offset += p.numel()
+        if module not in self._ready:
             with _uncounted():
-                add_direction(
-                    p.detach().view(-1), flat, alpha, self._directions, step=step, direction=direction, name=name,
-                    cache=self._cache,
-                )  # fmt: skip
-            module._parameters[key] = flat.view(p.shape)  # type: ignore[assignment]
+                if self._depth == 1:
+                    self._ready.clear()
+                    for member, lent in self._group(module):
+                        self._ready[member] = self._perturbed(lent)
+                    found = self._ready[module]
+                else:  # inside another module and unforeseen: memory of its own
+                    found = self._perturbed(self._lent(module, None))
+        else:
+            found = self._ready[module]
+        if module not in self._places:
+            self._places[module] = len(self._order)
+            self._order.append(module)
+            self._groups.clear()
+        for key, value in found:
+            module._parameters[key] = value  # type: ignore[assignment]
+
+    def _group(self, module: nn.Module) -> list[tuple[nn.Module, list[_Lent]]]:
+        """The module and those expected after it, as far as they fit into the scratch memory."""
+        if module not in self._groups:
+            kind = self._kinds[module]
+            if kind not in self._scratch:
+                sizes = [self._needed[m] for m in self._owned if self._kinds[m] == kind]
+                self._scratch[kind] = torch.empty(max(*sizes, min(sum(sizes), GROUP)), dtype=kind[1], device=kind[0])
+            scratch, members, offset = self._scratch[kind], [], 0
+            for member in self._order[self._places[module] :] if module in self._places else [module]:
+                end = offset + self._needed[member]
+                if self._kinds[member] != kind or end > scratch.numel():
+                    break
+                members.append((member, self._lent(member, scratch[offset:end])))
+                offset = end
+            self._groups[module] = members
+        return self._groups[module]
+
+    def _lent(self, module: nn.Module, place: Tensor | None) -> list[_Lent]:
+        """Memory for a module's perturbed weights: in its place or, without one, of their own."""
+        found, offset = [], 0
+        for key, name, p in self._owned[module]:
+            if name in self._shared:
+                flat = self._shared[name]
+                if flat is None:
+                    flat = self._shared[name] = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
+            elif place is not None and (p.device, p.dtype) == self._kinds[module]:
+                flat = place[offset : offset + p.numel()]
+                offset += _aligned(p)
+            else:  # parameters of one module may differ in type or place
+                flat = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
+            found.append(_Lent(key, name, p, flat, flat.view(p.shape)))
+        return found
+
+    def _perturbed(self, lent: list[_Lent]) -> list[tuple[str, Tensor]]:
+        """Fill lent memory with the weights at this point; a shared weight is computed once for all its modules."""
+        for _, name, p, flat, _ in lent:
+            if name in self._shared and name in self._seen:
+                continue
             self._seen.add(name)
+            self._add(name, p, flat)
+        return [(item.key, item.view) for item in lent]
+
+    def _add(self, name: str, p: nn.Parameter, out: Tensor) -> None:
+        step, direction, alpha = self._point
+        if p.device not in self._blocks:
+            most = max(q.numel() for q in self._parameters.values())
+            self._blocks[p.device] = Buffer(min(most, block_size(p.device)), p.device)
+        add_direction(
+            p.detach().view(-1), out, alpha, self._directions, step=step, direction=direction, name=name,
+            cache=self._cache, buffer=self._blocks[p.device],
+        )  # fmt: skip
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> Any:
         self._depth -= 1
-        lent = {t._parameters[key].untyped_storage().data_ptr() for t in (module,) for key, *_ in self._owned[t]}  # type: ignore[union-attr]
-        for key, _name, p in self._owned[module]:
+        own = self._owned[module]
+        lent = {module._parameters[key].untyped_storage().data_ptr() for key, *_ in own}  # type: ignore[union-attr]
+        for key, _name, p in own:
             module._parameters[key] = p
         return _detached_from(output, lent)
-
-    def _buffer(self, like: Tensor, size: int) -> Tensor:
-        """Scratch of the outermost running module; a module inside another gets memory of its own."""
-        if self._depth > 1:
-            return torch.empty(size, dtype=like.dtype, device=like.device)
-        key = (like.device, like.dtype)
-        if key not in self._scratch or self._scratch[key].numel() < size:
-            self._scratch.pop(key, None)
-            largest = max(
-                sum(p.numel() for *_, p in own)
-                for own in self._owned.values()
-                if own[0][2].device == like.device and own[0][2].dtype is like.dtype
-            )
-            self._scratch[key] = torch.empty(largest, dtype=like.dtype, device=like.device)
-        return self._scratch[key]
 
     def _restore_all(self) -> None:
         self._depth = 0
@@ -179,6 +251,10 @@ class PerLayer:
                     f"parameter {name!r} is trainable but its module was not called in the forward pass, so a"
                     " perturbation of it would be lost; freeze it, or use perturbation='in_place'."
                 )
+
+
+def _aligned(p: Tensor) -> int:
+    return -(-p.numel() // 16) * 16
 
 
 class InPlace:
