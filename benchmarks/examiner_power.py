@@ -45,10 +45,10 @@ def fault_sets() -> dict[str, tuple[Any, ...]]:
     return found if later is None else {**found, "held_out_2": later()}
 
 
-def cases(sets: list[str]) -> Iterator[Row]:
+def cases(sets: list[str], seeds: int) -> Iterator[Row]:
     """All cases by seed: faults, then a twentieth of the innocents."""
     each = EXAMINATIONS // SEEDS
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         for name in sets:
             for fault in fault_sets().get(name, ()):
                 yield {"kind": name, "name": fault.name, "seed": seed, "fault": fault}
@@ -73,10 +73,10 @@ def measure(case: Row, commit: str) -> Row:
     return row
 
 
-def write(results: Row) -> None:
-    draft = RESULTS.with_suffix(".tmp")
+def write(results: Row, path: Path) -> None:
+    draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(results, indent=None, separators=(",", ":")).replace('},{"kind"', '},\n{"kind"') + "\n")
-    os.replace(draft, RESULTS)
+    os.replace(draft, path)
 
 
 def head() -> Row:
@@ -114,18 +114,20 @@ def commit_of_detectors() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="*", default=[*fault_sets(), "innocents"])
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--redo", nargs="*", default=[], help="names whose rows are measured again")
     parser.add_argument("--commit", default=commit_of_detectors(), help="of the detectors, where the tree has no git")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else head()
+    results = json.loads(options.out.read_text()) if options.out.exists() else head()
     if not options.table:
         results["rows"] = [row for row in results["rows"] if row["name"] not in options.redo]
         done = {(row["kind"], row["name"], row["seed"]) for row in results["rows"]}
-        for case in cases(options.sets):
+        for case in cases(options.sets, options.seeds):
             if (case["kind"], case["name"], case["seed"]) not in done:
                 results["rows"].append(measure(case, options.commit))
-                write(results)
+                write(results, options.out)
                 print(json.dumps(results["rows"][-1]), file=sys.stderr, flush=True)
     print("\n".join(table(results["rows"])))
 

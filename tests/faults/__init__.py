@@ -25,3 +25,10 @@ def held_out() -> tuple[Fault, ...]:
     except ImportError:
         return ()
     return tuple(_held_out.FAULTS)
+
+
+def held_out_2() -> tuple[Fault, ...]:
+    """Faults written after the detectors were frozen a second time."""
+    from tests.faults import _held_out_2
+
+    return _held_out_2.FAULTS
