@@ -385,10 +385,10 @@ class ZerothOrderAdapter(_TrainerAdapter):
             found.append(Movement(trail[step + 1] - trail[step], -rate * mean, -back))
         return found
 
-    def executed_scale(self) -> float:
-        """Distance of the two evaluations over the planned one, measured by a loss that reads the weights."""
+    def executed_scale(self, direction: int = 0) -> float:
+        """Distance of the two evaluations along a direction over the planned one, by a loss that reads the weights."""
         first = self._call(1, MemoryJournal(), self._rows, sampler=_Script([()]), noise=_Silent())
-        v = self._direction(0, 0, first.state)
+        v = self._direction(0, direction, first.state)
         size = 0.01 * self._stage.plan.clipping_norm / float(v @ v)
         start = self._weights()
 
@@ -399,7 +399,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
         self._call(
             1, MemoryJournal(), self._rows, sampler=_Script([(0,)]), noise=_Silent(), collate=list, loss_fn=along,
             perturbation_mode="in_place", physical_batch_size=1,
-            callback=lambda report: seen.append(report.released[0]),
+            callback=lambda report: seen.append(report.released[direction]),
         )  # fmt: skip
         return float(seen[0] * self._stage.plan.normaliser / (0.01 * self._stage.plan.clipping_norm))
 

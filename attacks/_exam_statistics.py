@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc, chdtr, chdtrc, chdtri, fdtr, fdtrc, ndtr, ndtri
+from scipy.special import bdtr, bdtrc, betainc, chdtr, chdtrc, chdtri, fdtr, fdtrc, ndtr, ndtri
 
 Array = NDArray[np.float64]
 
@@ -56,6 +56,11 @@ def variance_ratio(first: float, first_df: int, second: float, second_df: int) -
 def gaussian_two_sided(z: float) -> float:
     """P(|N(0, 1)| ≥ |z|)."""
     return float(2 * ndtr(-abs(z)))
+
+
+def cosine_two_sided(cosine: float, d: int) -> float:
+    """P(|cos| ≥ |cosine|) of the angle between a fixed direction and a uniform one in d dimensions, d ≥ 2."""
+    return float(betainc((d - 1) / 2, 0.5, max(1.0 - cosine * cosine, 0.0)))
 
 
 def lag_p_values(correlations: Array, products: Array, comparisons: int) -> Array:

@@ -56,8 +56,13 @@ def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTe
         findings.append(
             found("scale_schedule", words, status="note", claim="declared mechanism", measured=ratio, bound=1.0)
         )
+    elif (last := plan.stage.releases_per_step - 1) and abs((ratio := probe.adapter.executed_scale(last)) - 1) > 0.05:
+        words = f"along direction {last} the two evaluations are {ratio:.4g} times as far apart as planned"
+        findings.append(
+            found("update_direction", words, status="note", claim="declared mechanism", measured=ratio, bound=1.0)
+        )
     test = ExamTest(
-        name="update", group="update", evidence="3 steps predicted from public values, one evaluation pair measured",
+        name="update", group="update", evidence="3 steps predicted from public values, evaluation pairs measured",
         excludes="a movement or scale off by more than 5%", power=1.0,
     )  # fmt: skip
     return findings, [test], []

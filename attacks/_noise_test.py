@@ -17,6 +17,7 @@ from dpaudit.attacks._exam_statistics import (
     autocorrelation,
     chi2_lower,
     chi2_upper,
+    cosine_two_sided,
     excluded_shrink,
     gaussian_two_sided,
     kolmogorov,
@@ -81,9 +82,10 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     fatal = any(f.name == "noise_missing" for f in findings)
     if not fatal:
         rows = _standard(evidence.empty, probe.blocks(first.size))
-        joint = list(_coordinates(rows, each))
+        level = _level(rows)
+        joint = list(_coordinates(level, each))
         shared = bool(joint)
-        joint += [f for f in _steps(rows, each) if not (shared and f.name == "noise_correlated_steps")]
+        joint += [f for f in _steps(rows, level, each) if not (shared and f.name == "noise_correlated_steps")]
         joint += _public(evidence, each, clear=0.9 if joint else 0.0)
         if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
             findings = joint
@@ -246,6 +248,19 @@ def _standard(rows: Vector, blocks: list[tuple[str, slice]]) -> Vector:
     return np.concatenate(kept, axis=1) if kept else rows[:, :0]
 
 
+def _level(rows: Vector) -> Vector:
+    """Steps brought to one length, so that a scale that changes over time is no dependence.
+
+    With n the length of a Gaussian row and u its direction, E exp(λ n² u'Au) ≥ exp(λ E[n²] u'Au): a bound on a
+    quadratic form's exponential moments for Gaussian rows holds for rows of one length. Where a row has few
+    coordinates, its own length says too little, and rows stay as they are.
+    """
+    if rows.shape[1] < 16:
+        return rows
+    sizes = np.sqrt(np.square(rows).mean(axis=1, keepdims=True))
+    return np.asarray(np.divide(rows, sizes, out=np.zeros_like(rows), where=sizes > MISSING), dtype=np.float64)
+
+
 def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[ExamFinding]:
     """Two runs under the same public seeds must not share their noise; beside other dependence, a correlation above
     ``clear`` is asked for, since such noise has few values that are free to differ."""
@@ -260,26 +275,27 @@ def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[Exam
         yield found("noise_public_seed", text, p, measured=cosine, bound=0.0, records=(), without=())
 
 
-def _steps(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
+def _steps(rows: Vector, level: Vector, alpha: float) -> Iterator[ExamFinding]:
     """Noise of different steps is independent: every pair of steps, and every lag in time."""
     steps, d = rows.shape
     if d >= 16:
         kept = rows[: min(steps, 400)]
         gram = kept @ kept.T
         lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-        z = np.triu(gram / lengths[None, :], 1)  # given one step's noise, the other's projection on it is N(0, 1)
+        # of two independent directions, however long the steps are: a scale that changes is no dependence
+        cosines = np.triu(gram / np.outer(lengths, lengths), 1)
         pairs = len(kept) * (len(kept) - 1) // 2
-        a, b = np.unravel_index(int(np.argmax(np.abs(z))), z.shape)
-        p = gaussian_two_sided(float(z[a, b])) * pairs
+        a, b = np.unravel_index(int(np.argmax(np.abs(cosines))), cosines.shape)
+        cosine = float(cosines[a, b])
+        p = cosine_two_sided(cosine, d) * pairs
         if p <= alpha:
-            cosine = float(gram[a, b] / (lengths[a] * lengths[b]))
             text = f"noise of steps {int(a)} and {int(b)} has correlation {cosine:.4f}"
             cause = "noise_repeated" if _repeated(gram, lengths) else _low_rank(gram, lengths)
             yield found(cause, text, min(p, 1.0), measured=cosine, bound=0.0, steps=(int(a), int(b)))
             return
     if not d:
         return
-    lagged = autocorrelation(np.ascontiguousarray(rows.T))
+    lagged = autocorrelation(np.ascontiguousarray(level.T))
     lags = np.arange(1, min(steps - 1, 2000) + 1)
     if not lags.size:
         return
@@ -356,8 +372,11 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
     if not probe.has("clean"):
         return
     record = probe.adversaries.get("large loss", 0)
-    direction = probe.clean((record,))
-    length = float(np.linalg.norm(direction))
+    for batch in ((record,), (record,) * 5):  # a step that waits for a whole micro-batch shows nothing of one record
+        direction = probe.clean(batch)
+        length = float(np.linalg.norm(direction))
+        if length > 0.1 * plan.sensitivity / plan.normaliser:
+            break
     if not (math.isfinite(length) and length > 0.1 * plan.sensitivity / plan.normaliser):
         return
     if probe.affordable(1.0, 2.2 * probe.cost) < 4:
@@ -366,7 +385,7 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
     # sums over pairs of steps, so that a long vector is not kept: later on direction, own on later, own on own, shift
     sums, repeats = np.zeros(4), 0
     while repeats < 200 and (repeats < 4 or probe.left() > 2.2 * probe.cost):
-        pair = probe.run([(record,), ()])
+        pair = probe.run([batch, ()])
         own, later = _normal(plan, pair[0] - direction), _normal(plan, pair[1])
         sums += later @ direction, own @ later, own @ own, pair[1] @ direction
         repeats += 1
@@ -376,7 +395,7 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
     if p <= alpha:
         share = float(sums[3]) / repeats / length * plan.normaliser / plan.sensitivity
         words = f"a step after record {record} still moves the sum by {share:.3g} C along it, with the old noise"
-        yield found("carried_over", words, p, records=((record,), ()), without=((), ()), measured=share, bound=0.0)
+        yield found("carried_over", words, p, records=(batch, ()), without=((), ()), measured=share, bound=0.0)
 
 
 def _law(evidence: _Evidence, alpha: float, laplace: bool) -> Iterator[ExamFinding]:

@@ -130,6 +130,8 @@ def _empty(seen: _Replayer) -> list[ExamFinding]:
             kept.append(_norm(empty[-1]) > 0.05 and _cosine(empty[-1], last) > 0.99)
     except StepRaised:
         return []  # the tests of the noise and those that follow say so by name
+    if other := _remembered(seen, record):
+        return [other]
     largest = max(map(_norm, empty))
     if all(kept):
         words = f"an empty step after one with record {record} still moves the sum by {largest:.3g} C"
@@ -138,6 +140,21 @@ def _empty(seen: _Replayer) -> list[ExamFinding]:
         words = f"without noise it moves the sum by {largest:.3g} C"
         return [found("empty_batch", words, measured=largest, bound=0.0, records=(), without=())]
     return []
+
+
+def _remembered(seen: _Replayer, record: int) -> ExamFinding | None:
+    """A minibatch replayed after another one and after itself gives the same; steps that are random give no answer."""
+    after: dict[int, list[Vector]] = {record: [], 1: []}
+    for _ in range(2):
+        for before in (record, 1):
+            seen.fresh((before,))
+            after[before].append(seen.fresh((1,)))
+    (a, again), (b, once_more) = after[record], after[1]
+    change = _norm(a - b)
+    if not change > 0.05 or max(_norm(a - again), _norm(b - once_more)) > 0.01 * change:
+        return None
+    words = f"record 1 moves the sum by {_norm(a):.3g} C after record {record}, by {_norm(b):.3g} C after itself"
+    return found("carried_over", words, records=((record,), (1,)), without=((1,), (1,)), measured=change, bound=0.0)
 
 
 def _cosine(first: Vector, second: Vector) -> float:
@@ -251,7 +268,7 @@ def _together(seen: _Replayer, base: list[int], *, excess: bool) -> list[ExamFin
         # when a clip acts on the mean, a record with a huge loss leaves nothing of the other's own direction
         alone, other, both = seen.sum(huge), seen.sum(base[1]), seen.sum(base[1], huge)
         own, left = _norm(_across(other, alone)), _norm(_across(both, alone))
-        if own > 1e-3 and left < 0.3 * own:
+        if own > 1e-3 and left < 0.3 * own and _norm(alone) > 0.1:
             words = f"beside a record with a huge loss, {left:.3g} C is left of the {own:.3g} C of record {base[1]}"
             return [
                 found(

@@ -32,7 +32,7 @@ from tests.faults._innocents import INNOCENTS  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "examiner_power.json"
 SEEDS, EXAMINATIONS = 20, 200
-BUDGET = "1500 steps"
+BUDGET = "1000 steps"
 """Of an innocent; a fault has its own, mostly the same. A minute is far more on problems of this size."""
 
 Row = dict[str, Any]

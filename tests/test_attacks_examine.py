@@ -26,10 +26,10 @@ BUDGET = "600 steps"
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(f, marks=[pytest.mark.slow] if f.steps > 1500 else [], id=f.name) for f in FAULTS],
+    [pytest.param(f, marks=[pytest.mark.slow] if f.steps > 1000 else [], id=f.name) for f in FAULTS],
 )
 def test_a_planted_fault_is_convicted_by_name(fault):
-    result = examine_case(fault.build(1), budget=f"{fault.steps // 3} steps", groups=(fault.group,))
+    result = examine_case(fault.build(1), budget=f"{fault.steps // 2} steps", groups=(fault.group,))
     assert result.names[:1] == (fault.expected,), [f.text for f in result.findings]
     finding = result.findings[0]
     assert finding.text.startswith(CAUSES[fault.expected])

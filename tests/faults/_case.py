@@ -56,7 +56,7 @@ class Fault:
     build: Callable[[int], Case]
     true_stage: Callable[[Stage], Stage] | None = None
     group: str = "noise"
-    steps: int = 1500
+    steps: int = 1000
 
     @property
     def budget(self) -> str:
