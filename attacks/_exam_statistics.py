@@ -45,7 +45,7 @@ def binomial_upper(count: int, trials: int, probability: float) -> float:
     return float(bdtrc(count - 1, trials, probability)) if count > 0 else 1.0
 
 
-def variance_ratio(first: float, first_df: int, second: float, second_df: int) -> float:
+def variance_ratio(first: float, first_df: float, second: float, second_df: float) -> float:
     """Two-sided p-value of equal variances, from two mean squares of independent Gaussians."""
     if first <= 0 or second <= 0:
         return 0.0 if first != second else 1.0

@@ -78,7 +78,8 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     if evidence is None:
         return [], [], [f"noise: {FEWEST} steps do not fit its part of the budget ({probe.words(probe.part)})"]
     each = alpha / 12
-    findings = list(_scale(probe, evidence, each))
+    worth = _worth(evidence.empty, each)
+    findings = list(_scale(probe, evidence, each, worth))
     fatal = any(f.name == "noise_missing" for f in findings)
     if not fatal:
         rows = _standard(evidence.empty, probe.blocks(first.size))
@@ -90,7 +91,7 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
         if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
             findings = joint
         else:
-            findings += _loaded(evidence, each)
+            findings += _loaded(evidence, each, worth)
             findings += _carried(probe, plan, each, untested)
             clear = not any(f.status == "violated" for f in findings)
             findings += list(_law(evidence, each, plan.laplace)) if clear else []
@@ -189,12 +190,27 @@ def _mean_square(values: Vector) -> float:
     return float(np.mean(np.square(values)))
 
 
-def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+def _worth(rows: Vector, alpha: float) -> float:
+    """What a value is worth for a mean square: 1, and less where the law has heavier tails than the Gaussian one.
+
+    The variance of a mean square grows with the fourth moment. Only noise whose shape is convicted is corrected, so
+    that for Gaussian noise the laws of the tests are exact.
+    """
+    # every step at its own scale where it has the coordinates to tell it: the shape alone is judged
+    level = _level(rows) if rows.shape[1] >= 16 else rows / max(math.sqrt(_mean_square(rows)), 1e-300)
+    values = level.ravel()[:LAW]
+    if not values.any() or kolmogorov(values)[1] > alpha:
+        return 1.0
+    fourth = float(np.mean(values**4)) / _mean_square(values) ** 2
+    return min(1.0, 2 / max(fourth - 1, 1e-9))
+
+
+def _scale(probe: Probe, evidence: _Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
     """Mean squares: all in all, by parameter, and by step."""
     rows = evidence.empty
     steps, d = rows.shape
     ratio = _mean_square(rows)
-    p = chi2_lower(ratio * rows.size, rows.size)
+    p = chi2_lower(ratio * rows.size * worth, rows.size * worth)
     detail: dict[str, Any] = {
         "measured": math.sqrt(ratio),
         "bound": 1.0,
@@ -210,9 +226,11 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFind
     for name, part in blocks if len(blocks) > 1 else ():
         own, count = float(np.square(rows[:, part]).sum()), rows[:, part].size
         other = (ratio * rows.size - own) / max(rows.size - count, 1)
-        chance = chi2_lower(own, count) * len(blocks)
-        apart = variance_ratio(own / count, count, other, rows.size - count) * len(blocks) if count else 1.0
-        if count and chance <= alpha and apart <= alpha:
+        if not count:
+            continue
+        chance = chi2_lower(own * worth, count * worth) * len(blocks)
+        apart = variance_ratio(own / count, count * worth, other, (rows.size - count) * worth) * len(blocks)
+        if chance <= alpha and apart <= alpha:
             everywhere = False
             share = math.sqrt(own / count)
             cause = "noise_missing_on_parameter" if share**2 < MISSING else "noise_scale_parameter"
@@ -220,7 +238,7 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFind
             yield found(cause, words, chance, **(detail | {"parameter": name, "measured": share}))
     squares = np.square(rows).sum(axis=1) if everywhere else np.zeros(0)
     # held against the run's own level, so that noise too small everywhere does not look like missing steps
-    chances = np.asarray([chi2_lower(square / ratio, d) * steps for square in squares])
+    chances = np.asarray([chi2_lower(square / ratio * worth, d * worth) * steps for square in squares])
     weak = np.flatnonzero(chances <= alpha)
     if weak.size:
         everywhere = False
@@ -233,7 +251,7 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float) -> Iterator[ExamFind
         return
     if p <= alpha:
         yield found("noise_scale", f"deviation {math.sqrt(ratio):.4g} of the plan's", p, **detail)
-    high = chi2_upper(ratio * rows.size, rows.size)
+    high = chi2_upper(ratio * rows.size * worth, rows.size * worth)
     if high <= alpha and ratio > 1:
         yield found(
             "noise_scale_high", f"deviation {math.sqrt(ratio):.4g} of the plan's", high, status="note", **detail
@@ -345,14 +363,14 @@ def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
         yield found("noise_correlated_coordinates", text, p, measured=rho, bound=0.0, lag=lag)
 
 
-def _loaded(evidence: _Evidence, alpha: float) -> Iterator[ExamFinding]:
+def _loaded(evidence: _Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
     """The noise on minibatches with records is that on empty ones."""
     base, count = _mean_square(evidence.empty), evidence.empty.size
     tries = max(len(evidence.loaded), 1)
     for n, rows in evidence.loaded.items():
         ratio = _mean_square(rows)
-        low = chi2_lower(ratio * rows.size, rows.size) * tries
-        apart = variance_ratio(ratio, rows.size, base, count) * tries
+        low = chi2_lower(ratio * rows.size * worth, rows.size * worth) * tries
+        apart = variance_ratio(ratio, rows.size * worth, base, count * worth) * tries
         detail: dict[str, Any] = {
             "records": tuple(range(n)),
             "without": (),

@@ -66,7 +66,7 @@ def measure(case: Row, commit: str) -> Row:
     begun, work = time.monotonic(), time.process_time()
     result = faults.examine_case(built, budget=BUDGET if fault is None else fault.budget)
     row = {
-        **case, "names": list(result.names), "seconds": round(time.monotonic() - begun, 3),
+        **case, "budget": BUDGET if fault is None else fault.budget, "names": list(result.names), "seconds": round(time.monotonic() - begun, 3),
         "cpu_seconds": round(time.process_time() - work, 3), "detectors": commit,
     }  # fmt: skip
     if fault is not None:
@@ -84,7 +84,7 @@ def head() -> Row:
     import torch
 
     return {
-        "schema": "dpaudit.examiner_power/1", "budget": BUDGET, "seeds": SEEDS, "threads": torch.get_num_threads(),
+        "schema": "dpaudit.examiner_power/1", "seeds": SEEDS, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "rows": [],
     }  # fmt: skip
 
