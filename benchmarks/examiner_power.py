@@ -66,8 +66,9 @@ def measure(case: Row, commit: str) -> Row:
     begun, work = time.monotonic(), time.process_time()
     result = faults.examine_case(built, budget=BUDGET if fault is None else fault.budget)
     row = {
-        **case, "budget": BUDGET if fault is None else fault.budget, "names": list(result.names), "seconds": round(time.monotonic() - begun, 3),
-        "cpu_seconds": round(time.process_time() - work, 3), "detectors": commit,
+        **case, "budget": BUDGET if fault is None else fault.budget, "names": list(result.names),
+        "seconds": round(time.monotonic() - begun, 3), "cpu_seconds": round(time.process_time() - work, 3),
+        "detectors": commit,
     }  # fmt: skip
     if fault is not None:
         row |= {"expected": fault.expected, "family": fault.family, "convicted": result.names[:1] == (fault.expected,)}
