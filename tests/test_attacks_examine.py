@@ -12,14 +12,21 @@ from click.testing import CliRunner
 
 from dpaudit._errors import InvalidValue
 from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, examine, examine_stages
-from dpaudit.attacks._exam_statistics import autocorrelation, binomial_two_sided, excluded_shrink, lag_p_values
+from dpaudit.attacks._exam_statistics import (
+    autocorrelation,
+    binomial_two_sided,
+    cosine_two_sided,
+    excluded_shrink,
+    lag_p_values,
+)
 from dpaudit.attacks._exam_values import CAUSES, by_root_cause, found
 from dpaudit.attacks._examine import _budget, read_budget
-from tests.faults import catalogue, examine_case, held_out
+from dpaudit.attacks._noise_test import _coordinates, _level, _steps, _worth
+from tests.faults import catalogue, examine_case, held_out, held_out_2
 from tests.faults._innocents import INNOCENTS
 from tests.faults._plain import PlainLoop
 
-FAULTS = [*catalogue(), *held_out()]
+FAULTS = [*catalogue(), *held_out(), *held_out_2()]
 BUDGET = "600 steps"
 """Evidence is counted in steps, so that no machine's speed decides what a test sees."""
 
@@ -206,6 +213,46 @@ def test_the_lag_bound_holds_and_still_convicts():
     assert lag_p_values(autocorrelation(rows)[100:101], np.array([400]), 199).min() < 1e-4
     naive = [np.sum(rows[:, : 200 - lag] * rows[:, lag:]) for lag in range(200)]
     assert np.allclose(autocorrelation(rows), naive)
+
+
+def test_an_angle_between_directions_has_its_exact_law():
+    rng = np.random.default_rng(1)
+    for d in (2, 5, 40):
+        drawn = rng.standard_normal((20_000, d))
+        cosines = np.abs(drawn[:, 0]) / np.linalg.norm(drawn, axis=1)
+        for c in (0.1, 0.4):
+            assert cosine_two_sided(c, d) == pytest.approx(np.mean(cosines >= c), abs=0.015)
+
+
+def test_a_scale_that_changes_over_time_is_no_dependence():
+    mistaken = 0
+    for seed in range(10):
+        rows = np.random.default_rng(seed).standard_normal((120, 60)) * 0.9 ** np.arange(120)[:, None]
+        level = _level(rows)
+        assert np.allclose(np.square(level[:60]).mean(axis=1), 1)
+        assert not list(_steps(rows, level, 1e-3)) and not list(_coordinates(level, 1e-3))
+        mistaken += bool(list(_coordinates(rows, 1e-3)))
+    assert mistaken >= 3  # without the steps brought to one length
+    rows[1::2] = rows[::2]
+    assert [f.name for f in _steps(rows, _level(rows), 1e-3)] == ["noise_repeated"]
+
+
+def test_tests_of_noise_raise_few_false_alarms():
+    rng = np.random.default_rng(3)
+    alarms = np.zeros(2)
+    for _ in range(60):
+        rows = rng.standard_normal((40, 30))
+        level = _level(rows)
+        alarms += bool(list(_coordinates(level, 0.1))), bool(list(_steps(rows, level, 0.1)))
+    assert (alarms <= 21).all()  # each holds two tests: at most 0.2 of 60, and three deviations
+
+
+def test_heavy_tails_make_a_value_worth_less_for_a_mean_square():
+    rng = np.random.default_rng(4)
+    assert _worth(rng.standard_normal((40, 50)), 1e-4) == 1.0
+    assert _worth(rng.uniform(-1, 1, (400, 50)), 1e-4) == 1.0
+    assert 0.3 < _worth(rng.laplace(size=(400, 50)), 1e-4) < 0.55  # 2 / (6 - 1), less for rows of one length
+    assert _worth(np.zeros((40, 50)), 1e-4) == 1.0
 
 
 def test_p_values_against_direct_sums():
