@@ -85,8 +85,12 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
         rows = _standard(evidence.empty, probe.blocks(first.size))
         level = _level(rows)
         joint = list(_coordinates(level, each))
-        shared = bool(joint)
-        joint += [f for f in _steps(rows, level, each) if not (shared and f.name == "noise_correlated_steps")]
+        steps_too = list(_steps(rows, level, each))
+        if joint and steps_too and steps_too[0].name == "noise_correlated_steps":
+            # each brings the other with it, faintly: steps that are all but parallel are the cause
+            joint = steps_too if abs(steps_too[0].detail["measured"]) > 0.9 else joint
+        else:
+            joint += steps_too
         joint += _public(evidence, each, clear=0.9 if joint else 0.0)
         if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
             findings = joint
