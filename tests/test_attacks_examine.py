@@ -27,7 +27,7 @@ from tests.faults._innocents import INNOCENTS
 from tests.faults._plain import PlainLoop
 
 FAULTS = [*catalogue(), *held_out(), *held_out_2()]
-BUDGET = "600 steps"
+BUDGET = "500 steps"
 """Evidence is counted in steps, so that no machine's speed decides what a test sees."""
 
 
@@ -36,7 +36,7 @@ BUDGET = "600 steps"
     [pytest.param(f, marks=[pytest.mark.slow] if f.steps > 1000 else [], id=f.name) for f in FAULTS],
 )
 def test_a_planted_fault_is_convicted_by_name(fault):
-    result = examine_case(fault.build(1), budget=f"{fault.steps // 2} steps", groups=(fault.group,))
+    result = examine_case(fault.build(1), budget=f"{fault.steps // 3} steps", groups=(fault.group,))
     assert result.names[:1] == (fault.expected,), [f.text for f in result.findings]
     finding = result.findings[0]
     assert finding.text.startswith(CAUSES[fault.expected])
@@ -50,7 +50,7 @@ def test_a_planted_fault_is_convicted_in_19_of_20_seeds(fault):
     assert sum(named) >= 19
 
 
-@pytest.mark.parametrize("name", ["plain loop", "first order", "zeroth order, 4 directions"])
+@pytest.mark.parametrize("name", ["plain loop", "first order", "zeroth order"])
 def test_an_innocent_goes_free(name):
     result = examine_case(INNOCENTS[name](0), budget=BUDGET)
     assert not result.findings and not result.violated
@@ -97,7 +97,8 @@ def test_the_step_audit_bounds_mu_from_below(monkeypatch):
     result = audited(Repeatable(3))
     assert result.tests[-1].evidence.startswith("451 steps")
     assert 0.2 < result.mu_lower < 1.0 and result.epsilon_lower > 0
-    result = audited(type("Loud", (Repeatable,), {"noise_std": 0.1 * 0.5})(3))
+    loud = type("Loud", (Repeatable,), {"noise_std": 0.1 * 0.5})(3)
+    result = examine(loud.adapter(), loud.plan(), budget="500 steps", groups=("step_audit",))
     assert result.names == ("step_audit",) and result.mu_lower > 1.5
 
 
