@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
-sys.path.insert(0, os.path.abspath(".."))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dpaudit
 
