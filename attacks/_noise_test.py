@@ -225,6 +225,10 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float, worth: float) -> Ite
     if ratio < MISSING:
         yield found("noise_missing", f"deviation {math.sqrt(ratio):.3g} of the plan's", p, **detail)
         return
+    # held against the run's own level, so that noise too small everywhere does not look like missing steps
+    squares = np.square(rows).sum(axis=1)
+    chances = np.asarray([chi2_lower(square / ratio * worth, d * worth) * steps for square in squares])
+    weak = np.flatnonzero(chances <= alpha)
     everywhere = True
     blocks = probe.blocks(d)
     for name, part in blocks if len(blocks) > 1 else ():
@@ -234,17 +238,14 @@ def _scale(probe: Probe, evidence: _Evidence, alpha: float, worth: float) -> Ite
             continue
         chance = chi2_lower(own * worth, count * worth) * len(blocks)
         apart = variance_ratio(own / count, count * worth, other, (rows.size - count) * worth) * len(blocks)
-        if chance <= alpha and apart <= alpha:
+        share = math.sqrt(own / count)
+        # where steps differ in scale, few of them decide a parameter's, and only its silence says something of its own
+        if chance <= alpha and apart <= alpha and (share**2 < MISSING or not weak.size):
             everywhere = False
-            share = math.sqrt(own / count)
             cause = "noise_missing_on_parameter" if share**2 < MISSING else "noise_scale_parameter"
             words = f"{name} has deviation {share:.3g} of the plan's"
             yield found(cause, words, chance, **(detail | {"parameter": name, "measured": share}))
-    squares = np.square(rows).sum(axis=1) if everywhere else np.zeros(0)
-    # held against the run's own level, so that noise too small everywhere does not look like missing steps
-    chances = np.asarray([chi2_lower(square / ratio * worth, d * worth) * steps for square in squares])
-    weak = np.flatnonzero(chances <= alpha)
-    if weak.size:
+    if weak.size and everywhere:
         everywhere = False
         share = math.sqrt(float(squares[weak].mean()) / d)
         words = f"{weak.size} of {steps} steps have deviation {share:.3g} of the plan's, the first at step {weak[0]}"

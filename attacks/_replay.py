@@ -273,13 +273,16 @@ def _together(seen: _Replayer, base: list[int], *, excess: bool) -> list[ExamFin
     huge = seen.probe.adversaries.get("huge loss")
     if huge is not None:
         # when a clip acts on the mean, a record with a huge loss leaves nothing of the other's own direction
-        alone, other, both = seen.sum(huge), seen.sum(base[1]), seen.sum(base[1], huge)
-        own, left = _norm(_across(other, alone)), _norm(_across(both, alone))
+        alone = seen.sum(huge)
+        # few released numbers point few ways: the record that has most of its own
+        chosen = max(base[1:], key=lambda i: _norm(_across(seen.sum(i), alone)))
+        own = _norm(_across(seen.sum(chosen), alone))
+        left = _norm(_across(seen.sum(chosen, huge), alone)) if own > 1e-3 else 0.0
         if own > 1e-3 and left < 0.3 * own and _norm(alone) > 0.1:
-            words = f"beside a record with a huge loss, {left:.3g} C is left of the {own:.3g} C of record {base[1]}"
+            words = f"beside a record with a huge loss, {left:.3g} C is left of the {own:.3g} C of record {chosen}"
             return [
                 found(
-                    "clipped_after_averaging", words, records=(base[1], huge), without=(huge,), measured=left, bound=own
+                    "clipped_after_averaging", words, records=(chosen, huge), without=(huge,), measured=left, bound=own
                 )
             ]  # fmt: skip
     for batch in (pair, tuple(base)):
