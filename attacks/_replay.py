@@ -256,17 +256,19 @@ def _growth(seen: _Replayer) -> tuple[list[str], bool] | None:
 def _together(seen: _Replayer, base: list[int], *, excess: bool) -> list[ExamFinding]:
     """Records added to others: their shares add up, with one divisor whatever the batch."""
     pair = (base[0], base[1])
-    whole, shares = seen.sum(*base), seen.shares(base)
+    # few released numbers may cancel: the first records whose shares do so least
+    group = max((base[:k] for k in range(len(base), 1, -1)), key=lambda some: _norm(seen.shares(some)))
+    whole, shares = seen.sum(*group), seen.shares(group)
     scale = max(_norm(shares), 1e-12)
     gap = _norm(whole - shares)
     detail: dict[str, Any] = {
-        "records": tuple(base),
-        "without": tuple(base[:-1]),
+        "records": tuple(group),
+        "without": tuple(group[:-1]),
         "measured": gap,
         "bound": COUPLING * scale,
     }
-    if _norm(whole * len(base) - shares) < COUPLING * scale < gap:
-        ratio = f"the sum of {len(base)} records is 1/{len(base)} of the sum of their shares"
+    if _norm(whole * len(group) - shares) < COUPLING * scale < gap:
+        ratio = f"the sum of {len(group)} records is 1/{len(group)} of the sum of their shares"
         return [found("normaliser_realised_batch", ratio, **detail)]
     if excess:
         return []  # the shares themselves are wrong; what they do together says nothing more
