@@ -12,6 +12,7 @@ from dpaudit import Sampling
 from dpaudit.attacks._exam_plan import ExamPlan
 from dpaudit.attacks._exam_probe import Probe, set_public_seeds
 from dpaudit.attacks._exam_statistics import (
+    binomial_lower,
     binomial_two_sided,
     binomial_upper,
     chi2_lower,
@@ -167,15 +168,32 @@ def _seeded(draws: Draws, second: Draws, n: int, q: float, alpha: float) -> Iter
 
 
 def _sizes(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
-    """Dispersion of Binomial(n, q) sizes, with the chi-square law corrected for the binomial's fourth moment."""
+    """Dispersion of Binomial(n, q) sizes, with the chi-square law corrected for the binomial's fourth moment, and how
+    many of them lie in either tail, which is exactly binomial: a size that never occurs shows there first."""
     steps, variance = len(draws), n * q * (1 - q)
     if variance < 1:
         return
     sizes = np.asarray([len(batch) for batch in draws], dtype=np.float64)
     statistic = float(np.square(sizes - n * q).sum() / variance)
     scale = 1 + (1 - 6 * q * (1 - q)) / (2 * variance)
-    p = two_sided(chi2_lower(statistic / scale, steps / scale), chi2_upper(statistic / scale, steps / scale))
-    if p <= alpha:
+    p = 2 * two_sided(chi2_lower(statistic / scale, steps / scale), chi2_upper(statistic / scale, steps / scale))
+    if p > alpha:
+        yield from _tails(sizes, n, q, alpha)
+    else:
         spread = statistic / steps * variance
         text = f"the sizes of {steps} minibatches have variance {spread:.3g}, expected {variance:.3g}"
         yield found("sampling_batch_size", text, p, measured=spread, bound=variance)
+
+
+def _tails(sizes: NDArray[np.float64], n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    """Minibatches smaller than sizes fixed by the plan: where a fiftieth, a tenth and so on are due."""
+    below = [binomial_lower(k - 1, n, q) for k in range(1, n + 1)]
+    bounds = sorted({1 + min(range(n), key=lambda k: abs(below[k] - share)) for share in (0.02, 0.1, 0.9, 0.98)})
+    tried = []
+    for bound in bounds:
+        count, due = int((sizes < bound).sum()), below[bound - 1]
+        tried.append((2 * len(bounds) * binomial_two_sided(count, len(sizes), due), bound, count, due))
+    p, bound, count, due = min(tried)
+    if p <= alpha:
+        text = f"{count} of {len(sizes)} minibatches have fewer than {bound} records, expected {due * len(sizes):.1f}"
+        yield found("sampling_batch_size", text, p, measured=count, bound=due * len(sizes))
