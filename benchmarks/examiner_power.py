@@ -71,7 +71,7 @@ def measure(case: Row, commit: str) -> Row:
         "detectors": commit,
     }  # fmt: skip
     if fault is not None:
-        row |= {"expected": fault.expected, "family": fault.family, "convicted": result.names[:1] == (fault.expected,)}
+        row |= {"expected": fault.expected, "convicted": result.names[:1] == (fault.expected,)}
     return row
 
 
