@@ -10,6 +10,8 @@ Methods, all on the same mean-pooled encoder and 7,000 training sentences:
 - ``private_head``: the linear head alone, trained privately on frozen features
 - ``private_full``: a short private head stage, then every parameter by ghost-clipped DP-Adam; both stages are in the
   ledger, and the noise is calibrated on the pair. The head comes first because gradients reach the encoder through it.
+- ``private_lora``, ``private_bias``: the same two stages, the second on rank-8 adapters or on the encoder's biases; only
+  when asked for with ``--methods``, their rates are not tuned
 - ``full``: every parameter trained by AdamW, not private: the ceiling
 
 Full fine-tuning, private or not, runs the encoder under bf16 autocast. A seed fixes the split, the initial head and
@@ -42,7 +44,14 @@ from torch import Tensor, nn
 
 from dpaudit import Ledger, MemoryJournal
 from dpaudit.accounting import calibrate, epsilon_upper
-from dpaudit.trainers import OptimizerSettings, PrivacyPlan, classification_losses, pad_labelled, train
+from dpaudit.trainers import (
+    OptimizerSettings,
+    PrivacyPlan,
+    classification_losses,
+    pad_labelled,
+    train,
+    trained_parameters,
+)
 
 RESULTS = Path(__file__).parent / "results" / "utility_rotten_tomatoes.json"
 HASHES = {
@@ -65,7 +74,10 @@ class Recipe:
 RECIPES = {
     "head": Recipe(batch=1400, steps=20, learning_rate=0.05, clipping_norm=0.5),
     "full": Recipe(batch=1024, steps=18, learning_rate=1e-3, clipping_norm=0.1),
+    "lora": Recipe(batch=1024, steps=18, learning_rate=5e-3, clipping_norm=0.1),
+    "bias": Recipe(batch=1024, steps=18, learning_rate=5e-3, clipping_norm=0.1),
 }
+METHODS = ["frozen_probe", "private_head", "private_full", "full", "private_lora", "private_bias"]
 HEAD_FIRST_SIGMA = 4.0  # of private_full's head stage: about 0.9 of ε when it stands alone
 FULL_EPOCHS, FULL_BATCH, FULL_RATE = 2, 32, 5e-5
 
@@ -238,15 +250,30 @@ def private_head(rows: list[Any], test: list[Any], seed: int, epsilon: float) ->
 
 
 def private_full(rows: list[Any], test: list[Any], seed: int, epsilon: float) -> dict[str, Any]:
+    return head_then("full", rows, test, seed, epsilon)
+
+
+def private_lora(rows: list[Any], test: list[Any], seed: int, epsilon: float) -> dict[str, Any]:
+    return head_then("lora", rows, test, seed, epsilon)
+
+
+def private_bias(rows: list[Any], test: list[Any], seed: int, epsilon: float) -> dict[str, Any]:
+    return head_then("bias", rows, test, seed, epsilon)
+
+
+def head_then(which: str, rows: list[Any], test: list[Any], seed: int, epsilon: float) -> dict[str, Any]:
+    """A private head stage, then a stage that trains the head and the encoder, its adapters or its biases."""
     both = calibrate(
         HeadThenAll(
-            head=plan_for(RECIPES["head"], sigma=HEAD_FIRST_SIGMA), whole=plan_for(RECIPES["full"], epsilon=epsilon)
+            head=plan_for(RECIPES["head"], sigma=HEAD_FIRST_SIGMA), whole=plan_for(RECIPES[which], epsilon=epsilon)
         )
     )
     model, journal = fresh_model(seed), MemoryJournal()
     train_head(model, rows, both.head, journal)
     after_head = probe_accuracy(model, test)
     model.absorb_scale()
+    if which != "full":
+        model.encoder = trained_parameters(model.encoder, which)
     train(
         model,
         rows,
@@ -254,7 +281,7 @@ def private_full(rows: list[Any], test: list[Any], seed: int, epsilon: float) ->
         collate=collate,
         loss_fn=losses,
         journal=journal,
-        optimizer=OptimizerSettings(learning_rate=RECIPES["full"].learning_rate, schedule="linear"),
+        optimizer=OptimizerSettings(learning_rate=RECIPES[which].learning_rate, schedule="linear"),
         physical_batch_size=64,
     )
     found = _claim(both.ledger(), journal, epsilon)
@@ -364,7 +391,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="MiniLM on Rotten Tomatoes, private and not")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epsilons", type=float, nargs="+", default=[8.0, 3.0])
-    parser.add_argument("--methods", nargs="+", default=["frozen_probe", "private_head", "private_full", "full"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:4])
     parser.add_argument("--dry", action="store_true", help="print and write nothing")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
