@@ -10,8 +10,8 @@ Methods, all on the same mean-pooled encoder and 7,000 training sentences:
 - ``private_head``: the linear head alone, trained privately on frozen features
 - ``private_full``: a short private head stage, then every parameter by ghost-clipped DP-Adam; both stages are in the
   ledger, and the noise is calibrated on the pair. The head comes first because gradients reach the encoder through it.
-- ``private_lora``, ``private_bias``: the same two stages, the second on rank-8 adapters or on the encoder's biases; only
-  when asked for with ``--methods``, their rates are not tuned
+- ``private_lora``, ``private_bias``: the same two stages, the second on rank-8 adapters or on the encoder's biases
+  (when asked for with ``--methods``; their rates are not tuned)
 - ``full``: every parameter trained by AdamW, not private: the ceiling
 
 Full fine-tuning, private or not, runs the encoder under bf16 autocast. A seed fixes the split, the initial head and
