@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.run_helpers import EXAMPLES, run_cli
+from tests.run_helpers import EXAMPLES, run_cli, small_config, write_toml
 
 
 def plant_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,8 @@ def test_no_noise_and_no_clipping_is_violated_in_nine_of_ten_runs(
 ) -> None:
     plant_no_noise(monkeypatch)
     plant_no_clipping(monkeypatch)
+    # The preflight refuses this run before its first step (next test); here the audit has to find it alone.
+    monkeypatch.setattr("dpaudit.cli._fit.check_sensitivity", lambda prepared, model: None)
     verdicts = []
     for seed in range(10):
         outcome = run_cli("certify", EXAMPLES / "certify.toml", "--out", tmp_path / str(seed), "--json")
@@ -45,6 +47,12 @@ def test_no_noise_and_no_clipping_is_violated_in_nine_of_ten_runs(
     with capsys.disabled():
         print(f"\nno noise, no clipping: {verdicts}")
     assert sum(verdict == "violated" for verdict, _ in verdicts) >= 9
+
+
+def test_no_clipping_is_refused_by_the_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_no_clipping(monkeypatch)
+    outcome = run_cli("certify", write_toml(tmp_path / "c.toml", small_config()), "--out", tmp_path / "run")
+    assert outcome.code == 64 and "the clipped sum differs from one backward pass per example" in outcome.error
 
 
 @pytest.mark.slow
