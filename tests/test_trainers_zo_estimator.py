@@ -263,6 +263,16 @@ def test_a_perturbed_pass_equals_the_functionally_perturbed_model(mode: str, kin
     assert not torch.allclose(found, gpt_losses(model, batch).detach(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", list(DirectionKind))
+def test_a_cache_forgets_the_direction_before(kind: DirectionKind) -> None:
+    directions, cache = Directions(run="cache", kind=kind), BitCache(10**9)
+    for step, direction in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        fresh = directions.stream(step=step, direction=direction, tensor="w")
+        for _ in range(2):  # drawn, then remembered
+            words = cache.words(directions, step, direction, "w", 300)
+            assert words is not None and (words == fresh.words(300)).all()
+
+
 class OuterScale(nn.Module):
     """A weight of its own around modules with weights, and a layer that returns its weight."""
 

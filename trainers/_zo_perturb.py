@@ -52,6 +52,7 @@ class BitCache:
     ) -> NDArray[np.uint64] | None:
         """Cached or freshly drawn words of a tensor's direction; None when they do not fit."""
         if self._key != (step, direction):
+            self._held.clear()
             self._bytes, self._key = 0, (step, direction)
         if name in self._held:
             return self._held[name]
