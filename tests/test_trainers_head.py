@@ -144,12 +144,24 @@ def test_one_example_moves_the_sum_by_at_most_c(dtype: torch.dtype) -> None:
         assert torch.stack([g.norm() for g in total([row])]).norm() <= bound * (1 + 1e-5)
 
 
-def test_lora_over_a_frozen_head() -> None:
+def with_lora(family: str, targets: list[str]) -> nn.Module:
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
-    model = peft.get_peft_model(build("gpt2", torch.float64), config).double()
-    wrong, norm_wrong = compare(model, losses_of(model), 4, Flat)
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False, fan_in_fan_out=targets == ["c_attn"])
+    model: nn.Module = peft.get_peft_model(build(family, torch.float64), config).double()
+    return model
+
+
+@pytest.mark.parametrize(("family", "targets"), [("gpt2", ["c_attn"]), ("llama", ["q_proj", "v_proj"])])
+@pytest.mark.parametrize("lean", [False, True])
+def test_lora_over_a_frozen_head(family: str, targets: list[str], lean: bool) -> None:
+    model = with_lora(family, targets)
+    with GhostClipping(model, 1.0, lean=lean) as clipper:  # the clipper is open before the model is first seen
+        first = clipper.backward(losses_of(model)(slice(0, 4)))
+        assert torch.allclose(clipper.backward(losses_of(model)(slice(0, 3))), first[:3])
+    wrong, norm_wrong = compare(model, losses_of(model), 4, Flat, lean=lean)
     assert wrong <= 1e-11 and norm_wrong <= 1e-11
+    expected = norms_of(gradients(model, lambda rows: whole(model, rows), 4))
+    assert torch.allclose(first, expected, rtol=1e-11)
 
 
 class Largest(TorchDispatchMode):
@@ -167,11 +179,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("lean", [False, True])
-def test_the_logits_of_the_batch_never_exist(lean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_the_batch_never_exist(lean: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=3000, n_positions=16)
     model = transformers.GPT2LMHeadModel(config).train()
+    model.get_output_embeddings().weight.requires_grad_(not frozen)
     ids = torch.randint(0, 3000, (6, 12))
     monkeypatch.setattr(head_module, "CHUNK_WORDS", 11 * 3000)  # one example
     largest = {}

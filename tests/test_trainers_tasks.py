@@ -213,6 +213,14 @@ def test_a_tied_output_layer_is_an_embedding_and_not_a_head():
         trained_parameters(model, "lora", size=3)
 
 
+@pytest.mark.parametrize("options", [{}, {"targets": ["no_such_layer"]}])
+def test_adapters_that_fit_nowhere_are_one_sentence(options):
+    pytest.importorskip("peft")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    with pytest.raises(UnsupportedModel, match=r"cannot be given lora by peft.*choose 'all' or 'bias'"):
+        trained_parameters(model, "lora", **options)
+
+
 @pytest.mark.parametrize(("choice", "options"), [("lora", {"rank": 2}), ("prefix", {"length": 3})])
 def test_adapters_are_clipped_exactly(choice, options):
     pytest.importorskip("peft")

@@ -1,4 +1,4 @@
-"""Uses of one parameter, and their clipped-sum arithmetic: norms, cross terms, weighted sums.
+"""Uses of one parameter, and their clipped-sum arithmetic: norms and weighted sums (cross terms: ``_layers_cross``).
 
 A *use* is one place where a parameter met the data in a forward pass. With a loss per example, every use gives a
 per-example gradient G_i; a use knows |G_i|² and Σ_i c_i G_i without writing G_i down where that is cheaper.
@@ -8,9 +8,6 @@ Notation, as in the papers: B examples, T positions, a layer s = a W with a: (B,
 - ``MatrixUse``: G_i = a_iᵀ b_i, |G_i|² = Σ_{t,s} (a_it·a_is)(b_it·b_is) (Goodfellow 1510.01799; Li et al. 2110.05679)
 - ``RowUse``: an embedding; a is one-hot, so equal ids are summed first (segment sum) and then squared
 - ``DirectUse``: G_i itself, for parameters so small that writing it down is cheapest (biases, gains)
-
-A parameter used k times has |G_i|² = Σ over all PAIRS of uses of <G_i, G'_i>; leaving the cross terms out would
-under- or over-estimate the norm (tied embeddings) and break the bound.
 """
 
 from __future__ import annotations

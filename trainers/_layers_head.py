@@ -26,6 +26,7 @@ CHUNK_WORDS = 2**22
 """Logits held at a time: 16 MiB in fp32, or those of one example."""
 
 IGNORED = -100
+"""Label of a token that does not count."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -232,6 +233,16 @@ def losses_in_chunks(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor
     """The losses alone, (B,), a few examples at a time, without a gradient."""
     inputs = head_inputs(hidden, head, targets)
     return torch.cat([inputs.losses_and_slopes(rows, slopes=False)[0] for rows in inputs.chunks()])
+
+
+def frozen_head_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """The losses in chunks with a gradient for ``hidden`` alone; no clipper has to know of a frozen head."""
+    if not hidden.requires_grad:
+        return losses_in_chunks(hidden, head, targets)
+    losses: Tensor = HeadLosses.apply(
+        hidden.new_zeros(()), hidden, head_inputs(hidden, head, targets), None, None, False
+    )  # type: ignore[no-untyped-call]
+    return losses
 
 
 def head_inputs(hidden: Tensor, head: nn.Linear, targets: Tensor) -> HeadInputs:

@@ -86,7 +86,13 @@ def _adapted(model: Any, choice: str, **options: Any) -> nn.Module:
         known = {"length": 10}
         _refuse_unknown(options, known)
         config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens={**known, **options}["length"])
-    wrapped: nn.Module = peft.get_peft_model(model, config)
+    try:
+        wrapped: nn.Module = peft.get_peft_model(model, config)
+    except (ValueError, AttributeError) as error:  # peft knows no layers of this family, or the targets fit none
+        raise UnsupportedModel(
+            f"model {type(model).__name__} cannot be given {choice} by peft ({str(error).splitlines()[0][:120]});"
+            " name its linear layers in targets= from Python, or choose 'all' or 'bias'."
+        ) from error
     return wrapped
 
 

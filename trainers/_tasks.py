@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from dpaudit._errors import InvalidValue
 from dpaudit.trainers._layers import wide
-
-IGNORED = -100
-"""Label of a token that does not count."""
+from dpaudit.trainers._layers_head import IGNORED as IGNORED
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -55,7 +53,8 @@ def causal_lm_losses(
         Unshifted labels with -100 where no loss is wanted (a prompt, a table); the inputs themselves if None.
     chunked_head : bool, default=False
         Compute the head and the losses a few examples at a time, so that the (B, T, V) logits never exist; for models
-        whose logits are one linear layer of the last hidden state. Takes effect under a clipper and without gradients.
+        whose logits are one linear layer of the last hidden state. Takes effect under a clipper, with a frozen head,
+        and without gradients.
 
     Returns
     -------

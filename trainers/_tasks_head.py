@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit._errors import UnsupportedModel
-from dpaudit.trainers._layers_head import losses_in_chunks
-from dpaudit.trainers._layers_sites import LinearSite
+from dpaudit.trainers._layers_head import frozen_head_losses, losses_in_chunks
+from dpaudit.trainers._layers_sites import LinearSite, Site
 
 #: Models whose logits were compared.
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -32,14 +33,16 @@ def chunked_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor |
     if model not in _checked:
         _refuse_other_logits(model, decoder, head, input_ids[:1, :4])
         _checked.add(model)
-    site = _listener(head)
-    if site is not None:
-        site.engine.announce(len(input_ids))
+    if (clipper := next(_sites(model.modules()), None)) is not None:
+        clipper.engine.announce(len(input_ids))  # the decoder is called past the model, whose call would tell B
     hidden = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[:, :-1]
     shifted = targets[:, 1:]
     if not torch.is_grad_enabled():
         return losses_in_chunks(hidden, head, shifted)
-    if site is not None and site.engine.listening:
+    if not any(p.requires_grad for p in head.parameters()):
+        return frozen_head_losses(hidden, head, shifted)
+    if (site := next(_sites([head]), None)) is not None and site.engine.listening:
+        assert isinstance(site, LinearSite)
         return site.losses(hidden, shifted, input_ids)
     from dpaudit.trainers._tasks import token_losses
 
@@ -86,9 +89,9 @@ def _refuse_other_logits(model: nn.Module, decoder: nn.Module, head: nn.Linear, 
         )
 
 
-def _listener(head: nn.Linear) -> LinearSite | None:
-    """The clipper's site on the head, found by its hook, so that it is there exactly while the clipper is open."""
-    for hook in head._forward_hooks.values():
-        if isinstance(site := getattr(hook, "__self__", None), LinearSite):
-            return site
-    return None
+def _sites(modules: Iterable[nn.Module]) -> Iterator[Site]:
+    """An open clipper's sites on modules, found by their hooks, so that they are there exactly while it is open."""
+    for module in modules:
+        for hook in module._forward_hooks.values():
+            if isinstance(site := getattr(hook, "__self__", None), Site):
+                yield site
