@@ -112,6 +112,7 @@ def _from_file(path: Path) -> list[tuple[Any, Any]]:
 def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     """Adapter and plan of every stage of the trainer that a configuration names, on one model."""
     from dpaudit.cli._fit import select_trainable
+    from dpaudit.cli._fit_zeroth_order import stages_of
     from dpaudit.cli._prepare import make_plans, public_size
     from dpaudit.cli._sources import load_model, private_and_public
 
@@ -124,7 +125,7 @@ def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     if config.privacy.method != "dp-zoso":
         return [(_first_order(config, model, records, special, plans[0]), plans[0])]
     claims = [whole_plan(plans), *(dataclasses.replace(plan, target_epsilon=None) for plan in plans[1:])]
-    adapters = [_zeroth_order(config, model, records, special, plan, number) for number, plan in enumerate(plans)]
+    adapters = [_zeroth_order(config, model, records, special, stage) for stage in stages_of(config, plans)]
     return list(zip(adapters, claims, strict=True))
 
 
@@ -194,24 +195,16 @@ def _first_order(
 
 
 def _zeroth_order(
-    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any, number: int
+    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], stage: Any
 ) -> ZerothOrderAdapter:
     from dpaudit.attacks import ZerothOrderAdapter
-    from dpaudit.trainers._directions import Directions
-    from dpaudit.trainers._zo_stages import ZOStage
+    from dpaudit.cli._fit_zeroth_order import directions_of
     from dpaudit.trainers._zo_tasks import fixed_length
     from dpaudit.trainers._zoso import zo_train
 
-    options = config.zeroth_order
-    assert options is not None  # the configuration required it
-    stage = ZOStage(
-        plan=plan, learning_rate=config.optimizer.learning_rate * 0.5**number, scale=options.scale,
-        proximal=options.proximal,
-    )  # fmt: skip
-    directions = Directions(run=f"{config.run.seed}/examination", kind=options.distribution)  # type: ignore[arg-type]
     return ZerothOrderAdapter(
         zo_train, model, records, stage, collate=fixed_length(_collator(config), LENGTH, pad=1),
-        loss_fn=_losses(config), special=special, directions=directions,
+        loss_fn=_losses(config), special=special, directions=directions_of(config, "examination"),
         options={"physical_batch_size": 16},
     )  # fmt: skip
 

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpaudit._journal import DiskJournal
+from dpaudit.cli._config import Config
 from dpaudit.cli._prepare import Prepared
 
 if TYPE_CHECKING:
     from dpaudit.trainers import PrivacyPlan
+    from dpaudit.trainers._directions import Directions
+    from dpaudit.trainers._zo_stages import ZOStage
 
 LOG_NAME = "zo_log.jsonl"
+
+
+def stages_of(config: Config, plans: Sequence[PrivacyPlan]) -> tuple[ZOStage, ...]:
+    """What a configuration makes of its stages' plans: the rate halves from stage to stage."""
+    from dpaudit.trainers._zo_stages import ZOStage
+
+    options = config.zeroth_order
+    assert options is not None  # the configuration required it
+    return tuple(
+        ZOStage(
+            plan=plan,
+            learning_rate=config.optimizer.learning_rate * 0.5**number,
+            scale=options.scale,
+            proximal=options.proximal,
+        )
+        for number, plan in enumerate(plans)
+    )
+
+
+def directions_of(config: Config, purpose: str) -> Directions:
+    """Public directions of one purpose: a run or an examination."""
+    from dpaudit.trainers._directions import Directions
+
+    options = config.zeroth_order
+    assert options is not None
+    return Directions(run=f"{config.run.seed}/{purpose}", kind=options.distribution)  # type: ignore[arg-type]
 
 
 def segment(
@@ -31,27 +60,15 @@ def segment(
     The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
     """
     from dpaudit.cli._fit import _PrivateLog, collator, loss_function
-    from dpaudit.trainers._directions import Directions
     from dpaudit.trainers._zo_log import ZOLogWriter
-    from dpaudit.trainers._zo_stages import ZOPlan, ZOStage
+    from dpaudit.trainers._zo_stages import ZOPlan
     from dpaudit.trainers._zo_tasks import fixed_length
     from dpaudit.trainers._zoso import zo_train
 
-    config, options = prepared.config, prepared.config.zeroth_order
-    assert options is not None
-    stages = ZOPlan(
-        tuple(
-            ZOStage(
-                plan=stage_plan,
-                learning_rate=config.optimizer.learning_rate * 0.5**number,
-                scale=options.scale,
-                proximal=options.proximal,
-            )
-            for number, stage_plan in enumerate(prepared.plans)
-        )
-    )
+    config = prepared.config
+    stages = ZOPlan(stages_of(config, prepared.plans))
     # Public, and of this run alone: two runs on the same records do not share directions.
-    run_key = f"{config.run.seed}/{prepared.audit_plan.coin_commitment}"
+    directions = directions_of(config, str(prepared.audit_plan.coin_commitment))
     private_log = _PrivateLog(prepared.folder.private / "steps.jsonl")
 
     def callback(report: Any) -> None:
@@ -67,7 +84,7 @@ def segment(
             collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
             loss_fn=loss_function(prepared),
             journal=journal,
-            directions=Directions(run=run_key, kind=options.distribution),  # type: ignore[arg-type]  # parsed there
+            directions=directions,
             log=log,
             physical_batch_size=config.optimizer.physical_batch_size,
             callback=callback,
