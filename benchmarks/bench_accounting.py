@@ -26,8 +26,8 @@ import numpy as np
 
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.accounting import calibrate_noise_multiplier, charges, epsilon_interval
-from dpaudit.accounting._loss import cells
-from dpaudit.accounting._saddle import rough
+from dpaudit.accounting.prv.loss import cells
+from dpaudit.accounting.prv.saddle import rough
 
 Stages = list[tuple[float, float, int]]
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from dpaudit.audit import (
+from dpaudit.auditing import (
     Control,
     accuracy_mu_lower,
     audit,

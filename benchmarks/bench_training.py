@@ -107,8 +107,8 @@ def ghost(
     """GhostClipping; ``plain`` uses torch's default matrix products throughout."""
 
     def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Step:
-        from dpaudit.trainers import _products
-        from dpaudit.trainers._ghost import GhostClipping
+        from dpaudit.trainers.ghost import products as _products
+        from dpaudit.trainers.ghost.clipper import GhostClipping
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         clipper = GhostClipping(model, max_grad_norm=0.1, lean=lean)

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit import Clip
-from dpaudit.trainers._directions import DirectionKind, Directions
-from dpaudit.trainers._noise import NoiseSource
-from dpaudit.trainers._tasks import causal_lm_losses, token_losses
-from dpaudit.trainers._zeroth_order import apply_update, clip_differences, loss_differences, release
-from dpaudit.trainers._zo_params import trainable_parameters
-from dpaudit.trainers._zo_perturb import BitCache, perturbation
+from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.tasks.losses import causal_lm_losses, token_losses
+from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
+from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
+from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
+from dpaudit.trainers.zeroth_order.step import apply_update, clip_differences, loss_differences, release
 
 CACHE = 0  # bytes of random bits that a step may keep; a cache saves draws and costs memory
 

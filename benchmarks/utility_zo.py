@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from dpaudit import MemoryJournal
 from dpaudit.accounting import account, calibrate
 from dpaudit.trainers import OptimizerSettings, PrivacyPlan, classification_losses, train
-from dpaudit.trainers._directions import Directions
-from dpaudit.trainers._pruning import MaskRule
-from dpaudit.trainers._zo_stages import ZOPlan, aggzo, dpzero, mezo, zoso
-from dpaudit.trainers._zoso import zo_train
+from dpaudit.trainers.zeroth_order.directions import Directions
+from dpaudit.trainers.zeroth_order.pruning import MaskRule
+from dpaudit.trainers.zeroth_order.stages import ZOPlan, aggzo, dpzero, mezo, zoso
+from dpaudit.trainers.zeroth_order.train import zo_train
 
 DELTA = 1e-5
 BUDGET = {"head": 2048, "lora": 4096}  # batch forward passes of a run

@@ -25,8 +25,8 @@ import utility_zo as utility
 from torch import Tensor
 
 from dpaudit import Clip
-from dpaudit.trainers._zeroth_order import clip_differences
-from dpaudit.trainers._zo_stages import stage_steps
+from dpaudit.trainers.zeroth_order.stages import stage_steps
+from dpaudit.trainers.zeroth_order.step import clip_differences
 
 PASSES, BATCH, EPSILON = 4096, 64, 4.0
 

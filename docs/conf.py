@@ -41,7 +41,7 @@ PACKAGES = (
     "dpaudit",
     "dpaudit.certificates",
     "dpaudit.accounting",
-    "dpaudit.audit",
+    "dpaudit.auditing",
     "dpaudit.trainers",
     "dpaudit.attacks",
     "dpaudit.reports",

@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpaudit import Relation
-from dpaudit._certificate import Claim
-from dpaudit._commitment import canary_id, commitment, manifest
-from dpaudit._events import from_opacus
-from dpaudit._import_runs import Canaries, certify_run, write_manifest, write_plan
 from dpaudit.accounting import account
-from dpaudit.audit import design
+from dpaudit.accounting.events import from_opacus
+from dpaudit.auditing import design
+from dpaudit.certificates.build import Claim
+from dpaudit.certificates.import_run import Canaries, certify_run, write_manifest, write_plan
+from dpaudit.storage.commitment import canary_id, commitment, manifest
 
 EPSILON, DELTA, RELATION, UNIT = 3.0, 1e-5, Relation.ADD_OR_REMOVE_ONE, "row"
 RECORDS, CANARIES, FEATURES, CLASSES, BATCH, EPOCHS = 2000, 400, 16, 4, 100, 6

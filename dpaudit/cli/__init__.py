@@ -10,8 +10,8 @@ import sys
 
 import click
 
-from dpaudit._errors import DpauditError
 from dpaudit._version import __version__
+from dpaudit.privacy.errors import DpauditError
 
 COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
@@ -38,7 +38,7 @@ class LazyGroup(click.Group):
         """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"dpaudit.cli._{cmd_name}")
+        module = importlib.import_module(f"dpaudit.cli.{cmd_name}")
         command: click.Command = module.command
         return command
 

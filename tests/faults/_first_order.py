@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpaudit.trainers import NoiseSource, PoissonSampler, _clipping, _ghost_book, _loop, _release
-from dpaudit.trainers._step import noisy_mean
+from dpaudit.trainers import NoiseSource, PoissonSampler
+from dpaudit.trainers import clipping as _clipping
+from dpaudit.trainers import loop as _loop
+from dpaudit.trainers import release as _release
+from dpaudit.trainers.ghost import book as _ghost_book
+from dpaudit.trainers.step import noisy_mean
 from tests.faults._case import Case, Fault
 from tests.faults._plain import shrunk
 from tests.faults._problems import BATCH, RECORDS, first_order

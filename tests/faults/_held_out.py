@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from dpaudit import MemoryJournal
-from dpaudit._journal import DiskJournal
-from dpaudit.trainers import ClippedSum, NoiseSource, PerLayer, _ghost_book, _loop, _zoso
-from dpaudit.trainers._clipping import _flat
-from dpaudit.trainers._zeroth_order import release
+from dpaudit.storage.journal import DiskJournal
+from dpaudit.trainers import ClippedSum, NoiseSource, PerLayer
+from dpaudit.trainers import loop as _loop
+from dpaudit.trainers.clipping import _flat
+from dpaudit.trainers.ghost import book as _ghost_book
+from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order.step import release
 from tests.faults._case import Case, Fault, accountant
 from tests.faults._first_order import planted as first_order_fault
 from tests.faults._held_out_loops import (

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dpaudit import Clip, MemoryJournal, Sampling
-from dpaudit.trainers import NoiseSource, _zoso
-from dpaudit.trainers._zeroth_order import clip_differences
+from dpaudit.trainers import NoiseSource
+from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order.step import clip_differences
 from tests.faults._first_order import planted as first_order_fault
 from tests.faults._first_order import releasing
 from tests.faults._held_out_2_loops import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpaudit import Stage
 from dpaudit.attacks import ExamPlan, OpacusAdapter
-from dpaudit.attacks._adapters import FACTORS
+from dpaudit.attacks.examiner.adapters import FACTORS
 from tests.faults._case import Case
 
 RECORDS, BATCH = 60, 6

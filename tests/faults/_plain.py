@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.attacks import ExamPlan, LoopAdapter
-from dpaudit.attacks._adapters import FACTORS
+from dpaudit.attacks.examiner.adapters import FACTORS
 
 RECORDS, RATE, WIDTH, CLASSES = 60, 0.1, 5, 3
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dpaudit.attacks import FirstOrderAdapter, ZerothOrderAdapter
 from dpaudit.trainers import OptimizerSettings, PrivacyPlan, pad_tokens, token_losses, train
-from dpaudit.trainers._directions import Directions
-from dpaudit.trainers._zo_stages import ZOStage
-from dpaudit.trainers._zoso import zo_train
+from dpaudit.trainers.zeroth_order.directions import Directions
+from dpaudit.trainers.zeroth_order.stages import ZOStage
+from dpaudit.trainers.zeroth_order.train import zo_train
 
 RECORDS, BATCH, WORDS = 60, 6, 11
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from dpaudit import Clip
-from dpaudit.trainers import NoiseSource, _zoso
-from dpaudit.trainers._pruning import MaskRule
-from dpaudit.trainers._sampling import FullSampler
-from dpaudit.trainers._zeroth_order import clip_differences, release
+from dpaudit.trainers import NoiseSource
+from dpaudit.trainers.sampling import FullSampler
+from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order.pruning import MaskRule
+from dpaudit.trainers.zeroth_order.step import clip_differences, release
 from tests.faults._case import Case, Fault
 from tests.faults._plain import shrunk
 from tests.faults._problems import BATCH, zeroth_order
@@ -138,7 +139,7 @@ def _never(options: dict[str, Any]) -> bool:
 
 
 def _unranked(options: dict[str, Any]) -> None:
-    from dpaudit.trainers._zo_params import Mask
+    from dpaudit.trainers.zeroth_order.coordinates import Mask
 
     if options["masks"] is not None:
         options["masks"] = {name: Mask(index=m.index, weight=None) for name, m in options["masks"].items()}

@@ -1,0 +1,1 @@
+"""Canaries: whole records inserted by fair coins, their generators and the secret file."""

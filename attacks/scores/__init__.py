@@ -1,0 +1,1 @@
+"""Membership scores, one attack a file. Higher = member."""

@@ -1,0 +1,240 @@
+"""Calibration: the parameter whose CERTIFIED upper bound meets a target ε."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from dpaudit.accounting.account import epsilon_upper
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.protocols import Budget, Calibratable
+from dpaudit.privacy.stage import Clip, Relation, Stage
+
+P = TypeVar("P", bound=Calibratable)
+
+LARGEST_SIGMA = 1e6
+LARGEST_STEPS = 10**9
+
+
+def smallest_meeting(
+    epsilon_of: Callable[[float], float], target: float, *, start: float, largest: float, rtol: float = 1e-4
+) -> float:
+    """Smallest value (to ``rtol`` in ε, on the safe side) whose decreasing ``epsilon_of`` is at most ``target``.
+
+    Regula falsi on log ε against log of the value, bracketed; every value tried is a certified evaluation.
+    """
+    low = high = start
+    at = epsilon_of(start)
+    if at <= target:
+        at_high, at_low = at, at
+        while at_low <= target:
+            high, at_high = low, at_low
+            low /= 2
+            if low < 1e-6:
+                return high
+            at_low = epsilon_of(low)
+    else:
+        at_low, at_high = at, at
+        while at_high > target:
+            low, at_low = high, at_high
+            high *= 2
+            if high > largest:
+                raise InvalidValue(
+                    f"target epsilon={target} is not met below {largest}; raise the target, or lower steps or q."
+                )
+            at_high = epsilon_of(high)
+    side = 0
+    for _ in range(60):
+        if at_high >= target * (1 - rtol) or high / low < 1 + 1e-9:
+            return high
+        x, y = math.log(low), math.log(high)
+        # Aim a little inside the target, so that the safe end is the one that converges.
+        aim = target * (1 - 0.4 * rtol)
+        a, b = _gap(at_low, aim), _gap(at_high, aim)
+        weight = b / (b - a) if math.isfinite(a) and a != b else 0.5
+        middle = math.exp(y + min(max(weight, 0.02), 0.98) * (x - y))
+        at_middle = epsilon_of(middle)
+        if at_middle <= target:
+            high, at_high, side = middle, at_middle, max(side, 0) + 1
+        else:
+            low, at_low, side = middle, at_middle, min(side, 0) - 1
+        if abs(side) >= 3:
+            middle, side = math.sqrt(low * high), 0
+            at_middle = epsilon_of(middle)
+            if at_middle <= target:
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle
+    return high
+
+
+def _gap(epsilon: float, target: float) -> float:
+    return math.log(epsilon / target) if epsilon > 0 else -10.0
+
+
+def calibrate(plan: P, /, *, accountant: str = "prv", assume: Collection[str] = ()) -> P:
+    """The plan with the smallest noise multiplier whose certified ε meets its target.
+
+    Parameters
+    ----------
+    plan : Calibratable
+        Gives ``target_epsilon``, ``delta``, ``with_noise_multiplier(s)`` and ``ledger()``.
+    accountant : str
+        Whose upper bound has to meet the target.
+    """
+    target = plan.target_epsilon
+    if target is None:
+        raise InvalidValue("target_epsilon=None; give the plan the ε it has to meet, or its noise multiplier.")
+    validate.positive(target_epsilon=target)
+    validate.finite(target_epsilon=target)
+    validate.open_unit(delta=plan.delta)
+
+    def epsilon_of(sigma: float) -> float:
+        return epsilon_upper(plan.with_noise_multiplier(sigma).ledger(), plan.delta, accountant, assume=assume)
+
+    sigma = smallest_meeting(epsilon_of, target, start=1.0, largest=LARGEST_SIGMA)
+    return plan.with_noise_multiplier(sigma)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _StagePlan:
+    """A plain stage as a plan, for calibration without a trainer."""
+
+    stage: Stage
+    relation: Relation
+    delta: float
+    target_epsilon: float | None
+    max_records_per_unit: int = 1
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> _StagePlan:
+        return dataclasses.replace(self, stage=dataclasses.replace(self.stage, noise_multiplier=noise_multiplier))
+
+    def ledger(self) -> Ledger:
+        return Ledger(stages=(self.stage,), relation=self.relation, max_records_per_unit=self.max_records_per_unit)
+
+
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    delta: float,
+    stage: Stage,
+    relation: str | Relation,
+    accountant: str = "prv",
+    group_size: int = 1,
+    assume: Collection[str] = (),
+) -> float:
+    """Smallest σ for ``stage`` (its own σ is ignored) whose certified ε at δ meets the target."""
+    plan = _StagePlan(stage, Relation.parse(relation), delta, target_epsilon, group_size)
+    return calibrate(plan, accountant=accountant, assume=assume).stage.noise_multiplier
+
+
+def stage_ledger(stage: Stage, relation: str | Relation, *, unit: str = "record") -> Ledger:
+    """A ledger of one stage."""
+    return Ledger(stages=(stage,), relation=Relation.parse(relation), unit=unit)
+
+
+def calibrate_steps(
+    *,
+    target_epsilon: float,
+    delta: float,
+    stage: Stage,
+    relation: str | Relation,
+    accountant: str = "prv",
+    group_size: int = 1,
+    assume: Collection[str] = (),
+) -> int:
+    """Largest number of steps of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
+    validate.positive(target_epsilon=target_epsilon)
+
+    def meets(steps: int) -> bool:
+        ledger = stage_ledger(dataclasses.replace(stage, steps=steps), relation)
+        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume) <= target_epsilon
+
+    if not meets(1):
+        raise InvalidValue(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
+    low, high = 1, 2
+    while meets(high):
+        low, high = high, 2 * high
+        if high > LARGEST_STEPS:
+            return LARGEST_STEPS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low
+
+
+def calibrate_sampling_probability(
+    *,
+    target_epsilon: float,
+    delta: float,
+    stage: Stage,
+    relation: str | Relation,
+    accountant: str = "prv",
+    group_size: int = 1,
+    assume: Collection[str] = (),
+) -> float:
+    """Largest q of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
+    validate.positive(target_epsilon=target_epsilon)
+
+    def epsilon_of(inverse: float) -> float:
+        ledger = stage_ledger(dataclasses.replace(stage, sampling_probability=1 / inverse), relation)
+        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
+
+    if epsilon_of(1.0) <= target_epsilon:
+        return 1.0
+    return 1 / smallest_meeting(epsilon_of, target_epsilon, start=64.0, largest=1e12)
+
+
+def calibrate_split(
+    *,
+    target_epsilon: float,
+    delta: float,
+    ledger: Ledger,
+    shares: Sequence[float],
+    accountant: str = "prv",
+    assume: Collection[str] = (),
+) -> Ledger:
+    """Noise multipliers that divide a budget over stages; the composed certified ε at δ meets the target.
+
+    Parameters
+    ----------
+    shares : sequence of float
+        Per stage, its share of the central-limit μ² = q²T·(e^{1/σ²} − 1), which adds over stages; positive, scaled
+        to add up to one. The estimate only divides the budget: the bound that meets the target is certified.
+    """
+    validate.positive(target_epsilon=target_epsilon)
+    if len(shares) != len(ledger.stages) or not all(share > 0 for share in shares):
+        raise InvalidValue(
+            f"shares={list(shares)} must hold one positive number for each of {len(ledger.stages)} stages."
+        )
+    parts = [share / sum(shares) for share in shares]
+
+    def with_scale(scale: float) -> Ledger:
+        # μ² = 1/scale², divided; σ of a stage follows in closed form.
+        stages = []
+        for stage, part in zip(ledger.stages, parts):
+            rate = stage.sampling_probability**2 * stage.steps
+            sigma = stage.noise_multiplier if rate == 0 else math.log1p(part / (scale**2 * rate)) ** -0.5
+            per_direction = math.sqrt(stage.releases_per_step) if stage.clip is Clip.PER_DIRECTION else 1.0
+            stages.append(dataclasses.replace(stage, noise_multiplier=sigma * per_direction))
+        return dataclasses.replace(ledger, stages=tuple(stages))
+
+    def epsilon_of(scale: float) -> float:
+        return epsilon_upper(with_scale(scale), delta, accountant, assume=assume)
+
+    return with_scale(smallest_meeting(epsilon_of, target_epsilon, start=1.0, largest=LARGEST_SIGMA))
+
+
+def budget(target_epsilon: float, delta: float, accountant: str = "prv") -> Budget:
+    """A callable that gives the ε left of ``target_epsilon`` after a ledger; negative when overspent."""
+    validate.positive(target_epsilon=target_epsilon)
+    validate.open_unit(delta=delta)
+
+    def remaining(ledger: Ledger, /) -> float:
+        return target_epsilon - epsilon_upper(ledger, delta, accountant)
+
+    return remaining

@@ -1,0 +1,201 @@
+"""A ledger to and from other libraries' records: dp_accounting events, Opacus histories, (σ, q, T) lists.
+
+What cannot be expressed exactly is refused by name; nothing is approximated or dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Mechanism, Relation, Sampling, Stage
+
+
+def to_event(ledger: Ledger) -> Any:
+    """The ledger as a ``dp_accounting.ComposedDpEvent``, one event for each stage.
+
+    P directions become their one Gaussian, and a quantile query is folded in on the same minibatch.
+
+    Raises
+    ------
+    UnsupportedStage
+        For shuffled stages, which have no event, and for stages that lack what the event needs.
+    """
+    import dp_accounting as dp
+
+    return dp.ComposedDpEvent([_stage_event(stage, n) for n, stage in enumerate(ledger.stages, start=1)])
+
+
+def _stage_event(stage: Stage, number: int) -> Any:
+    import dp_accounting as dp
+
+    sigma, q = stage.effective_noise_multiplier, stage.sampling_probability
+    if stage.quantile_sigma is not None:
+        if stage.mechanism is Mechanism.LAPLACE:
+            raise UnsupportedStage(f"stage {number} adds a Gaussian quantile query to laplace noise; no event says so.")
+        sigma = 0.0 if sigma == 0 else (sigma**-2 + (2 * stage.quantile_sigma) ** -2) ** -0.5
+    laplace = stage.mechanism is Mechanism.LAPLACE
+    release = dp.LaplaceDpEvent(sigma) if laplace else dp.GaussianDpEvent(sigma)
+    match stage.sampling:
+        case Sampling.NONE:
+            event = release
+        case Sampling.POISSON:
+            event = release if q == 1 else dp.PoissonSampledDpEvent(q, release)
+        case Sampling.TRUNCATED_POISSON if stage.public_size and stage.max_batch and not laplace:
+            event = dp.TruncatedSubsampledGaussianDpEvent(stage.public_size, q, stage.max_batch, sigma)
+        case Sampling.WITHOUT_REPLACEMENT if stage.public_size:
+            batch = round(q * stage.public_size)
+            event = dp.SampledWithoutReplacementDpEvent(stage.public_size, batch, release)
+        case _:
+            raise UnsupportedStage(
+                f"stage {number} with sampling={str(stage.sampling)!r} has no dp_accounting event (or no public_size);"
+                " keep the ledger in its own form."
+            )
+    return dp.SelfComposedDpEvent(event, stage.steps)
+
+
+def from_event(event: Any, *, relation: str | Relation, unit: str, max_records_per_unit: int = 1) -> Ledger:
+    """Read a ``dp_accounting`` event tree as a ledger; an event that a stage cannot state is refused.
+
+    Parameters
+    ----------
+    event : dp_accounting.DpEvent
+    relation, unit, max_records_per_unit
+        What the event does not say and a ledger must.
+    """
+    stages = tuple(_walk(event, 1))
+    return Ledger(
+        stages=stages, relation=Relation.parse(relation), unit=unit, max_records_per_unit=max_records_per_unit
+    )
+
+
+def _walk(event: Any, count: int) -> Iterable[Stage]:
+    import dp_accounting as dp
+
+    match event:
+        case dp.NoOpDpEvent():
+            return
+        case dp.NonPrivateDpEvent():
+            yield Stage(sampling_probability=1.0, noise_multiplier=0.0, steps=count, sampling=Sampling.NONE)
+        case dp.SelfComposedDpEvent():
+            yield from _walk(event.event, count * int(event.count))
+        case dp.ComposedDpEvent():
+            for part in event.events:
+                yield from _walk(part, count)
+        case dp.GaussianDpEvent() | dp.LaplaceDpEvent():
+            sigma, mechanism = _release(event)
+            yield Stage(
+                sampling_probability=1.0,
+                noise_multiplier=sigma,
+                steps=count,
+                sampling=Sampling.NONE,
+                mechanism=mechanism,
+            )
+        case dp.PoissonSampledDpEvent():
+            sigma, mechanism = _release(event.event)
+            yield Stage(
+                sampling_probability=float(event.sampling_probability),
+                noise_multiplier=sigma,
+                steps=count,
+                sampling=Sampling.POISSON,
+                mechanism=mechanism,
+            )
+        case dp.SampledWithoutReplacementDpEvent():
+            sigma, mechanism = _release(event.event)
+            yield Stage(
+                sampling_probability=event.sample_size / event.source_dataset_size,
+                noise_multiplier=sigma,
+                steps=count,
+                sampling=Sampling.WITHOUT_REPLACEMENT,
+                mechanism=mechanism,
+                public_size=int(event.source_dataset_size),
+            )
+        case dp.TruncatedSubsampledGaussianDpEvent():
+            yield Stage(
+                sampling_probability=float(event.sampling_probability),
+                noise_multiplier=float(event.noise_multiplier),
+                steps=count,
+                sampling=Sampling.TRUNCATED_POISSON,
+                max_batch=int(event.truncated_batch_size),
+                public_size=int(event.dataset_size),
+            )
+        case _:
+            raise UnsupportedStage(
+                f"event {type(event).__name__} has no stage in a ledger; account for it with dp_accounting itself."
+            )
+
+
+def _release(event: Any) -> tuple[float, Mechanism]:
+    """σ and noise of what one minibatch releases; several Gaussians on it fold into one."""
+    import dp_accounting as dp
+
+    if isinstance(event, dp.LaplaceDpEvent):
+        return float(event.noise_multiplier), Mechanism.LAPLACE
+    precision = _precision(event)
+    return (precision**-0.5 if precision else float("inf")), Mechanism.GAUSSIAN
+
+
+def _precision(event: Any) -> float:
+    import dp_accounting as dp
+
+    match event:
+        case dp.GaussianDpEvent():
+            return float("inf") if event.noise_multiplier == 0 else float(event.noise_multiplier) ** -2
+        case dp.SelfComposedDpEvent():
+            return int(event.count) * _precision(event.event)
+        case dp.ComposedDpEvent():
+            return sum(_precision(part) for part in event.events)
+        case _:
+            raise UnsupportedStage(
+                f"event {type(event).__name__} inside a sampled event has no stage in a ledger;"
+                " only Gaussians (or one Laplace) may stand there."
+            )
+
+
+def from_triples(
+    triples: Sequence[Sequence[float]],
+    *,
+    relation: str | Relation,
+    unit: str,
+    sampling: str | Sampling = Sampling.POISSON,
+    max_records_per_unit: int = 1,
+) -> Ledger:
+    """Read a list of (σ, q, T), the order of Opacus histories and of prv-accountant style lists.
+
+    ``sampling`` is what the list's own accountants assume (Poisson); pass what the loader really did.
+    """
+    stages = []
+    for number, triple in enumerate(triples, start=1):
+        if len(triple) != 3 or any(isinstance(v, (str, bool)) for v in triple):
+            raise InvalidValue(f"history entry {number} is {triple!r} and must be (sigma, q, steps).")
+        sigma, q, steps = triple
+        if int(steps) != steps:
+            raise InvalidValue(f"history entry {number} has steps={steps} and must count whole steps.")
+        kind = Sampling.NONE if q == 1 and sampling == Sampling.POISSON else sampling
+        stages.append(
+            Stage(
+                sampling_probability=float(q),
+                noise_multiplier=float(sigma),
+                steps=int(steps),
+                sampling=Sampling(str(kind)),
+            )
+        )
+    return Ledger(
+        stages=tuple(stages), relation=Relation.parse(relation), unit=unit, max_records_per_unit=max_records_per_unit
+    )
+
+
+def from_opacus(
+    history: Any, *, relation: str | Relation, unit: str, sampling: str | Sampling = Sampling.POISSON
+) -> Ledger:
+    """Read an Opacus accountant, its ``state_dict()``, or its ``history`` of (σ, sample rate, steps).
+
+    Every entry counts, also where Opacus' own ``gdp`` accountant reads only the last.
+    """
+    if isinstance(history, Mapping):
+        if "history" not in history:
+            raise InvalidValue("the state_dict has no key 'history'; pass accountant.state_dict().")
+        history = history["history"]
+    return from_triples(list(getattr(history, "history", history)), relation=relation, unit=unit, sampling=sampling)

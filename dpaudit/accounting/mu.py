@@ -1,0 +1,133 @@
+"""μ*(δ_min): the certified Gaussian-DP parameter of a sampled ledger, with what it overstates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+from scipy.special import log_ndtr, ndtr, ndtri
+
+from dpaudit.accounting.gdp import exact_mu, gaussian_mu
+from dpaudit.accounting.prv.curves import delta_interval, epsilon_interval, epsilon_uppers
+from dpaudit.accounting.prv.loss import Array
+from dpaudit.accounting.relations import Charges, charges
+from dpaudit.accounting.tradeoff import rates
+from dpaudit.privacy import validate
+from dpaudit.privacy.ledger import Ledger
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GaussianDP:
+    """μ-GDP of a ledger for all events of probability at least ``delta_min``.
+
+    Attributes
+    ----------
+    mu : float
+        Certified: for every δ in [delta_min, 1), ε(δ) of the ledger is at most that of the μ-Gaussian.
+    mu_lower : float
+        No μ below this can be certified.
+    regret : float or None
+        Smallest shift Δ with f(α + Δ) − Δ ≤ f_μ(α), f the ledger's certified trade-off curve: how much μ alone
+        overstates the attack (2503.10945); 0 when exact, below 1e-2 the curve is close to Gaussian.
+    exact : bool
+        Every stage is unsampled Gaussian, so μ holds for every δ.
+    shares : tuple of float
+        Per stage, its share of μ² (exact stages) in the ledger's order; empty when sampled.
+    """
+
+    mu: float
+    mu_lower: float
+    delta_min: float
+    regret: float | None
+    exact: bool
+    shares: tuple[float, ...]
+
+
+def gaussian_dp(
+    ledger: Ledger,
+    *,
+    delta_min: float,
+    group_size: int = 1,
+    assume: Collection[str] = (),
+    with_regret: bool = True,
+) -> GaussianDP:
+    """The certified μ of a ledger over δ in [delta_min, 1)."""
+    validate.open_unit(delta_min=delta_min)
+    cost = charges(ledger, group_size=group_size, assume=assume)
+    exact = exact_mu(cost)
+    if exact is not None:
+        parts = [
+            charges(dataclasses.replace(ledger, stages=(s,)), group_size=group_size, assume=assume).mu_squared
+            for s in ledger.stages
+        ]
+        total = sum(parts)
+        return GaussianDP(exact, exact, delta_min, 0.0, True, tuple(p / total if total else 0.0 for p in parts))
+    upper, lower = certified_mu(cost, delta_min)
+    found = _regret(cost, upper, delta_min) if with_regret else None
+    return GaussianDP(upper, lower if cost.tight else 0.0, delta_min, found, False, ())
+
+
+def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
+    """Upper and lower μ whose Gaussian curve covers a cost for δ in [delta_min, 1).
+
+    δ(ε) is convex in e^ε, so between two certified points it lies below their chord; where δ ≥ δ(ε = 0) there is
+    nothing to cover.
+    """
+    last = delta_interval(cost, 0.0).upper
+    if last <= delta_min:
+        return gaussian_mu(0.0, max(last, 1e-300)), 0.0
+    last = min(last, 1 - 1e-9)
+    count = max(8, math.ceil(12 * math.log10(last / delta_min)))
+    deltas = [float(d) for d in np.geomspace(delta_min, last, count)]
+    uppers = np.array([*epsilon_uppers(cost, deltas[:-1]), 0.0])
+    lower = 0.0
+    for delta in {delta_min, deltas[count // 2]}:
+        at = epsilon_interval(cost, delta, rtol=2e-3).lower
+        lower = max(lower, gaussian_mu(at, delta) if at > 0 else 0.0)
+    # Pieces of chord, each charged at its worse corner: the larger ε with the larger δ.
+    share = np.linspace(0.0, 1.0, 17)
+    top = uppers.max()
+    growth = np.exp(uppers - top)
+    ends = growth[:-1, None] + share * (growth[1:] - growth[:-1])[:, None]
+    with np.errstate(divide="ignore"):
+        epsilons = np.maximum(np.log(ends[:, :-1]) + top, 0.0)
+    steps = np.array(deltas)
+    risen = steps[:-1, None] + share * (steps[1:] - steps[:-1])[:, None]
+    upper = float(_mu_of(epsilons.ravel(), risen[:, 1:].ravel()).max())
+    return upper, min(lower, upper)
+
+
+def _mu_of(epsilon: Array, delta: Array) -> Array:
+    """μ whose curve passes through each (ε, δ), rounded up."""
+    low, high = np.zeros_like(epsilon), np.full_like(epsilon, 1.0)
+    target = np.log(delta)
+
+    def log_delta(mu: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a = log_ndtr(mu / 2 - epsilon / mu)
+            gap = epsilon + log_ndtr(-mu / 2 - epsilon / mu) - a
+            found: Array = np.where(gap < 0, a + np.log(-np.expm1(gap)), -np.inf)
+        return found
+
+    while (short := log_delta(high) < target).any():
+        high = np.where(short, 2 * high, high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = log_delta(middle) >= target
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return high
+
+
+def _regret(cost: Charges, mu: float, delta_min: float) -> float:
+    """Δ between the certified curve and that of μ, on a fine logarithmic grid (an estimate from above)."""
+    alpha = np.concatenate((np.geomspace(max(delta_min, 1e-6), 0.5, 120), np.linspace(0.5, 1.0, 41)[1:]))
+    beta = 1 - rates(cost, alpha).tpr_lower  # the curve is at most this
+    gaussian = ndtr(ndtri(1 - alpha) - mu)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        shift = (low + high) / 2
+        moved = np.interp(np.minimum(alpha + shift, 1.0), alpha, beta) - shift
+        low, high = (low, shift) if np.all(moved <= gaussian + 1e-15) else (shift, high)
+    return high

@@ -1,0 +1,161 @@
+"""The composed pair of a ledger from above and from below, as certified tail sums in an aimed window."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpaudit.accounting.prv.compose import Law, Tails, Tilted, compose, log_sum, tails
+from dpaudit.accounting.prv.loss import Cells, cells, origin
+from dpaudit.accounting.prv.saddle import Aim, Run, rough
+
+LARGEST_WINDOW = 3 * 2**19
+
+
+def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
+    """Dominating law of the first member, its mass where the second has none, and κ of its tails."""
+    none = np.zeros(len(cut.above_index))
+    if direction > 0:
+        return Law(cut.above_index, cut.above_log_p, none, cut.origin), cut.p_at_infinity, cut.kappa
+    log_q = cut.above_log_p - (cut.origin + cut.h * cut.above_index)
+    return Law(-cut.above_index, log_q, none, -cut.origin), cut.q_at_infinity, cut.kappa_reverse
+
+
+def _below(cut: Cells, direction: int) -> tuple[Law, Law]:
+    """Dominated laws of the first and of the second member, as laws of one label."""
+    start = direction * (cut.origin + cut.h / 2)
+    p = Law(direction * cut.below_index, cut.below_log_p, cut.below_error, start)
+    q = Law(direction * cut.below_index, cut.below_log_q, cut.below_error, start)
+    return (p, q) if direction > 0 else (q, p)
+
+
+def _smooth(n: float) -> int:
+    """Smallest of 2^k·{4, 5, 6} at least n, and at least 256."""
+    size = 64
+    while True:
+        for odd in (4, 5, 6):
+            if size * odd >= n:
+                return size * odd
+        size *= 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Tails of the first and the second member of a composed pair.
+
+    ``infinite``: first-mass at infinity. The truth is dominated once ε is raised by ``shift_error`` and δ divided by
+    ``mass_factor`` (at most 1).
+    """
+
+    first: Tails
+    second: Tails
+    infinite: float
+    shift_error: float
+    mass_factor: float
+    start: float
+    h: float
+
+
+def _window(laws: Sequence[tuple[Law, int]], aim: Aim, h: float) -> tuple[int, int]:
+    """First lattice index and size, placed round the law's own tilted mean."""
+    centre = 0.0
+    for law, times in laws:
+        exponent = law.log_mass + (aim.theta * h) * law.index
+        weights = np.exp(exponent - exponent.max())
+        centre += times * float(weights @ law.index) / float(weights.sum())
+    size = min(_smooth((aim.high - aim.low) / h + 4), LARGEST_WINDOW)
+    below = (aim.mean - aim.low) / (aim.high - aim.low)
+    return math.floor(centre - below * size), size
+
+
+def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
+    """Composed tails of the pair from above."""
+    laws, infinite, raised = [], 0.0, 0.0
+    for step, times in runs:
+        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
+        laws.append((law, times))
+        infinite += times * lost
+        raised += times * kappa
+    first, size = _window(laws, aim, h)
+    tilted = compose(laws, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes)
+    pivot = h * (first + size // 2)
+    log_a = tilted.log_norm - aim.theta * pivot
+    log_b = log_a - pivot - tilted.offset
+    return Pair(
+        tails(tilted, aim.theta, log_a),
+        tails(tilted, aim.theta + 1, log_b),
+        min(1.0, infinite * math.exp(min(raised, 700.0))),
+        tilted.offset_error + raised,
+        math.exp(-min(raised, 700.0)),
+        tilted.offset + h * first,
+        h,
+    )
+
+
+def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, delta: float) -> float:
+    """Upper bound on ε at δ from moments of the dominating laws alone: loose, but it never depends on a window."""
+    thetas = aim.theta * np.geomspace(0.05, 2.0, 12)
+    total, infinite, raised = np.zeros(len(thetas)), 0.0, 0.0
+    for step, times in runs:
+        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
+        losses = law.origin + h * law.index
+        total += times * np.array([log_sum(law.log_mass + theta * losses) for theta in thetas])
+        infinite += times * lost
+        raised += times * (kappa + 1e-13)
+    left = delta * math.exp(-raised) - infinite
+    return math.inf if left <= 0 else max(0.0, float(((total - math.log(left)) / thetas).min()) + raised) * (1 + 1e-9)
+
+
+def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
+    """Composed tails of the pair from below."""
+    firsts, seconds = [], []
+    for step, times in runs:
+        p, q = _below(cells(step, h, growth, aim.reach), aim.direction)
+        firsts.append((p, times))
+        seconds.append((q, times))
+    first, size = _window(firsts, aim, h)
+    made: list[Tilted] = [
+        compose(laws, theta=theta, h=h, first=first, size=size, slopes=aim.slopes)
+        for laws, theta in ((firsts, aim.theta), (seconds, aim.theta + 1))
+    ]
+    pivot = h * (first + size // 2)
+    p_tails, q_tails = (tails(t, t.theta, t.log_norm - t.theta * pivot) for t in made)
+    return Pair(p_tails, q_tails, 0.0, 0.0, 1.0, made[0].offset + h * first, h)
+
+
+def spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
+    """Lattice width whose two discretisations differ by about ``tolerance`` in ε, on a grid shared between calls."""
+    steps = sum(times for _, times in runs)
+    widest = (aim.high - aim.low) / 200
+    h = min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), widest)
+    # Where most mass lies within one cell of the loss's lower end, far wider cells lose as little.
+    while h < widest and _predicted_width(runs, aim, 1.5 * h) <= tolerance:
+        h = min(1.5 * h, widest)
+    return max(on_grid(h), (aim.high - aim.low) / (LARGEST_WINDOW - 4))
+
+
+def on_grid(h: float) -> float:
+    """Largest 2^(k/8) at most h, so that cells can be shared between similar calls."""
+    return float(2 ** (math.floor(8 * math.log2(h)) / 8))
+
+
+def _predicted_width(runs: Sequence[Run], aim: Aim, h: float) -> float:
+    """Roughly what cutting at width h costs: (1 + θ)/2 times the variance added above and lost below."""
+    own = aim.theta if aim.direction > 0 else -1 - aim.theta
+    total = 0.0
+    for step, times in runs:
+        logs, losses = rough(step, aim.reach)
+        weights = np.exp(logs + own * losses - (logs + own * losses).max())
+        weights /= weights.sum()
+        u = losses - origin(step)
+        _, cell, count = np.unique(np.floor(u / h), return_inverse=True, return_counts=True)
+        mass = np.bincount(cell, weights)
+        centre = np.bincount(cell, weights * u) / np.maximum(mass, 1e-300)
+        within = np.where(count[cell] > 2, (u - centre[cell]) ** 2, h * h / 12)
+        part = u / h - np.floor(u / h)
+        spread = np.where(count[cell] > 2, h * h * part * (1 - part), h * h / 6)
+        total += times * float(weights @ (within + spread))
+    return 0.5 * (1 + aim.theta) * total

@@ -1,0 +1,161 @@
+"""Where to look: the saddle point of a composed loss, approximately. Nothing here is certified or needs to be.
+
+The tilt whose mean is the ε of interest centres the FFT window there; the same estimate starts calibrations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import erfcx
+
+from dpaudit.accounting.prv.loss import Array, ends, loss, reach_for
+from dpaudit.accounting.relations import Step
+from dpaudit.privacy.stage import Mechanism
+
+Run = tuple[Step, int]
+
+
+@lru_cache(maxsize=1024)
+def rough(step: Step, reach: float) -> tuple[Array, Array]:
+    """Quadrature of one step: log P-weights and losses. Not certified."""
+    logs, losses = [], []
+    for weight, part in step.components:
+        low, high = ends(part, reach)
+        if part.mechanism is Mechanism.LAPLACE:
+            low, high = low - 40 * part.scale, high + 40 * part.scale
+        x = np.linspace(low, high, min(4000, max(60, math.ceil((high - low) / (0.2 * part.scale)))))
+        density = np.full_like(x, -np.inf)
+        for j, w in enumerate(part.up):
+            if w > 0:
+                z = (x - j) / part.scale
+                exponent = -0.5 * z * z if part.mechanism is Mechanism.GAUSSIAN else -np.abs(z)
+                density = np.logaddexp(density, math.log(w) + exponent)
+        density -= np.logaddexp.reduce(density)
+        logs.append(density + math.log(weight))
+        losses.append(loss(part, x))
+    return np.concatenate(logs), np.concatenate(losses)
+
+
+def _cumulants(runs: Sequence[Run], direction: int, thetas: Array, reach: float) -> tuple[Array, Array, Array]:
+    """log E e^{θL} of the composed loss and its first two derivatives at each θ, approximately.
+
+    The reverse pair's cumulant is K(−1 − θ).
+    """
+    own = thetas if direction > 0 else -1 - thetas
+    value, mean, variance = np.zeros(len(own)), np.zeros(len(own)), np.zeros(len(own))
+    for step, times in runs:
+        logs, losses = rough(step, reach)
+        exponent = logs + own[:, None] * losses
+        top = exponent.max(axis=1)
+        weights = np.exp(exponent - top[:, None])
+        total = weights.sum(axis=1)
+        value += times * (top + np.log(total))
+        m = weights @ losses / total
+        mean += times * m
+        variance += times * np.maximum(weights @ losses**2 / total - m * m, 0.0)
+    return value, direction * mean, np.maximum(variance, 1e-300)
+
+
+def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) -> Array:
+    """Saddle-point estimate of log δ at ε = K'(θ): the tilted law taken as Gaussian (2208.09595)."""
+    spread = np.sqrt(variance)
+    root = math.sqrt(2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = 0.5 * (erfcx(theta * spread / root) - erfcx((1 + theta) * spread / root))
+        found: Array = value - theta * mean + np.log(np.maximum(gap, 1e-300))
+    return found
+
+
+def _crossing(function: Callable[[Array], Array], target: float, grids: Sequence[int] = (40, 12, 12)) -> float:
+    """θ at which a decreasing function of θ falls to ``target``, by ever finer geometric grids."""
+    low, high = 1e-4, 1e9
+    for count in grids:
+        grid = np.geomspace(low, high, count)
+        under = function(grid) <= target
+        first = int(np.argmax(under)) if under.any() else count - 1
+        low, high = grid[max(first - 1, 0)], grid[first]
+    return float(math.sqrt(low * high))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aim:
+    """Where to put the window: tilt, centre and reach of the composed loss, and Chernoff slopes at its ends."""
+
+    direction: int
+    theta: float
+    mean: float
+    low: float
+    high: float
+    slopes: tuple[float, float]
+    epsilon: float
+    reach: float
+
+
+def aim_by(
+    runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float, wrap: float = 1.0
+) -> Aim:
+    """Aim by a tilt; ``wrap`` caps the mass that may lie outside the window.
+
+    That mass is an error of both tails, of which δ is a difference: about one part in θ of either.
+    """
+    wrap = min(wrap, 1e-7, max(1e-13, 1e-5 / (1 + theta)))
+    spread = float(np.sqrt(_cumulants(runs, direction, np.array([theta]), reach)[2][0]))
+    log_wrap = math.log(wrap) - 5  # a margin for what the quadrature misses
+    steps = np.geomspace(0.002, 2.0, 24) * (math.sqrt(-2 * log_wrap) / spread)
+    thetas = np.concatenate(([theta], theta + steps, theta - steps))
+    values, means, _ = _cumulants(runs, direction, thetas, reach)
+    base, mean = float(values[0]), float(means[0])
+    above, below = values[1 : len(steps) + 1], values[len(steps) + 1 :]
+    reach_up = (above - base - steps * mean - log_wrap) / steps
+    reach_down = (below - base + steps * mean - log_wrap) / steps
+    up, down = int(np.nanargmin(reach_up)), int(np.nanargmin(reach_down))
+    slopes = (float(steps[up]), float(steps[down]))
+    low, high = mean - float(reach_down[down]), mean + float(reach_up[up])
+    return Aim(direction, theta, mean, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
+
+
+def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
+    """Aim at the ε of a δ: the tilt whose mean is, by the saddle point, that ε."""
+    reach = reach_for(delta, sum(times for _, times in runs))
+    theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), math.log(delta))
+    return aim_by(runs, direction, theta, None, reach)
+
+
+def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
+    """Aim at the δ of an ε."""
+    steps = sum(times for _, times in runs)
+    reach, theta = 38.0, 1.0
+    for _ in range(2):  # δ decides the reach, and is known only roughly
+
+        def below_mean(thetas: Array, reach: float = reach) -> Array:
+            return -_cumulants(runs, direction, thetas, reach)[1]
+
+        theta = _crossing(below_mean, -epsilon)
+        at = np.array([theta])
+        log_delta = float(_log_delta_saddle(*_cumulants(runs, direction, at, reach), at)[0])
+        reach = reach_for(math.exp(max(-600.0, min(0.0, log_delta))), steps)
+    return aim_by(runs, direction, theta, epsilon, reach)
+
+
+def aim_at_rate(runs: Sequence[Run], direction: int, rate: float) -> Aim:
+    """Aim where the second member's tail is ``rate`` (a false-positive rate)."""
+    reach = reach_for(rate, sum(times for _, times in runs))
+
+    def log_rate(power: Array) -> Array:
+        value, mean, variance = _cumulants(runs, direction, power - 1, reach)
+        found: Array = value - power * mean + np.log(0.5 * erfcx(power * np.sqrt(variance / 2)))
+        return found
+
+    power = _crossing(log_rate, math.log(rate))
+    return aim_by(runs, direction, max(power - 1, 1e-4), None, reach)
+
+
+def aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
+    """Aim by the tilt whose mean is a known ε, however sharply the mean rises there."""
+    theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon, (40, 12, 12, 12, 12))
+    return aim_by(runs, direction, theta, epsilon, reach, 1e-13)

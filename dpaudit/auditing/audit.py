@@ -1,0 +1,364 @@
+"""The audit: scores and coins in, bounds, ceiling, power and verdict out. Pure; touches no model and no disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dpaudit.auditing.coins import COIN_TAIL, member_count_is_plausible
+from dpaudit.auditing.control import Control, ControlPower, control_power
+from dpaudit.auditing.f_dp import TradeOff, check_curve, f_dp_p_value
+from dpaudit.auditing.gaussian import dp_attack_limits
+from dpaudit.auditing.guess import check_ids, check_member, check_scores, count_ties
+from dpaudit.auditing.many_runs import rates_curve_p_value
+from dpaudit.auditing.plan import AuditPlan
+from dpaudit.auditing.primary import Primary, many_runs_primary, one_run_primary
+from dpaudit.auditing.result import AuditResult, Bound
+from dpaudit.auditing.roc import auc_summary
+from dpaudit.auditing.secondary import many_runs_secondary, one_run_secondary
+from dpaudit.auditing.verdict import Finding, decide
+from dpaudit.auditing.words import summarise
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+
+COINS = ("verified", "asserted", "none")
+LIVE_P_VALUE = 1e-6
+"""Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
+
+CONTROL = "positive_control"
+_ACCOUNTING_TOL = 1e-6
+
+
+def audit(
+    ids: Sequence[str],
+    scores: ArrayLike,
+    member: ArrayLike,
+    plan: AuditPlan,
+    *,
+    coins: str = "asserted",
+    accounted_upper: float | None = None,
+    group_claim: float | None = None,
+    control: Control | None = None,
+    curve: TradeOff | None = None,
+    findings: Sequence[Finding] = (),
+    secondary: bool = True,
+) -> AuditResult:
+    """Audit a claim with the scores of canaries whose membership fair coins decided.
+
+    The same function audits membership of REAL records that fair coins held out before training: their ids, scores and
+    coins take the canaries' place.
+
+    Parameters
+    ----------
+    ids : sequence of str, length m
+        Unique ids. Under replace_one: pair names (see :func:`pair_scores`).
+    scores : array of shape (m,)
+        Higher = member. NaN and constant scores are refused.
+    member : array of shape (m,)
+        The coins, 0 or 1.
+    plan : AuditPlan
+        Frozen before the coins were opened.
+    coins : str
+        ``verified`` (they open a commitment), ``asserted`` (the caller's word; an implausible member count is
+        ``invalid_audit``) or ``none`` (any split: AUC only, no bound on ε).
+    accounted_upper : float, optional
+        The accountant's certified ε; above the claim it is ``accounting_mismatch``, below it tightens the test.
+    group_claim : float, optional
+        ε for ``plan.copies`` records; without it copies > 1 get no verdict on (ε, δ).
+    control : Control, optional
+        Positive control that measures the power of this attack.
+    curve : callable, optional
+        The declared mechanism's symmetric trade-off curve, for a test at the plan's declared-mechanism level.
+    findings : sequence of Finding
+        From elsewhere: white-box tests, replay witnesses, checks of the commitment.
+    secondary : bool
+        Whether to compute the estimators that carry no verdict.
+
+    Returns
+    -------
+    AuditResult
+    """
+    validate.one_of(COINS, coins=coins)
+    names, values = check_ids(ids), check_scores(scores)
+    if len(names) != values.size:
+        raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
+    inserted = check_member(member, values.size)
+    members = int(inserted.sum())
+    if members in (0, values.size):
+        raise InvalidEvidence(
+            f"column member holds one class only ({members} of {values.size} are members); score both kinds."
+        )
+    if np.all(values == values[0]):
+        raise InvalidEvidence(
+            f"all {values.size} scores equal {values[0]:g}; a constant score can show nothing, mend the attack."
+        )
+    for name, value in (("accounted_upper", accounted_upper), ("group_claim", group_claim)):
+        if value is not None:
+            validate.non_negative(**{name: value})
+
+    group = plan.group_epsilon if group_claim is None else group_claim
+    tested, claim_name = _what_is_tested(plan, accounted_upper, group)
+    found = list(findings)
+    found += _accounting(plan, accounted_upper)
+    found += _validity(plan, values.size, members, coins)
+    invalid = any(f.status == "invalid_audit" for f in found)
+
+    primary: Primary | None = None
+    bounds: tuple[Bound, ...] = ()
+    if coins != "none" and not invalid:
+        judge = one_run_primary if plan.kind == "one_run" else many_runs_primary
+        primary = judge(names, values, inserted, plan, tested)
+        found += _judge(primary, plan, tested, claim_name, group)
+        if curve is not None:
+            found += _declared_mechanism(plan, primary, curve)
+        if secondary:
+            bounds = (one_run_secondary if plan.kind == "one_run" else many_runs_secondary)(
+                names, values, inserted, plan
+            )
+    auc = auc_summary(values, inserted, plan.alpha)
+    if tested:
+        auc["limits_of_claim"] = dp_attack_limits(tested, plan.delta)
+    if auc["p_value"] > LIVE_P_VALUE:
+        found.append(_dead_scores(auc["p_value"]))
+
+    power, source = None, None
+    if control is not None and tested is not None and primary is not None:
+        found.append(_control_finding(control_power(plan, tested, control)))
+    measured = [f for f in found if f.power is not None]
+    if measured:
+        # A control measures this very attack and goes before white-box tests.
+        best = max(measured, key=lambda f: (f.name == CONTROL, f.power or 0.0))
+        power, source = best.power, f"{best.name}: {best.excludes}"
+    verdict = decide(found, power=power)
+    design: dict[str, Any] = {
+        "kind": plan.kind,
+        "coins": coins,
+        "relation": plan.relation.value,
+        "unit": plan.unit,
+        "m": plan.m,
+        "members": members,
+        "copies": plan.copies,
+        "guesses_in": plan.guesses_in,
+        "guesses_out": plan.guesses_out,
+        "k_rule": plan.k_rule,
+        "guesses_mechanism": plan.guesses_mechanism,
+        "ties": count_ties(values),
+        "attack": plan.attack,
+        "alpha": plan.alpha,
+        "alpha_split": dataclasses.asdict(plan.alpha_split),
+        "decidable": plan.decidable,
+        "m_needed": plan.m_needed,
+    }
+    result = AuditResult(
+        verdict=verdict,
+        summary="",
+        claim_tested=claim_name,
+        claimed_epsilon=plan.claimed_epsilon,
+        delta=plan.delta,
+        accounted_upper=accounted_upper,
+        tested_epsilon=tested,
+        estimator=plan.primary,
+        epsilon_lower=primary.epsilon_lower if primary else None,
+        epsilon_lower_at_verdict=primary.at_verdict if primary else None,
+        confidence=1.0 - plan.alpha,
+        confidence_at_verdict=1.0 - plan.alpha_split.primary,
+        p_value=primary.p_value if primary else None,
+        guesses=primary.guesses if primary else None,
+        correct=primary.correct if primary else None,
+        ceiling=primary.ceiling if primary else None,
+        ceiling_at_verdict=primary.ceiling_at_verdict if primary else None,
+        expected_epsilon_lower=primary.expected if primary else None,
+        power=power,
+        power_source=source,
+        power_if_attack_were_optimal=primary.optimal if primary else None,
+        design=design,
+        secondary=bounds,
+        auc=auc,
+        findings=tuple(found),
+    )
+    return dataclasses.replace(result, summary=summarise(result))
+
+
+def _what_is_tested(plan: AuditPlan, accounted_upper: float | None, group: float | None) -> tuple[float | None, str]:
+    """The ε that the bound is compared with, and the name of that claim."""
+    if plan.copies > 1:
+        return group, "group (epsilon, delta)"
+    if accounted_upper is not None and accounted_upper < plan.claimed_epsilon:
+        return accounted_upper, "ledger"
+    return plan.claimed_epsilon, "(epsilon, delta)"
+
+
+def _accounting(plan: AuditPlan, accounted_upper: float | None) -> list[Finding]:
+    if accounted_upper is None or accounted_upper <= plan.claimed_epsilon + _ACCOUNTING_TOL:
+        return []
+    return [
+        Finding(
+            name="accounted_upper",
+            status="accounting_mismatch",
+            claim="ledger",
+            deterministic=True,
+            text=(
+                f"The ledger accounts for epsilon={accounted_upper:.4g} at delta={plan.delta:g}, above the claimed"
+                f" {plan.claimed_epsilon:g}: the claim does not follow from what was recorded, whatever leaked."
+            ),
+        )
+    ]
+
+
+def _validity(plan: AuditPlan, m: int, members: int, coins: str) -> list[Finding]:
+    found: list[Finding] = []
+    if m != plan.m:
+        found.append(
+            Finding(
+                name="canary_count",
+                status="invalid_audit",
+                claim="audit",
+                deterministic=True,
+                text=f"The plan froze {plan.m} canaries and {m} were scored: canaries were lost or added on the way.",
+            )
+        )
+    if coins != "none" and not member_count_is_plausible(members, m):
+        found.append(
+            Finding(
+                name="coin_count",
+                status="invalid_audit",
+                claim="audit",
+                text=(
+                    f"{members} of {m} canaries are members, outside the central 1 - {COIN_TAIL:g} range of fair"
+                    " coins: the coins were not fair and independent, so no bound on epsilon holds."
+                ),
+            )
+        )
+    if coins == "none":
+        found.append(
+            Finding(
+                name="no_coins",
+                status="inconclusive",
+                claim="audit",
+                text="Membership was not decided by fair coins: AUC and TPR describe the attack, and bound no epsilon.",
+            )
+        )
+    return found
+
+
+def _judge(
+    primary: Primary, plan: AuditPlan, tested: float | None, claim_name: str, group: float | None
+) -> list[Finding]:
+    bound = primary.at_verdict
+    if tested is None:
+        return [
+            Finding(
+                name="group_claim_unknown",
+                status="inconclusive",
+                claim=claim_name,
+                text=(
+                    f"Each canary stands {plan.copies} times in the data, so the audit tests the claim for groups of"
+                    f" {plan.copies} records; give the accountant's group epsilon to compare with."
+                ),
+            )
+        ]
+    if bound > tested:
+        only_ledger = plan.copies == 1 and bound <= plan.claimed_epsilon
+        claim = "ledger" if only_ledger else "(epsilon, delta)" if plan.copies == 1 else claim_name
+        what = (
+            f"the epsilon={tested:.4g} that the ledger accounts for (though not the claimed {plan.claimed_epsilon:g})"
+            if only_ledger
+            else f"epsilon={tested:.4g} at delta={plan.delta:g}"
+            + (f" for groups of {plan.copies} records" if plan.copies > 1 else "")
+        )
+        return [
+            Finding(
+                name="primary_bound",
+                status="violated",
+                claim=claim,
+                p_value=primary.p_value,
+                text=(
+                    f"{primary.evidence}, which shows epsilon >= {bound:.4g}"
+                    f" with confidence {1 - plan.alpha_split.primary:.3g} and contradicts {what}. It does not say what"
+                    " the fault is, nor how large the true epsilon is."
+                ),
+            )
+        ]
+    if primary.ceiling_at_verdict <= tested:
+        return [
+            Finding(
+                name="ceiling",
+                status="inconclusive",
+                claim=claim_name,
+                text=(
+                    f"Even a perfect attack could have shown only epsilon={primary.ceiling_at_verdict:.4g} with this"
+                    f" design (m={plan.m}), not above {tested:.4g}: it cannot decide the claim" + _remedy(plan)
+                ),
+            )
+        ]
+    return []
+
+
+def _remedy(plan: AuditPlan) -> str:
+    if plan.m_needed is not None:
+        return f"; about {plan.m_needed} canaries could."
+    if not plan.decidable:
+        return "; no number of canaries in one run can, so use the white-box step tests or many runs."
+    return "."
+
+
+def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> list[Finding]:
+    check_curve(curve)
+    if primary.counts is None:
+        p = f_dp_p_value(plan.m, primary.mechanism_guesses, primary.mechanism_correct, curve)
+    else:
+        p = rates_curve_p_value(primary.counts, curve)
+    level = plan.alpha_split.declared_mechanism
+    rejected = p <= level
+    return [
+        Finding(
+            name="declared_mechanism",
+            status="violated" if rejected else "note",
+            claim="declared mechanism",
+            p_value=p,
+            text=(
+                f"The guesses {'contradict' if rejected else 'do not contradict'} the declared mechanism's trade-off"
+                f" curve (p={p:.3g}, level {level:g})."
+                + (
+                    " The run did not behave as the declared sampling, noise and steps; the (epsilon, delta) claim"
+                    " itself is not thereby refuted."
+                    if rejected
+                    else " This is a test of the declared mechanism only."
+                )
+            ),
+        )
+    ]
+
+
+def _dead_scores(p: float) -> Finding:
+    return Finding(
+        name="null_scores",
+        status="inconclusive",
+        claim="audit",
+        p_value=p,
+        text=(
+            f"The scores carry no clear trace of membership (rank-sum p={p:.2g}): a mechanism that leaks little and an"
+            " attack that is dead, or joined to the wrong ids, look alike, so nothing is concluded from silence."
+        ),
+    )
+
+
+def _control_finding(measured: ControlPower) -> Finding:
+    low, high = measured.interval
+    return Finding(
+        name=CONTROL,
+        status="note",
+        claim="audit",
+        power=measured.power,
+        excludes=measured.fault,
+        text=(
+            f"On a control with a planted fault ({measured.fault}) the attack was right in {measured.correct} of"
+            f" {measured.guesses} guesses: it would convict such a run with probability {measured.power:.3g}"
+            f" (between {low:.2g} and {high:.2g})."
+        ),
+        detail={"guesses": measured.guesses, "correct": measured.correct, "interval": list(measured.interval)},
+    )

@@ -1,0 +1,172 @@
+"""The exposure report: every canary, by copies, with the tests that one run allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpaudit.auditing.exposure import (
+    SkewNormalFit,
+    exposure,
+    exposure_extrapolated,
+    exposure_p_values,
+    exposure_p_values_under_claim,
+    exposure_ranks,
+    fit_references,
+    rank_sum_test,
+)
+from dpaudit.auditing.guess import check_ids, check_scores
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+
+EXPOSURE_SCHEMA = "dpaudit.exposure/1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExposureReport:
+    """Exposure of a set of canaries against one set of references; see :func:`exposure_report`."""
+
+    ids: tuple[str, ...]
+    losses: NDArray[np.float64]
+    copies: NDArray[np.int64]
+    references: int
+    ranks: NDArray[np.int64]
+    exposures: NDArray[np.float64]
+    extrapolated: NDArray[np.float64] | None
+    p_values: NDArray[np.float64]
+    fit: SkewNormalFit
+    combined_p_value: float
+    combined_exact: bool
+    by_copies: tuple[dict[str, Any], ...]
+    under_claim: NDArray[np.float64] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.exposure/1``."""
+        far = self.extrapolated
+        return {
+            "schema": EXPOSURE_SCHEMA,
+            "references": self.references,
+            "largest_exposure": math.log2(self.references),
+            "mean_exposure_without_leakage": _null_mean(self.references),
+            "canaries": [
+                {
+                    "id": self.ids[i],
+                    "loss": float(self.losses[i]),
+                    "copies": int(self.copies[i]),
+                    "rank": int(self.ranks[i]),
+                    "exposure": float(self.exposures[i]),
+                    "exposure_extrapolated": None if far is None else float(far[i]),
+                    "p_value": float(self.p_values[i]),
+                    "p_value_under_claim": _finite(self.under_claim, i),
+                }
+                for i in range(len(self.ids))
+            ],
+            "extrapolation": dataclasses.asdict(self.fit),
+            "combined": {
+                "test": "rank_sum",
+                "p_value": self.combined_p_value,
+                "exact": self.combined_exact,
+                "canaries": len(self.ids),
+            },
+            "by_copies": [dict(row) for row in self.by_copies],
+            "epsilon_lower": None,
+            "note": (
+                "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one"
+                " run. Canaries with k copies concern the claim for groups of k records."
+            ),
+        }
+
+
+def _finite(values: NDArray[np.float64] | None, i: int) -> float | None:
+    return None if values is None or math.isnan(values[i]) else float(values[i])
+
+
+def _null_mean(references: int) -> float:
+    """Mean exposure of a canary that is one more reference."""
+    ranks = np.arange(1, references + 2, dtype=np.float64)
+    return float(math.log2(references) - np.log2(ranks).mean())
+
+
+def exposure_report(
+    ids: Sequence[str],
+    losses: ArrayLike,
+    references: ArrayLike,
+    *,
+    copies: ArrayLike | None = None,
+    group_claims: Mapping[int, float] | None = None,
+    delta: float | None = None,
+) -> ExposureReport:
+    """Exposure, extrapolated exposure and p-value of every canary, and an exact test of all of them together.
+
+    Parameters
+    ----------
+    ids : sequence of str, length n
+        Unique canary ids.
+    losses : array of shape (n,)
+        Loss of each inserted canary; LOWER = memorised.
+    references : array of shape (r,)
+        Losses of secrets from the same generator that were never trained on.
+    copies : array of shape (n,), optional
+        How often each canary was inserted; results are grouped by it, since k copies concern groups of k records.
+    group_claims : mapping, optional
+        ε for groups of k records, by k, at ``delta`` (both from the accountant): adds p-values under the claim.
+    """
+    names, values, others = (
+        check_ids(ids),
+        check_scores(losses, name="losses"),
+        check_scores(references, name="references"),
+    )
+    if len(names) != values.size:
+        raise InvalidValue(f"{len(names)} ids stand beside {values.size} losses; give one loss for each id.")
+    counts = np.ones(values.size, dtype=np.int64) if copies is None else np.asarray(copies).astype(np.int64)
+    if counts.shape != values.shape or (counts < 1).any():
+        raise InvalidEvidence("column copies must hold one whole number >= 1 for each canary; mend it.")
+    if others.size > 1 and np.all(others == others[0]) and np.all(values == others[0]):
+        raise InvalidEvidence(f"all losses equal {others[0]:g}; a constant loss ranks nothing, mend the attack.")
+    ranks, bits = exposure_ranks(values, others), exposure(values, others)
+    fit = fit_references(others)
+    combined, exact = rank_sum_test(values, others)
+    if (group_claims is None) != (delta is None):
+        raise InvalidValue("group_claims and delta belong together; give both, from the accountant, or neither.")
+    under = np.full(values.size, np.nan) if group_claims else None
+    groups = []
+    for k in np.unique(counts):
+        chosen = counts == k
+        p, is_exact = rank_sum_test(values[chosen], others)
+        claim = (group_claims or {}).get(int(k))
+        smallest = None
+        if under is not None and claim is not None and delta is not None:
+            under[chosen] = exposure_p_values_under_claim(ranks[chosen], int(others.size), claim, delta)
+            smallest = min(1.0, float(under[chosen].min()) * int(chosen.sum()))
+        groups.append(
+            {
+                "copies": int(k),
+                "canaries": int(chosen.sum()),
+                "mean_exposure": float(bits[chosen].mean()),
+                "largest_exposure": float(bits[chosen].max()),
+                "p_value": p,
+                "exact": is_exact,
+                "claim": "(epsilon, delta)" if k == 1 else f"group of {int(k)} records",
+                "group_epsilon": claim,
+                "p_value_under_claim": smallest,
+            }
+        )
+    return ExposureReport(
+        ids=tuple(names),
+        losses=values,
+        copies=counts,
+        references=int(others.size),
+        ranks=ranks,
+        exposures=bits,
+        extrapolated=exposure_extrapolated(values, fit) if fit.used else None,
+        p_values=exposure_p_values(ranks, int(others.size)),
+        fit=fit,
+        combined_p_value=combined,
+        combined_exact=exact,
+        by_copies=tuple(groups),
+        under_claim=under,
+    )

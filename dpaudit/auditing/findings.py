@@ -1,0 +1,62 @@
+"""White-box test results as findings, with the power they lend to an audit."""
+
+from __future__ import annotations
+
+from dpaudit.auditing.sequential import SequentialTest
+from dpaudit.auditing.steps import StepBound, smallest_visible_fault
+from dpaudit.auditing.verdict import Finding
+
+
+def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit", power: float = 0.8) -> Finding:
+    """What a step-level bound says at the examiner's level α.
+
+    A refuted step is ``violated`` for the declared mechanism; a step that stands lends the audit the power of the noise
+    test for the fault it names in ``excludes`` (only the ``noise`` estimator, whose power is known exactly).
+    """
+    if bound.p_value is None:
+        return Finding(
+            name=name,
+            status="note",
+            claim="declared mechanism",
+            text=f"{bound.releases} releases of the step show mu >= {bound.mu_lower:.4g}; no declared value was given.",
+        )
+    rejected = bound.contradicts(alpha)
+    excludes, lent = "", None
+    if not rejected and bound.estimator == "noise":
+        factor = smallest_visible_fault(bound.releases, alpha, power)
+        excludes, lent = f"noise smaller than declared by a factor of {factor:.3g} or more", power
+    return Finding(
+        name=name,
+        status="violated" if rejected else "note",
+        claim="declared mechanism",
+        p_value=bound.p_value,
+        power=lent,
+        excludes=excludes,
+        text=(
+            f"{bound.releases} releases of the step {'contradict' if rejected else 'do not contradict'} its declared"
+            f" ratio of sensitivity to noise (mu >= {bound.mu_lower:.4g}, p={bound.p_value:.3g}, level {alpha:g})."
+            + (" The (epsilon, delta) claim itself is not thereby refuted." if rejected else "")
+        ),
+        detail={"estimator": bound.estimator, "mu": bound.mu, "mu_lower": bound.mu_lower, "releases": bound.releases},
+    )
+
+
+def finding_from_sequence(test: SequentialTest, alpha: float, *, name: str = "sequential_test") -> Finding:
+    """What an anytime-valid test says: it may refute (ε, 0) or the declared step, never (ε, δ).
+
+    A refuted (ε, 0) is only a note, since the claim at δ > 0 allows it.
+    """
+    rejected = test.p_value <= alpha
+    mechanism = test.refutes == "declared step mechanism"
+    return Finding(
+        name=name,
+        status="violated" if rejected and mechanism else "note",
+        claim="declared mechanism" if mechanism else "(epsilon, 0)",
+        p_value=test.p_value,
+        text=(
+            f"The sequential test {'refutes' if rejected else 'does not refute'} {test.refutes}"
+            + (f" after {test.stopped_at} observations" if test.stopped_at is not None else "")
+            + f" (anytime-valid p={test.p_value:.3g}, level {alpha:g})."
+        ),
+        detail={"stopped_at": test.stopped_at},
+    )

@@ -1,0 +1,100 @@
+"""The Gaussian mechanism's exact curve, used as a reference and for bounds conditional on Gaussian DP.
+
+μ-GDP: telling two neighbouring data sets apart is as hard as telling N(0, 1) from N(μ, 1) (Dong, Roth and Su,
+arXiv:1905.02383). δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import log_ndtr, ndtr, ndtri
+
+from dpaudit.auditing.solve import largest_rejected
+from dpaudit.privacy import validate
+
+_MAX_MU = 200.0
+
+
+def gdp_delta(mu: float, epsilon: float) -> float:
+    """δ(ε) of a μ-GDP mechanism, exact."""
+    validate.non_negative(mu=mu)
+    if mu == 0:
+        return max(0.0, -math.expm1(epsilon))
+    first = float(log_ndtr(mu / 2 - epsilon / mu))
+    second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
+    # exp(a) − exp(b) with a ≥ b, kept accurate where both are tiny
+    return max(0.0, -math.exp(first) * math.expm1(min(second - first, 0.0)))
+
+
+def gdp_epsilon(mu: float, delta: float) -> float:
+    """ε at δ of a μ-GDP mechanism.
+
+    >>> round(gdp_epsilon(0.5, 1e-5), 6)
+    1.993091
+    """
+    validate.non_negative(mu=mu)
+    validate.open_unit(delta=delta)
+    return largest_rejected(lambda eps: gdp_delta(mu, eps) > delta, start=2.0, limit=1e5, tol=1e-12 * max(1.0, mu * mu))
+
+
+def gdp_mu(epsilon: float, delta: float) -> float:
+    """Largest μ whose Gaussian mechanism is still (ε, δ)-DP.
+
+    >>> round(gdp_mu(4.0, 1e-5), 6)
+    0.924931
+    """
+    validate.non_negative(epsilon=epsilon)
+    validate.open_unit(delta=delta)
+    return largest_rejected(lambda mu: gdp_delta(mu, epsilon) <= delta, start=1.0, limit=_MAX_MU, tol=1e-13)
+
+
+def gdp_accuracy_at_top(mu: float, share: float) -> float:
+    """Expected share of members among the top ``share`` of scores, for scores N(±μ/2, 1) with fair coins.
+
+    Parameters
+    ----------
+    mu : float
+        Distance of the two score distributions in standard deviations.
+    share : float
+        Fraction of all canaries that is guessed "in", in (0, 1/2]; by symmetry the bottom share is as accurate.
+
+    >>> round(gdp_accuracy_at_top(1.0, 0.5), 4)
+    0.6915
+    """
+    validate.non_negative(mu=mu)
+    validate.positive(share=share)
+    low, high = -40.0, 40.0 + mu
+    for _ in range(80):
+        mid = 0.5 * (low + high)
+        tail = 0.5 * (ndtr(mu / 2 - mid) + ndtr(-mu / 2 - mid))
+        low, high = (mid, high) if tail > share else (low, mid)
+    cut = 0.5 * (low + high)
+    return float(1.0 / (1.0 + np.exp(log_ndtr(-mu / 2 - cut) - log_ndtr(mu / 2 - cut))))
+
+
+def dp_attack_limits(epsilon: float, delta: float, fpr: float = 0.01) -> dict[str, float]:
+    """What every attack on the mechanism must obey: upper limits on attack quality implied by a claim.
+
+    Returns
+    -------
+    dict
+        ``max_balanced_accuracy``, ``max_advantage`` (TPR − FPR) and ``tpr_at_fpr`` of any (ε, δ)-DP mechanism, and with
+        prefix ``gaussian_`` (plus ``mu`` and ``gaussian_auc``) those of the Gaussian mechanism with exactly that claim.
+    """
+    validate.non_negative(epsilon=epsilon)
+    validate.probability(fpr=fpr)
+    mu = gdp_mu(epsilon, delta)
+    advantage = math.tanh(epsilon / 2) + 2 * delta / (math.exp(epsilon) + 1)
+    tpr = min(math.exp(epsilon) * fpr + delta, 1.0 - math.exp(-epsilon) * (1.0 - delta - fpr), 1.0)
+    return {
+        "max_balanced_accuracy": 0.5 * (1.0 + advantage),
+        "max_advantage": advantage,
+        "tpr_at_fpr": max(tpr, 0.0),
+        "mu": mu,
+        "gaussian_max_balanced_accuracy": float(ndtr(mu / 2)),
+        "gaussian_max_advantage": float(2 * ndtr(mu / 2) - 1),
+        "gaussian_auc": float(ndtr(mu / math.sqrt(2))),
+        "gaussian_tpr_at_fpr": float(ndtr(ndtri(fpr) + mu)),
+    }

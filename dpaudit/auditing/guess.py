@@ -1,0 +1,146 @@
+"""From scores to guesses, without looking at the coins, and from coins to counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpaudit.auditing.plan import AuditPlan
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Ids as strings; duplicates are refused by name."""
+    names = [str(i) for i in ids]
+    if len(set(names)) != len(names):
+        seen: set[str] = set()
+        twice = next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+        raise InvalidEvidence(f"id {twice!r} appears more than once; give one score for each canary.")
+    return names
+
+
+def check_scores(scores: ArrayLike, *, name: str = "scores") -> NDArray[np.float64]:
+    """Scores as a 1-D float array, NaN refused and counted."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise InvalidValue(f"{name} has shape {values.shape} and must be one-dimensional; give one score per canary.")
+    if values.size == 0:
+        raise InvalidEvidence(f"{name} is empty; give at least one scored canary.")
+    bad = int(np.isnan(values).sum())
+    if bad:
+        raise InvalidEvidence(f"{name} holds {bad} NaN among {values.size}; mend the attack, do not drop canaries.")
+    return values
+
+
+def check_member(member: ArrayLike, size: int) -> NDArray[np.bool_]:
+    """Coins as booleans of length ``size``; anything but 0 and 1 is refused."""
+    values = np.asarray(member)
+    if values.shape != (size,):
+        raise InvalidValue(f"member has shape {values.shape} for {size} scores; give one 0/1 coin for each.")
+    if values.dtype != np.bool_:
+        as_float = values.astype(np.float64)
+        if not np.all((as_float == 0) | (as_float == 1)):
+            raise InvalidEvidence("column member holds values other than 0 and 1; give the coin of each canary.")
+        values = as_float == 1
+    return values.astype(np.bool_)
+
+
+def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
+    """Positions from highest to lowest score; equal scores stand in the order of SHA-256(id).
+
+    The order of ties depends on nothing but the ids, so that neither the caller nor the coins can choose it.
+    """
+    names, values = check_ids(ids), check_scores(scores)
+    if len(names) != values.size:
+        raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    digests = np.zeros(len(names), dtype="S32")
+    # Only tied scores need a digest. numpy ignores trailing zero bytes, which keeps the order: zero is the smallest.
+    for place in np.flatnonzero(counts[inverse] > 1):
+        digests[place] = hashlib.sha256(names[place].encode("utf-8")).digest()
+    return np.lexsort((digests, -values)).astype(np.int64)
+
+
+def guess(ids: Sequence[str], scores: ArrayLike, plan: AuditPlan | tuple[int, int]) -> NDArray[np.int8]:
+    """Guess the coins: +1 ("in") for the top scores, −1 ("out") for the bottom ones, 0 for the rest.
+
+    Parameters
+    ----------
+    ids : sequence of str, length m
+        Unique ids of the canaries.
+    scores : array of shape (m,)
+        Higher = member. NaN is refused.
+    plan : AuditPlan or (int, int)
+        Gives the numbers of guesses in and out.
+
+    >>> guess(["a", "b", "c"], [0.1, 0.9, 0.5], (1, 1)).tolist()
+    [-1, 1, 0]
+    """
+    k_in, k_out = (plan.guesses_in, plan.guesses_out) if isinstance(plan, AuditPlan) else plan
+    order = ranking(ids, scores)
+    if k_in < 0 or k_out < 0 or k_in + k_out > order.size:
+        raise InvalidValue(
+            f"{k_in} guesses in and {k_out} out do not fit {order.size} canaries; guess each at most once."
+        )
+    guesses = np.zeros(order.size, dtype=np.int8)
+    guesses[order[:k_in]] = 1
+    guesses[order[order.size - k_out :]] = -1
+    return guesses
+
+
+def count_correct(guesses: ArrayLike, member: ArrayLike) -> tuple[int, int]:
+    """Number of guesses made and of right ones: ``(guesses, correct)``.
+
+    >>> count_correct([1, -1, 0, 1], [1, 0, 1, 0])
+    (3, 2)
+    """
+    values = np.asarray(guesses)
+    coins = check_member(member, values.size)
+    if not np.isin(values, (-1, 0, 1)).all():
+        raise InvalidEvidence("guesses hold values other than -1, 0 and +1; restore the recorded guesses.")
+    right = ((values == 1) & coins) | ((values == -1) & ~coins)
+    return int(np.count_nonzero(values)), int(np.count_nonzero(right))
+
+
+def count_ties(scores: ArrayLike) -> int:
+    """Number of canaries that share their score with another one."""
+    _, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
+    return int(counts[counts > 1].sum())
+
+
+def pair_scores(
+    pairs: Sequence[Any], ids: Sequence[str], scores: ArrayLike, member: ArrayLike
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
+    """Turn paired canaries into one coin per pair, as replace_one needs.
+
+    Each pair holds two canaries of which a fair coin put exactly one into the data. The pair's score is the score of
+    its first canary (by id) minus that of its second; its coin is 1 when the first was inserted.
+
+    Returns
+    -------
+    (list of str, array (m,), array (m,))
+        Pair names, score differences and coins, for :func:`guess` and :func:`audit` under replace_one.
+    """
+    names, values = check_ids(ids), check_scores(scores)
+    coins = check_member(member, values.size)
+    if len(pairs) != values.size or len(names) != values.size:
+        raise InvalidValue(f"{len(pairs)} pair names stand beside {values.size} scores; name the pair of each canary.")
+    groups: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        groups.setdefault(str(pair), []).append(place)
+    out_names, differences, firsts = [], [], []
+    for pair, places in groups.items():
+        if len(places) != 2 or int(coins[places].sum()) != 1:
+            raise InvalidEvidence(
+                f"pair {pair!r} has {len(places)} canaries of which {int(coins[places].sum())} inserted;"
+                " a pair needs two canaries and exactly one inserted."
+            )
+        first, second = sorted(places, key=lambda i: names[i])
+        out_names.append(pair)
+        differences.append(values[first] - values[second])
+        firsts.append(bool(coins[first]))
+    return out_names, np.array(differences), np.array(firsts, dtype=np.bool_)

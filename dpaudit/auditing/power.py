@@ -1,0 +1,120 @@
+"""What an audit could show: expected bound, power of the optimal attack, and power measured on a positive control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtrc
+
+from dpaudit.auditing.f_dp import f_dp_mu_lower
+from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_mu
+from dpaudit.auditing.one_run import snj_critical_count, snj_epsilon_lower
+from dpaudit.auditing.rates import rate_lower, rate_upper
+from dpaudit.auditing.whole import whole_at_least
+from dpaudit.privacy import validate
+
+# Nodes and weights for a mean over a normal variable: Gauss-Hermite.
+_SEVEN = np.polynomial.hermite_e.hermegauss(7)
+_THREE = np.polynomial.hermite_e.hermegauss(3)
+
+
+def _mean_over_counts(
+    bound: Callable[[int], float], guesses: int, p: float, rule: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> float:
+    """Mean of ``bound(count)`` over Bin(guesses, p) by normal quadrature, the bound interpolated between counts."""
+    nodes, weights = rule
+    mean, sd = guesses * p, math.sqrt(guesses * p * (1 - p))
+    total = 0.0
+    for node, weight in zip(nodes, weights):
+        count = min(max(mean + sd * float(node), 0.0), float(guesses))
+        low = math.floor(count)
+        value = bound(low)
+        if count > low:
+            value += (count - low) * (bound(low + 1) - value)
+        total += float(weight) * value
+    return total / float(weights.sum())
+
+
+def expected_epsilon_lower(
+    m: int, guesses: int, mu: float, delta: float, alpha: float = 0.05, *, tol: float = 1e-6
+) -> float:
+    """Mean one-run bound when the optimal attack meets a μ-GDP mechanism with independent canaries.
+
+    Reference, not a promise: the number of right guesses is taken as binomial with the accuracy that the top and bottom
+    ``guesses``/2 of m scores N(±μ/2, 1) have; the mean over it is by quadrature.
+    """
+    whole_at_least(1, guesses=guesses)
+    p = gdp_accuracy_at_top(mu, guesses / (2 * m))
+    return _mean_over_counts(lambda v: snj_epsilon_lower(m, guesses, v, delta, alpha, tol=tol), guesses, p, _SEVEN)
+
+
+def expected_mu_lower(m: int, guesses: int, mu: float, alpha: float = 0.05) -> float:
+    """Mean one-run bound on μ of the Gaussian curve test when the optimal attack meets a μ-GDP mechanism.
+
+    As :func:`expected_epsilon_lower`, with a coarser quadrature.
+    """
+    whole_at_least(1, guesses=guesses)
+    p = gdp_accuracy_at_top(mu, guesses / (2 * m))
+    return _mean_over_counts(lambda v: f_dp_mu_lower(m, guesses, v, alpha, tol=1e-4), guesses, p, _THREE)
+
+
+def power_of_optimal_attack(
+    m: int, guesses: int, epsilon: float, delta: float, alpha: float, *, noise_factor: float = 0.5
+) -> float:
+    """Probability that the optimal attack convicts a Gaussian mechanism run with too little noise.
+
+    Parameters
+    ----------
+    m, guesses
+        The audit's design.
+    epsilon, delta
+        The claim, which the mechanism would meet exactly with its full noise.
+    alpha : float
+        Level of the verdict.
+    noise_factor : float
+        Noise of the faulty mechanism as a share of the claimed noise; 0.5 by default.
+    """
+    validate.positive(noise_factor=noise_factor)
+    critical = snj_critical_count(m, guesses, epsilon, delta, alpha)
+    if critical is None:
+        return 0.0
+    p = gdp_accuracy_at_top(gdp_mu(epsilon, delta) / noise_factor, guesses / (2 * m))
+    return float(bdtrc(critical - 1, guesses, p))
+
+
+def power_from_control(
+    m: int, guesses: int, epsilon: float, delta: float, alpha: float, *, control_guesses: int, control_correct: int
+) -> tuple[float, tuple[float, float]]:
+    """Power of THIS attack: probability of conviction if the audited run leaked as much as a positive control.
+
+    The control is a run of the same configuration with a planted fault; its share of right guesses is the attack's
+    accuracy p, and the power is P[Bin(guesses, p) ≥ critical count].
+
+    Parameters
+    ----------
+    m, guesses, epsilon, delta, alpha
+        Design, tested ε and level of the audit itself.
+    control_guesses, control_correct : int
+        Guesses made and right on the control, at the same share of its canaries.
+
+    Returns
+    -------
+    (float, (float, float))
+        The plug-in estimate, and the powers at the ends of p's 95 % Clopper-Pearson interval: a control shows the
+        power of its own fault, and is itself one run.
+    """
+    whole_at_least(1, control_guesses=control_guesses)
+    whole_at_least(0, control_correct=control_correct)
+    critical = snj_critical_count(m, guesses, epsilon, delta, alpha)
+    if critical is None:
+        return 0.0, (0.0, 0.0)
+
+    def power(p: float) -> float:
+        return float(bdtrc(critical - 1, guesses, p))
+
+    low = rate_lower(control_correct, control_guesses, 0.025)
+    high = rate_upper(control_correct, control_guesses, 0.025)
+    return power(control_correct / control_guesses), (power(low), power(high))

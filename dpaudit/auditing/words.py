@@ -1,0 +1,55 @@
+"""The result in one paragraph of plain words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpaudit.auditing.verdict import explain
+
+if TYPE_CHECKING:
+    from dpaudit.auditing.result import AuditResult
+
+
+def summarise(result: AuditResult) -> str:
+    """What the verdict means and does not mean, with the numbers that carry it."""
+    head = {
+        "violated": _violated(result),
+        "accounting_mismatch": "Accounting mismatch: the recorded steps do not support the claim.",
+        "invalid_audit": "Invalid audit: its conditions were broken, and its own bound is discarded.",
+        "inconclusive": "Inconclusive: no violation was found, and this audit could not be relied on to find one.",
+        "consistent": _consistent(result),
+    }[result.verdict]
+    return " ".join(part for part in (head, _numbers(result), explain(result.verdict)) if part)
+
+
+def _violated(result: AuditResult) -> str:
+    claims = sorted({f.claim for f in result.findings if f.status == "violated"})
+    return f"Violated: the evidence contradicts the claim on {' and '.join(claims)}."
+
+
+def _consistent(result: AuditResult) -> str:
+    return (
+        f"Consistent: no violation was found, by an attack that would have caught the control's fault with probability"
+        f" {result.power:.2f}."
+        if result.power is not None
+        else "Consistent: no violation was found."
+    )
+
+
+def _numbers(result: AuditResult) -> str:
+    if result.epsilon_lower is None or result.tested_epsilon is None:
+        return ""
+    text = (
+        f"At {result.confidence:.0%} confidence the attack shows epsilon >= {result.epsilon_lower:.3g} against"
+        f" {result.tested_epsilon:.4g} at delta={result.delta:g}."
+    )
+    if result.ceiling is not None and result.expected_epsilon_lower is not None:
+        text += (
+            f" A perfect attack could have shown {result.ceiling:.3g}, and the optimal one"
+            f" {result.expected_epsilon_lower:.3g} on average if the mechanism were exactly as claimed."
+        )
+    if result.power is None:
+        text += " The power of this attack is unknown: no positive control was given."
+    else:
+        text += f" The power of this attack is {result.power:.2f}."
+    return text

@@ -1,0 +1,37 @@
+"""Certificates: build them, amend and sign them, verify them, and make them for runs of other libraries.
+
+Importing this module imports neither torch nor any accountant.
+"""
+
+from dpaudit.accounting.events import from_event as from_event
+from dpaudit.accounting.events import from_opacus as from_opacus
+from dpaudit.accounting.events import from_triples as from_triples
+from dpaudit.accounting.events import to_event as to_event
+from dpaudit.certificates.amend import Amendment as Amendment
+from dpaudit.certificates.amend import amend as amend
+from dpaudit.certificates.amend import read_amendments as read_amendments
+from dpaudit.certificates.build import CertificateEvidence as CertificateEvidence
+from dpaudit.certificates.build import Claim as Claim
+from dpaudit.certificates.build import build_certificate as build_certificate
+from dpaudit.certificates.build import certificate_bytes as certificate_bytes
+from dpaudit.certificates.import_run import Canaries as Canaries
+from dpaudit.certificates.import_run import certify_run as certify_run
+from dpaudit.certificates.import_run import read_manifest as read_manifest
+from dpaudit.certificates.import_run import write_manifest as write_manifest
+from dpaudit.certificates.import_run import write_plan as write_plan
+from dpaudit.certificates.policy import Policy as Policy
+from dpaudit.certificates.policy import read_policy as read_policy
+from dpaudit.certificates.privacy_json import privacy_json as privacy_json
+from dpaudit.certificates.sign import envelope_path as envelope_path
+from dpaudit.certificates.sign import key_id as key_id
+from dpaudit.certificates.sign import new_key_pair as new_key_pair
+from dpaudit.certificates.sign import sign as sign
+from dpaudit.certificates.statement import json_schema as json_schema
+from dpaudit.certificates.verify.report import Step as Step
+from dpaudit.certificates.verify.report import VerificationReport as VerificationReport
+from dpaudit.certificates.verify.verify import Certificate as Certificate
+from dpaudit.certificates.verify.verify import read_certificate as read_certificate
+from dpaudit.certificates.verify.verify import verify_certificate as verify_certificate
+from dpaudit.storage.journal import DiskJournal as DiskJournal
+from dpaudit.storage.journal import JournalRecord as JournalRecord
+from dpaudit.storage.journal import read_journal as read_journal

@@ -1,0 +1,182 @@
+"""Amendments: a certificate is never rewritten; what is learnt later is appended, chained by digest.
+
+``amendments/0001.json``, ``0002.json`` … lie beside the certificate. Each is an in-toto statement about the
+certificate's exact bytes and carries the digest of the statement before it, so that none can be changed, reordered or
+dropped from the middle. Dropping the last one can be seen only where it was signed or published elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpaudit.certificates.build import STATEMENT_TYPE, certificate_bytes, plain_json
+from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, Step
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage.commitment import sha256_bytes
+from dpaudit.storage.readers import parse_json, read_bytes
+
+AMENDMENT_TYPE = "https://dpaudit.dev/amendment/v1"
+AMENDMENT_SCHEMA = "dpaudit.amendment/1"
+KINDS = ("note", "correction", "withdrawal")
+MAX_AMENDMENTS = 1000
+MAX_BYTES = 2**20
+_KEYS = {"schema", "number", "kind", "text", "changes", "author", "previous"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Amendment:
+    """One appended statement.
+
+    Attributes
+    ----------
+    number : int
+        1 for the first.
+    kind : str
+        "note", "correction" (what a reader should take instead) or "withdrawal" (the certificate no longer stands).
+    text : str
+        Reason, in words.
+    changes : mapping
+        Corrected fields by dotted path; the certificate itself stays as it was.
+    author : str
+    """
+
+    number: int
+    kind: str
+    text: str
+    changes: Mapping[str, Any]
+    author: str
+
+
+def amendment_bytes(
+    certificate: bytes,
+    earlier: list[bytes],
+    *,
+    kind: str,
+    text: str,
+    author: str,
+    changes: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Canonical bytes of the next amendment.
+
+    Parameters
+    ----------
+    certificate : bytes
+        Exact bytes of ``certificate.json``.
+    earlier : list of bytes
+        Exact bytes of the amendments so far, in order.
+    kind, text, author, changes
+        As in :class:`Amendment`.
+    """
+    validate.one_of(KINDS, kind=kind)
+    if not text.strip() or not author.strip():
+        raise InvalidValue("text and author of an amendment are empty; say what was learnt, and who says so.")
+    if len(earlier) >= MAX_AMENDMENTS:
+        raise InvalidValue(
+            f"there are {len(earlier)} amendments and the limit is {MAX_AMENDMENTS}; issue a new certificate."
+        )
+    statement = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": "certificate.json", "digest": {"sha256": sha256_bytes(certificate)}}],
+        "predicateType": AMENDMENT_TYPE,
+        "predicate": {
+            "schema": AMENDMENT_SCHEMA,
+            "number": len(earlier) + 1,
+            "kind": kind,
+            "text": text,
+            "changes": plain_json(dict(changes or {})),
+            "author": author,
+            "previous": sha256_bytes(earlier[-1] if earlier else certificate),
+        },
+    }
+    return certificate_bytes(statement)
+
+
+def amend(certificate: Path, *, kind: str, text: str, author: str, changes: Mapping[str, Any] | None = None) -> Path:
+    """Append an amendment beside a certificate and return its path; nothing that exists is touched."""
+    folder = certificate.parent / "amendments"
+    earlier = _files(folder)
+    data = amendment_bytes(
+        read_bytes(certificate),
+        [read_bytes(path, limit=MAX_BYTES) for path in earlier],
+        kind=kind,
+        text=text,
+        author=author,
+        changes=changes,
+    )
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{len(earlier) + 1:04d}.json"
+    with path.open("xb") as file:  # "x": an amendment that exists is never overwritten
+        file.write(data)
+    return path
+
+
+def read_amendments(certificate: Path, data: bytes) -> list[Amendment]:
+    """Read and check the chain of amendments beside a certificate with the exact bytes ``data``.
+
+    Raises
+    ------
+    InvalidEvidence
+        When one is missing, reordered, changed, or about another certificate.
+    """
+    previous, found = sha256_bytes(data), []
+    subject = [{"name": "certificate.json", "digest": {"sha256": sha256_bytes(data)}}]
+    for number, path in enumerate(_files(certificate.parent / "amendments"), start=1):
+        content = read_bytes(path, limit=MAX_BYTES)
+        value = parse_json(content, name=path.name)
+        body = value.get("predicate") if isinstance(value, dict) else None
+        if not isinstance(body, dict) or set(body) != _KEYS or body["schema"] != AMENDMENT_SCHEMA:
+            raise InvalidEvidence(f"amendment {path.name} does not follow {AMENDMENT_SCHEMA}.")
+        if certificate_bytes(value) != content or value.get("predicateType") != AMENDMENT_TYPE:
+            raise InvalidEvidence(f"amendment {path.name} is not in canonical form: it was edited.")
+        if value.get("subject") != subject:
+            raise InvalidEvidence(f"amendment {path.name} is about another certificate.")
+        if body["number"] != number or path.name != f"{number:04d}.json" or body["previous"] != previous:
+            raise InvalidEvidence(f"amendment {path.name} does not continue the one before it: the chain is broken.")
+        if body["kind"] not in KINDS or not isinstance(body["changes"], dict):
+            raise InvalidEvidence(f"amendment {path.name} has an unknown kind or changes.")
+        found.append(
+            Amendment(
+                number=number,
+                kind=body["kind"],
+                text=str(body["text"]),
+                changes=body["changes"],
+                author=str(body["author"]),
+            )
+        )
+        previous = sha256_bytes(content)
+    return found
+
+
+def amendment_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) -> list[Step]:
+    """Check the chain; with trusted keys each amendment needs a signature. A withdrawal refuses the certificate."""
+    from dpaudit.certificates.sign import signature_steps
+
+    try:
+        found = read_amendments(certificate, data)
+    except InvalidEvidence as error:
+        return [Step("amendments", DIFFERENT, str(error))]
+    steps = []
+    if trusted:
+        for path in _files(certificate.parent / "amendments"):
+            signed, _ = signature_steps(path, read_bytes(path, limit=MAX_BYTES), trusted)
+            steps += [Step(f"amendments.{path.stem}.signature", s.outcome, s.detail) for s in signed]
+    withdrawn = [a for a in found if a.kind == "withdrawal"]
+    if withdrawn:
+        reason = f"withdrawn by amendment {withdrawn[-1].number}: {withdrawn[-1].text[:200]}"
+        return [*steps, Step("amendments", DIFFERENT, reason)]
+    if not found:
+        return steps
+    return [*steps, Step("amendments", EQUAL, f"{len(found)} in an unbroken chain; the last: {found[-1].text[:120]}")]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    paths = sorted(p for p in folder.iterdir() if p.suffix == ".json" and not p.name.endswith(".dsse.json"))
+    if len(paths) > MAX_AMENDMENTS:
+        raise InvalidEvidence(f"{folder.name} holds {len(paths)} amendments and the limit is {MAX_AMENDMENTS}.")
+    return paths

@@ -1,0 +1,382 @@
+"""Building a certificate: an in-toto statement from which another person re-derives every number without us.
+
+The statement is a plain JSON value. The same evidence always gives the same bytes: keys are sorted, canaries are
+ordered by id, nothing is read from the clock. A value that is needed to recompute the claim and is absent makes the
+verdict ``accounting_mismatch``; it is listed by name under ``missing`` and never left blank in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpaudit._version import __version__
+from dpaudit.certificates.verdict import MEANING, derive_verdict
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.guarantee import Guarantee
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Relation
+from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, manifest, sha256_bytes
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://dpaudit.dev/certificate/v1"
+SCHEMA = "dpaudit.certificate/1"
+MECHANISM_NEEDS = ("algorithm", "clipping_norm", "normaliser", "noise_source")
+
+LIMITS = (
+    "The lower bound is what one attack on these canaries could show; a stronger attack may show more.",
+    "It is no upper limit on what the model leaks, and it says nothing on units of privacy other than the one claimed.",
+    "Preparation outside the recorded run (choice of data, tokenizer, hyper-parameters, stopping) is covered only as"
+    " far as it is stated here.",
+    "Floating-point and random-generator weaknesses were not examined.",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The privacy a model's maker claims.
+
+    Parameters
+    ----------
+    epsilon : float
+        Claimed upper bound ε > 0.
+    delta : float
+        δ in (0, 1).
+    relation : Relation
+        Neighbouring relation.
+    unit : str
+        Unit of privacy, such as "record" or "user".
+    max_records_per_unit : int
+        Records that one unit contributes at most.
+    """
+
+    epsilon: float
+    delta: float
+    relation: Relation
+    unit: str
+    max_records_per_unit: int
+
+    def __post_init__(self) -> None:
+        validate.positive(epsilon=self.epsilon)
+        validate.finite(epsilon=self.epsilon)
+        validate.open_unit(delta=self.delta)
+        object.__setattr__(self, "relation", Relation.parse(self.relation))
+        validate.integer_at_least(1, max_records_per_unit=self.max_records_per_unit)
+        if not self.unit:
+            raise InvalidValue("unit='' is empty; name the unit of privacy, such as 'record' or 'user'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {**dataclasses.asdict(self), "relation": str(self.relation)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateEvidence:
+    """Everything a certificate is made from, as values; absent values are None and are reported as missing.
+
+    Attributes
+    ----------
+    claim : Claim or None
+    trust_model : str or None
+        Who sees the data in the clear: "central: the trainer sees the records".
+    release_scope : str or None
+        What leaves: "last checkpoint", "all checkpoints".
+    ledger : Ledger or None
+        Stages really executed.
+    ledger_head : str or None
+        SHA-256 (hexadecimal) of the last chained line of ``ledger.jsonl``.
+    mechanism : mapping
+        Must state ``algorithm``, ``clipping_norm``, ``normaliser`` and ``noise_source``; further keys are kept.
+    guarantees : tuple of Guarantee
+        Accounted bounds at the claim's δ and relation.
+    audit_plan, audit_plan_digest : mapping and str, or None
+        The plan frozen before step 1, and the SHA-256 of its file's bytes.
+    canaries : sequence of mappings
+        One ``{"id", "coin", "guess"}`` per canary: coin 0/1 (1 = inserted), guess 1 in, -1 out, 0 abstain.
+    copies : int
+        Times an inserted canary stands in the data.
+    scores_digest, control_digest : str or None
+        SHA-256 of ``scores.parquet``, and of ``control_scores.parquet`` (id, score, member of a positive control).
+    nonce : str or None
+        The 32-byte nonce of the coin commitment, hexadecimal.
+    audit_result : mapping or None
+        Result in the form ``dpaudit.audit/1``.
+    exposure : mapping or None
+    findings : sequence of mappings
+        ``{"name", "status", "text", …}``; status is one of the verdicts or "note".
+    examination : mapping or None
+        What white-box tests ran, with ``tests`` (each with ``name``) and ``untested``; their findings are ``findings``.
+    subjects : mapping
+        Relative path in ``release/`` to SHA-256 of the file (weights, adapter, tokenizer).
+    provenance : mapping
+        Versions, commit, dirty flag, configuration digest.
+    deviations, limits : sequences of str
+    reproduction : str
+        Command that repeats the run.
+    run_status : str
+        "complete", "unfinished" or "test"; a "test" run is refused.
+    """
+
+    claim: Claim | None
+    trust_model: str | None
+    release_scope: str | None
+    ledger: Ledger | None
+    ledger_head: str | None
+    mechanism: Mapping[str, Any]
+    guarantees: tuple[Guarantee, ...]
+    audit_plan: Mapping[str, Any] | None = None
+    audit_plan_digest: str | None = None
+    canaries: Sequence[Mapping[str, Any]] = ()
+    copies: int = 1
+    scores_digest: str | None = None
+    control_digest: str | None = None
+    nonce: str | None = None
+    audit_result: Mapping[str, Any] | None = None
+    exposure: Mapping[str, Any] | None = None
+    findings: Sequence[Mapping[str, Any]] = ()
+    examination: Mapping[str, Any] | None = None
+    subjects: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    deviations: Sequence[str] = ()
+    limits: Sequence[str] = LIMITS
+    reproduction: str = ""
+    run_status: str = "complete"
+
+    def __post_init__(self) -> None:
+        validate.one_of(["complete", "unfinished", "test"], run_status=self.run_status)
+        validate.integer_at_least(1, copies=self.copies)
+        for canary in self.canaries:
+            if set(canary) != {"id", "coin", "guess"}:
+                raise InvalidValue(
+                    f"canary {dict(canary)!r:.80} must have exactly id, coin and guess; nothing else is published."
+                )
+            if canary["coin"] not in (0, 1) or canary["guess"] not in (-1, 0, 1):
+                raise InvalidValue(
+                    f"canary {canary['id']!r:.40} has coin={canary['coin']!r}, guess={canary['guess']!r}; coins are"
+                    " 0 or 1 and guesses -1, 0 or 1."
+                )
+
+
+def build_certificate(evidence: CertificateEvidence) -> dict[str, Any]:
+    """Build the in-toto statement of a run.
+
+    Returns
+    -------
+    dict
+        Plain JSON value; write it with :func:`certificate_bytes`.
+
+    Raises
+    ------
+    PrivacyRefusal
+        For a run whose randomness was injected (``run_status="test"``): repeatable by design, hence not private.
+    """
+    if evidence.run_status == "test":
+        raise PrivacyRefusal(
+            "run_status='test' cannot be certified, since its random generators were injected; run it without them."
+        )
+    body: dict[str, Any] = plain_json(
+        {
+            "schema": SCHEMA,
+            "verifier": {"name": "dpaudit", "version": __version__},
+            "run_status": evidence.run_status,
+            "claim": None if evidence.claim is None else evidence.claim.to_dict(),
+            "scope": {"trust_model": evidence.trust_model, "release_scope": evidence.release_scope},
+            "mechanism": dict(evidence.mechanism),
+            "ledger": _ledger_section(evidence),
+            "accounting": _accounting_section(evidence),
+            "audit": _audit_section(evidence),
+            "exposure": None if evidence.exposure is None else dict(evidence.exposure),
+            "findings": [dict(finding) for finding in evidence.findings],
+            "examination": None if evidence.examination is None else dict(evidence.examination),
+            "provenance": dict(evidence.provenance),
+            "deviations": list(evidence.deviations),
+            "limits": list(evidence.limits),
+            "reproduction": evidence.reproduction,
+        }
+    )
+    subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(evidence.subjects.items())]
+    body["missing"] = missing_fields(body, subject)
+    body["verdict"] = verdict_section(body)
+    statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": body}
+    body["digest"] = statement_digest(statement)
+    return statement
+
+
+def certificate_bytes(statement: Mapping[str, Any]) -> bytes:
+    """Canonical bytes of a statement, ending in one newline: what is written, digested and signed."""
+    return canonical_json(statement) + b"\n"
+
+
+def statement_digest(statement: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical statement without its own ``predicate.digest``: finds accidents, proves no origin."""
+    body = {k: v for k, v in statement["predicate"].items() if k != "digest"}
+    return sha256_bytes(canonical_json({**statement, "predicate": body}))
+
+
+def epsilon_upper(body: Mapping[str, Any]) -> float | None:
+    """Smallest certified upper bound among the stored guarantees (each is a bound on its own); None without any."""
+    uppers = [
+        to_float(g["epsilon_upper"])
+        for g in body["accounting"]["guarantees"]
+        if g["rigorous"] and g["epsilon_upper"] is not None
+    ]
+    return min(uppers, default=None)
+
+
+def missing_fields(body: Mapping[str, Any], subject: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the fields that are needed to recompute the claim and are absent."""
+    absent = [name for name in ("claim", "ledger") if body[name] is None]
+    absent += [f"scope.{name}" for name in ("trust_model", "release_scope") if not body["scope"][name]]
+    absent += [f"mechanism.{name}" for name in MECHANISM_NEEDS if body["mechanism"].get(name) in (None, "")]
+    if body["ledger"] is not None and not body["ledger"]["head"]:
+        absent.append("ledger.head")
+    if epsilon_upper(body) is None:
+        absent.append("accounting.guarantees (a certified upper bound)")
+    if not subject:
+        absent.append("subject (digests of the released files)")
+    return absent
+
+
+def verdict_section(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Derive the verdict of a certificate body; ``verify`` calls this again on what it read."""
+    audit = body["audit"]
+    claim = body["claim"]
+    verdict = derive_verdict(
+        claim_epsilon=None if claim is None else claim["epsilon"],
+        epsilon_upper=epsilon_upper(body),
+        tested_epsilon=_group_epsilon(audit),
+        missing=body["missing"],
+        mismatches=_mismatches(body),
+        audit=None if audit is None else audit["result"],
+        audit_faults=[] if audit is None else audit_faults(audit),
+        findings=body["findings"],
+        run_status=body["run_status"],
+    )
+    return {"name": verdict.name, "reasons": list(verdict.reasons), "meaning": MEANING[verdict.name]}
+
+
+def _group_epsilon(audit: Mapping[str, Any] | None) -> float | None:
+    """The group claim that k > 1 copies test; infinity when the plan has none, so that nothing is convicted on it."""
+    if audit is None or audit["copies"] == 1:
+        return None
+    stated = (audit["plan"] or {}).get("group_epsilon")
+    return math.inf if stated is None else to_float(stated)
+
+
+def audit_faults(audit: Mapping[str, Any]) -> list[str]:
+    """Sentences on an audit section whose commitment or guesses do not hold, without any further file."""
+    needed = ("plan", "plan_digest", "commitment", "nonce")
+    faults = [f"audit.{name} is missing, so the coins cannot be checked" for name in needed if not audit[name]]
+    if not audit["canaries"]:
+        faults.append("audit.canaries is missing, so the lower bound cannot be recomputed")
+    if faults:
+        return faults
+    opened = open_commitment(audit)
+    if opened != audit["commitment"]:
+        faults.append("the canaries' coins do not match the commitment made before training")
+    return faults
+
+
+def plan_commitment(plan: Mapping[str, Any]) -> str | None:
+    """The coins' commitment that an audit plan carries; None when it carries none."""
+    value = plan.get("coin_commitment")
+    return value if isinstance(value, str) else None
+
+
+def open_commitment(audit: Mapping[str, Any]) -> str | None:
+    """Commitment recomputed from nonce, ids, coins and copies; None when they cannot form one."""
+    try:
+        nonce = bytes.fromhex(audit["nonce"])
+        ids = [row[0] for row in audit["canaries"]]
+        coins = [row[1] for row in audit["canaries"]]
+        return commitment(nonce, manifest(ids, coins, audit["copies"]))
+    except ValueError:
+        return None
+
+
+def plain_json(value: Any) -> Any:
+    """Copy to plain JSON types; infinities become "inf" and "-inf", NaN is refused."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return plain_json(value.item())
+    if isinstance(value, float) and math.isnan(value):
+        raise InvalidValue("a certificate value is NaN and must be a number; mend the evidence it comes from.")
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    raise InvalidValue(f"a certificate value has type {type(value).__name__}; give plain JSON values.")
+
+
+def to_float(value: Any) -> float:
+    """Read a stored number back; "inf" is infinity."""
+    return float(value)
+
+
+def _ledger_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
+    if evidence.ledger is None:
+        return None
+    return {**evidence.ledger.to_dict(), "head": evidence.ledger_head}
+
+
+def _accounting_section(evidence: CertificateEvidence) -> dict[str, Any]:
+    rows = []
+    for guarantee in sorted(evidence.guarantees, key=lambda g: g.accountant):
+        row = guarantee.to_dict()
+        del row["seconds"]  # a time is no evidence, and would make equal evidence give unequal bytes
+        rows.append(
+            {**row, "delta": guarantee.delta, "relation": str(guarantee.relation), "group_size": guarantee.group_size}
+        )
+    return {"guarantees": rows}
+
+
+def _audit_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
+    if evidence.audit_result is None and evidence.audit_plan is None:
+        return None
+    rows = sorted([str(c["id"]), int(c["coin"]), int(c["guess"])] for c in evidence.canaries)
+    plan = evidence.audit_plan
+    if evidence.nonce is not None and len(evidence.nonce) != 2 * NONCE_BYTES:
+        raise InvalidValue(f"nonce has {len(evidence.nonce)} hexadecimal digits and must have {2 * NONCE_BYTES}.")
+    return {
+        "plan": None if plan is None else dict(plan),
+        "plan_digest": evidence.audit_plan_digest,
+        "commitment": None if plan is None else plan_commitment(plan),
+        "nonce": evidence.nonce,
+        "copies": evidence.copies,
+        "canaries": rows,
+        "scores_digest": evidence.scores_digest,
+        "control_digest": evidence.control_digest,
+        "result": None if evidence.audit_result is None else dict(evidence.audit_result),
+        "commitment_order": "asserted",
+    }
+
+
+def _mismatches(body: Mapping[str, Any]) -> list[str]:
+    claim, ledger = body["claim"], body["ledger"]
+    found: list[str] = []
+    if claim is None:
+        return found
+    if ledger is not None:
+        for name in ("relation", "unit", "max_records_per_unit"):
+            if claim[name] != ledger[name]:
+                found.append(f"the claim has {name}={claim[name]!r} and the ledger {ledger[name]!r}")
+    for guarantee in body["accounting"]["guarantees"]:
+        for name in ("delta", "relation"):
+            if claim[name] != guarantee[name]:
+                found.append(
+                    f"the claim has {name}={claim[name]!r} and accountant {guarantee['accountant']} {guarantee[name]!r}"
+                )
+        if claim["max_records_per_unit"] != guarantee["group_size"]:
+            found.append(
+                f"the claim covers {claim['max_records_per_unit']} records per unit and accountant"
+                f" {guarantee['accountant']} {guarantee['group_size']}"
+            )
+    return found

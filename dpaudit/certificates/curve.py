@@ -1,0 +1,28 @@
+"""The declared mechanism's trade-off curve, from a ledger's certified privacy profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from dpaudit.privacy.ledger import Ledger
+
+PROFILE_DELTAS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.08, 0.15, 0.22, 0.3, 0.4, 0.5)
+
+
+def declared_curve(ledger: Ledger, delta: float, copies: int = 1) -> Callable[[float], float]:
+    """Curve that the declared mechanism lies on or above, for canaries that stand ``copies`` times in the data.
+
+    The upper envelope of the certified (ε, δ) points at the claim's δ and at :data:`PROFILE_DELTAS`. Refuting the
+    curve refutes the declared mechanism, never (ε, δ) itself.
+    """
+    from dpaudit.accounting import account
+    from dpaudit.auditing import profile_trade_off
+
+    def upper(at: float, rtol: float) -> float:
+        found = account(ledger, delta=at, group_size=copies, rtol=rtol)[0].epsilon_upper
+        return math.inf if found is None else found
+
+    # A wider certified interval only lowers the curve a little, and costs a fraction.
+    profile = [upper(delta, 5e-3), *(upper(at, 0.02) for at in PROFILE_DELTAS)]
+    return profile_trade_off(profile, (delta, *PROFILE_DELTAS))

@@ -1,0 +1,216 @@
+"""Certifying runs that other libraries made: a ledger, a score file and a manifest in, a release folder out.
+
+Nothing here knows the other library: :mod:`dpaudit.accounting.events` turns its history into a ledger, and the caller
+says in words what the mechanism was. What dpaudit did not see itself is written into the certificate as a deviation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes
+from dpaudit.certificates.curve import declared_curve
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
+from dpaudit.storage.journal import DiskJournal, read_journal
+from dpaudit.storage.readers import number, read_json, read_table
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import AuditPlan
+
+IMPORTED = (
+    "The ledger was imported from {source} after the run: dpaudit did not count the steps itself and relies on that"
+    " history."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Canaries:
+    """An opened canary manifest.
+
+    Attributes
+    ----------
+    ids, coins
+        Opaque ids and 0/1 coins of equal length.
+    copies : int
+        Times an inserted canary stands in the data.
+    nonce : bytes
+        32 bytes; with ids and coins it opens the commitment inside the audit plan.
+    """
+
+    ids: tuple[str, ...]
+    coins: tuple[int, ...]
+    copies: int
+    nonce: bytes
+
+
+def read_manifest(path: Path) -> Canaries:
+    """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``."""
+    value = read_json(path)
+    try:
+        rows = value["canaries"]
+        found = Canaries(
+            ids=tuple(str(row[0]) for row in rows),
+            coins=tuple(int(row[1]) for row in rows),
+            copies=int(value["copies"]),
+            nonce=bytes.fromhex(value["nonce"]),
+        )
+        if any(len(row) != 2 or row[1] not in (0, 1) for row in rows) or len(set(found.ids)) != len(rows):
+            raise ValueError("a row is not [unique id, 0 or 1]")
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InvalidEvidence(
+            f"{path.name} is not a canary manifest ({error or type(error).__name__}); it needs nonce, copies, canaries."
+        ) from None
+    return found
+
+
+def write_manifest(path: Path, canaries: Canaries) -> None:
+    """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends."""
+    value = manifest(canaries.ids, canaries.coins, canaries.copies)
+    path.write_bytes(canonical_json({**value, "nonce": canaries.nonce.hex()}) + b"\n")
+    path.chmod(0o600)
+
+
+def write_plan(path: Path, plan: AuditPlan) -> str:
+    """Write ``audit_plan.json`` before training and return its digest; publish the digest to prove the order."""
+    data = canonical_json(plan.to_dict()) + b"\n"
+    path.write_bytes(data)
+    return sha256_bytes(data)
+
+
+def certify_run(
+    release: Path,
+    *,
+    source: str,
+    ledger: Ledger,
+    claim: Claim,
+    mechanism: Mapping[str, Any],
+    trust_model: str,
+    release_scope: str,
+    accountants: Sequence[str] = ("prv", "rdp"),
+    canaries: Canaries | None = None,
+    findings: Sequence[Mapping[str, Any]] = (),
+    provenance: Mapping[str, Any] | None = None,
+    deviations: Sequence[str] = (),
+    reproduction: str = "",
+) -> dict[str, Any]:
+    """Certify a run of another library into its release folder and return the certificate.
+
+    Parameters
+    ----------
+    release : Path
+        Folder that holds what is released: ``model/`` with the weights and, for an audit, ``audit_plan.json`` (written
+        before training by :func:`write_plan`) and ``scores.parquet`` (columns id, score). ``ledger.jsonl`` and
+        ``certificate.json`` are written into it; an existing certificate is never overwritten.
+    source : str
+        Where the ledger comes from, such as "an Opacus 1.6 accountant history".
+    ledger : Ledger
+        Steps that ran; see :func:`dpaudit.from_opacus` and :func:`dpaudit.from_event`.
+    claim, mechanism, trust_model, release_scope, findings, provenance, deviations, reproduction
+        As in :class:`CertificateEvidence`; the mechanism must state algorithm, clipping_norm, normaliser and
+        noise_source.
+    canaries : Canaries, optional
+        Without them nothing is known about leakage and the verdict is at most ``inconclusive``.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the coins do not open the plan's commitment or the scores do not match the canaries.
+    """
+    from dpaudit.accounting import account
+
+    certificate = release / "certificate.json"
+    if certificate.exists():
+        raise InvalidValue(f"{certificate} exists; it is amended, never rewritten: see dpaudit.certificates.amend.")
+    plan_path = release / "audit_plan.json"
+    plan_digest = sha256_file(plan_path) if plan_path.exists() else None
+    head = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
+    guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
+    uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
+    audited = {} if canaries is None else _audit(release, canaries, ledger, min(uppers, default=None))
+    evidence = CertificateEvidence(
+        claim=claim,
+        trust_model=trust_model,
+        release_scope=release_scope,
+        ledger=ledger,
+        ledger_head=head,
+        mechanism=mechanism,
+        guarantees=guarantees,
+        findings=findings,
+        subjects=_subjects(release),
+        provenance={"ledger_source": source, **(provenance or {})},
+        deviations=[IMPORTED.format(source=source), *deviations],
+        reproduction=reproduction,
+        **audited,
+    )
+    statement = build_certificate(evidence)
+    certificate.write_bytes(certificate_bytes(statement))
+    return statement
+
+
+def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | None) -> str:
+    if path.exists():
+        record = read_journal(path)
+        if record.ledger.merged() != ledger.merged():
+            raise InvalidEvidence(f"{path} holds another ledger than the one given; remove one of them.")
+        return record.head
+    journal = DiskJournal(
+        path,
+        relation=str(ledger.relation),
+        unit=ledger.unit,
+        max_records_per_unit=ledger.max_records_per_unit,
+        audit_plan_sha256=plan_digest,
+    )
+    for stage in ledger.stages:
+        journal._append(stage, f"imported from {source}")
+    return journal.head
+
+
+def _audit(release: Path, canaries: Canaries, ledger: Ledger, upper: float | None) -> dict[str, Any]:
+    from dpaudit.auditing import AuditPlan, audit, guess
+
+    plan_path, scores_path = release / "audit_plan.json", release / "scores.parquet"
+    plan = AuditPlan.from_dict(read_json(plan_path))
+    opened = commitment(canaries.nonce, manifest(canaries.ids, canaries.coins, canaries.copies))
+    if opened != plan.coin_commitment:
+        raise InvalidEvidence(
+            f"the manifest does not open the commitment in {plan_path.name}; give the manifest that was committed."
+        )
+    table = read_table(scores_path, columns=("id", "score"))
+    scores = {str(i): number(s, name=f"score of {i}") for i, s in zip(table["id"], table["score"], strict=True)}
+    if len(scores) != len(table["id"]) or set(scores) != set(canaries.ids):
+        raise InvalidEvidence(
+            f"{scores_path.name} holds {len(table['id'])} scores and the manifest {len(canaries.ids)} canaries; give"
+            " exactly one score for each canary."
+        )
+    values = [scores[i] for i in canaries.ids]
+    try:
+        curve = declared_curve(ledger, plan.delta, canaries.copies)
+    except DpauditError:  # no certified profile for this ledger, such as a shuffled one
+        curve = None
+    result = audit(canaries.ids, values, canaries.coins, plan, coins="verified", accounted_upper=upper, curve=curve)
+    rows = zip(canaries.ids, canaries.coins, guess(canaries.ids, values, plan), strict=True)
+    return {
+        "audit_plan": plan.to_dict(),
+        "audit_plan_digest": sha256_file(plan_path),
+        "canaries": [{"id": i, "coin": c, "guess": int(g)} for i, c, g in rows],
+        "copies": canaries.copies,
+        "scores_digest": sha256_file(scores_path),
+        "nonce": canaries.nonce.hex(),
+        "audit_result": result.to_dict(),
+    }
+
+
+def _subjects(release: Path) -> dict[str, str]:
+    folder = release / "model"
+    if not folder.is_dir():
+        raise InvalidValue(f"{folder} does not exist; save the weights there before certifying them.")
+    return {
+        path.relative_to(release).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "privacy.json"
+    }

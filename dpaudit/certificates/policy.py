@@ -1,0 +1,149 @@
+"""A reader's own rules for certificates: ``dpaudit verify --policy policy.toml`` as a gate for CI.
+
+    max_epsilon = 4.0                  # of the claim, and of the recomputed bound
+    max_delta = 1e-5
+    max_delta_times_records = 0.5      # δ · N ≤ 0.5, N from the ledger's public_size
+    relations = ["add_or_remove_one"]
+    units = ["record", "user"]
+    minimum_power = 0.8                # of this attack, by its positive control
+    verdicts = ["consistent"]          # these pass with exit code 0
+    required_steps = ["ledger.chain", "audit.coins"]
+    required_tests = ["noise_scale"]   # white-box tests that must have run
+    allow_deviations = false
+    trusted_keys = ["signer.pem"]      # paths relative to the policy
+
+Every key is optional and an unknown key is refused, since a misspelt rule would otherwise be no rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpaudit.certificates.build import to_float
+from dpaudit.certificates.verdict import VERDICTS, exceeds
+from dpaudit.certificates.verify.report import EQUAL, Step
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import Relation
+from dpaudit.storage.readers import read_bytes, read_toml
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Rules of one reader; None or empty means that there is no such rule."""
+
+    max_epsilon: float | None = None
+    max_delta: float | None = None
+    max_delta_times_records: float | None = None
+    relations: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    minimum_power: float | None = None
+    verdicts: tuple[str, ...] = ()
+    required_steps: tuple[str, ...] = ()
+    required_tests: tuple[str, ...] = ()
+    allow_deviations: bool = True
+    trusted_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_epsilon", "max_delta", "max_delta_times_records", "minimum_power"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidValue(f"policy key {name}={value!r} must be a number; mend the policy.")
+            validate.non_negative(**{name: value})
+        for name in ("relations", "units", "verdicts", "required_steps", "required_tests", "trusted_keys"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
+                raise InvalidValue(f"policy key {name}={value!r} must be a list of strings; mend the policy.")
+            object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.allow_deviations, bool):
+            raise InvalidValue(f"policy key allow_deviations={self.allow_deviations!r} must be true or false.")
+        for relation in self.relations:
+            Relation.parse(relation)
+        for verdict in self.verdicts:
+            validate.one_of(VERDICTS, verdicts=verdict)
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy; the files named by ``trusted_keys`` are read here and held as PEM text."""
+    value = read_toml(path)
+    known = {field.name for field in dataclasses.fields(Policy)}
+    if unknown := sorted(set(value) - known):
+        raise InvalidValue(f"policy key {unknown[0]!r} is unknown; known keys are {', '.join(sorted(known))}.")
+    policy = Policy(**value)
+    keys = tuple(_read_key(path.parent / name) for name in policy.trusted_keys)
+    return dataclasses.replace(policy, trusted_keys=keys)
+
+
+def judge_policy(
+    policy: Policy,
+    body: Mapping[str, Any],
+    steps: Sequence[Step],
+    recomputed: Mapping[str, Mapping[str, Any] | None],
+) -> tuple[tuple[str, ...], bool]:
+    """Sentences on every rule that is not met, and whether the verdict is one the policy accepts."""
+    failures = (*_claim_failures(policy, body, recomputed), *_audit_failures(policy, body, steps))
+    return failures, not failures and body["verdict"]["name"] in policy.verdicts
+
+
+def _claim_failures(
+    policy: Policy, body: Mapping[str, Any], recomputed: Mapping[str, Mapping[str, Any] | None]
+) -> Iterator[str]:
+    claim = body["claim"]
+    if claim is None:
+        yield "the certificate makes no claim; ask for one that states epsilon and delta."
+        return
+    uppers = [to_float(g["epsilon_upper"]) for g in recomputed.values() if g and g.get("epsilon_upper") is not None]
+    if policy.max_epsilon is not None:
+        if claim["epsilon"] > policy.max_epsilon:
+            yield f"claimed epsilon={claim['epsilon']:.6g} exceeds max_epsilon={policy.max_epsilon:.6g}."
+        if not uppers or exceeds(min(uppers), policy.max_epsilon):
+            shown = f"{min(uppers):.6g}" if uppers else "not recomputable"
+            yield f"recomputed epsilon={shown} is not shown to be within max_epsilon={policy.max_epsilon:.6g}."
+    if policy.max_delta is not None and claim["delta"] > policy.max_delta:
+        yield f"delta={claim['delta']:.3g} exceeds max_delta={policy.max_delta:.3g}."
+    if policy.max_delta_times_records is not None:
+        sizes = [] if body["ledger"] is None else [s.get("public_size") for s in body["ledger"]["stages"]]
+        if not sizes or any(size is None for size in sizes):
+            yield "max_delta_times_records needs public_size in every stage of the ledger, and one lacks it."
+        elif claim["delta"] * max(sizes) > policy.max_delta_times_records:
+            yield (
+                f"delta x records = {claim['delta'] * max(sizes):.3g} exceeds"
+                f" max_delta_times_records={policy.max_delta_times_records:.3g}."
+            )
+    if policy.relations and claim["relation"] not in policy.relations:
+        yield f"relation={claim['relation']!r} is not among {', '.join(policy.relations)}."
+    if policy.units and claim["unit"] not in policy.units:
+        yield f"unit={claim['unit']!r} is not among {', '.join(policy.units)}."
+
+
+def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Step]) -> Iterator[str]:
+    result = (body["audit"] or {}).get("result") or {}
+    power = result.get("power")
+    if policy.minimum_power is not None and (power is None or to_float(power) < policy.minimum_power):
+        shown = "unknown" if power is None else f"{to_float(power):.3g}"
+        yield f"power={shown} of the attack is below minimum_power={policy.minimum_power:.3g}."
+    equal = {step.name for step in steps if step.outcome == EQUAL}
+    for name in policy.required_steps:
+        if name not in equal:
+            yield f"required step {name!r} was not recomputed and equal; supply its evidence."
+    ran = {test.get("name") for test in (body.get("examination") or {}).get("tests") or () if isinstance(test, dict)}
+    for name in policy.required_tests:
+        if name not in ran:
+            yield f"required test {name!r} did not run; certify with --examine."
+    if not policy.allow_deviations and body["deviations"]:
+        yield f"the run deviates: {body['deviations'][0]}"
+    verdict = body["verdict"]["name"]
+    if policy.verdicts and verdict not in policy.verdicts:
+        yield f"verdict {verdict!r} is not among {', '.join(policy.verdicts)}."
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return read_bytes(path, limit=10_000).decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidValue(f"trusted key {path.name} is not PEM text; give an Ed25519 public key.") from None

@@ -1,0 +1,38 @@
+"""``privacy.json``: the short record that stands beside saved weights and travels with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpaudit.certificates.build import epsilon_upper
+from dpaudit.certificates.verdict import lower_at_verdict
+from dpaudit.storage.commitment import canonical_json
+
+SCHEMA = "dpaudit.privacy/1"
+
+
+def privacy_json(certificate: Mapping[str, Any]) -> bytes:
+    """Bytes of ``privacy.json`` for a certificate: claim, ledger, bounds, verdict, and the digest that names it.
+
+    The certificate binds the weights, and this file only points at the certificate; it proves nothing by itself and is
+    therefore not among the certificate's subjects.
+    """
+    body = certificate["predicate"]
+    audit = body["audit"]
+    result = None if audit is None else audit["result"]
+    value = {
+        "schema": SCHEMA,
+        "statement_sha256": body["digest"],
+        "verdict": body["verdict"]["name"],
+        "meaning": body["verdict"]["meaning"],
+        "claim": body["claim"],
+        "epsilon_upper": epsilon_upper(body),
+        "epsilon_lower": None if result is None else lower_at_verdict(result),
+        "ledger": body["ledger"],
+        "mechanism": body["mechanism"],
+        "scope": body["scope"],
+        "limits": body["limits"],
+        "verify": "dpaudit verify certificate.json",
+    }
+    return canonical_json(value) + b"\n"

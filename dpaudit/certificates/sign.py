@@ -1,0 +1,152 @@
+"""DSSE envelopes with Ed25519 over a certificate's exact bytes (``pip install dpaudit[sign]``).
+
+The envelope is ``certificate.dsse.json`` beside ``certificate.json``: ``payloadType``, the payload in base64, and
+signatures over the pre-authentication encoding ``DSSEv1 SP len SP type SP len SP payload``. A key id is the SHA-256 of
+the raw public key; it is a hint for people and is never trusted on its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNSIGNED, Step
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage.commitment import canonical_json, sha256_bytes
+from dpaudit.storage.readers import parse_json, read_bytes
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_SIGNATURES = 16
+
+
+def envelope_path(certificate: Path) -> Path:
+    """Where the envelope of a certificate lies: ``certificate.json`` → ``certificate.dsse.json``."""
+    return certificate.with_name(certificate.stem + ".dsse.json")
+
+
+def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
+    """Bytes that are signed: type and payload with their lengths, so that neither can be reinterpreted."""
+    kind = payload_type.encode("utf-8")
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def new_key_pair() -> tuple[bytes, bytes]:
+    """Fresh Ed25519 key: private key as PEM (PKCS 8, unencrypted; keep it with mode 0600) and public key as PEM."""
+    ed25519, serialization = _cryptography()
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return private, public
+
+
+def sign(payload: bytes, private_key: bytes) -> bytes:
+    """DSSE envelope (canonical JSON) over the exact bytes of a certificate.
+
+    Parameters
+    ----------
+    payload : bytes
+        The bytes of ``certificate.json``.
+    private_key : bytes
+        Ed25519 private key, PEM.
+    """
+    ed25519, serialization = _cryptography()
+    try:
+        key = serialization.load_pem_private_key(private_key, password=None)
+    except (ValueError, TypeError) as error:
+        raise InvalidValue(
+            f"the signing key cannot be read ({error}); give an unencrypted Ed25519 key as PEM."
+        ) from None
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise InvalidValue("the signing key is not an Ed25519 key; make one with dpaudit.certificates.new_key_pair.")
+    signature = key.sign(pre_authentication_encoding(payload))
+    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    envelope = {
+        "payloadType": PAYLOAD_TYPE,
+        "payload": base64.b64encode(payload).decode("ascii"),
+        "signatures": [{"keyid": sha256_bytes(raw), "sig": base64.b64encode(signature).decode("ascii")}],
+    }
+    return canonical_json(envelope) + b"\n"
+
+
+def key_id(public_key: str) -> str:
+    """Key id (SHA-256 of the raw key) of an Ed25519 public key given as PEM."""
+    _, serialization = _cryptography()
+    raw = _load_public(public_key).public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return sha256_bytes(raw)
+
+
+def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) -> tuple[list[Step], str]:
+    """Check the envelope beside a certificate against trusted keys (PEM); returns steps and the origin in words."""
+    path = envelope_path(certificate)
+    if not path.exists():
+        detail = "there is no certificate.dsse.json"
+        if trusted:
+            return [Step("signature", DIFFERENT, f"{detail}, and the policy trusts only signed certificates")], UNSIGNED
+        return [Step("signature", ABSENT, detail)], UNSIGNED
+    try:
+        payload, signatures = _open(path)
+    except InvalidEvidence as error:
+        return [Step("signature", DIFFERENT, str(error))], UNSIGNED
+    if payload != data:
+        return [Step("signature", DIFFERENT, "the envelope signs other bytes than certificate.json")], UNSIGNED
+    if not trusted:
+        detail = "a signature is present and no trusted key was given to check it with (use --policy)"
+        return [Step("signature", ABSENT, detail)], UNSIGNED
+    for pem in trusted:
+        for signature in signatures:
+            if _verifies(pem, payload, signature):
+                name = key_id(pem)
+                return [Step("signature", EQUAL, f"signed by the trusted key {name[:16]}…")], f"signed by key {name}"
+    return [
+        Step("signature", DIFFERENT, "no signature is by a trusted key: unknown signer or replayed signature")
+    ], UNSIGNED
+
+
+def _open(path: Path) -> tuple[bytes, list[bytes]]:
+    value = parse_json(read_bytes(path), name=path.name)
+    try:
+        if value["payloadType"] != PAYLOAD_TYPE:
+            raise InvalidEvidence(
+                f"{path.name} has payloadType {str(value['payloadType'])[:60]!r}, not {PAYLOAD_TYPE}."
+            )
+        payload = base64.b64decode(value["payload"], validate=True)
+        rows: list[dict[str, Any]] = value["signatures"]
+        if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_SIGNATURES:
+            raise InvalidEvidence(f"{path.name} must hold 1 to {MAX_SIGNATURES} signatures.")
+        return payload, [base64.b64decode(row["sig"], validate=True) for row in rows]
+    except (KeyError, TypeError, binascii.Error, ValueError) as error:
+        raise InvalidEvidence(f"{path.name} is not a DSSE envelope ({error or type(error).__name__}).") from None
+
+
+def _verifies(pem: str, payload: bytes, signature: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        _load_public(pem).verify(signature, pre_authentication_encoding(payload))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _load_public(pem: str) -> Any:
+    ed25519, serialization = _cryptography()
+    try:
+        key = serialization.load_pem_public_key(pem.encode("ascii"))
+    except (ValueError, TypeError, UnicodeEncodeError):
+        raise InvalidValue("a trusted key cannot be read; give an Ed25519 public key as PEM.") from None
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise InvalidValue("a trusted key is not an Ed25519 public key; give one as PEM.")
+    return key
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise InvalidValue("signing needs the package 'cryptography'; run: pip install 'dpaudit[sign]'.") from None
+    return ed25519, serialization

@@ -1,0 +1,221 @@
+"""The certificate's file format, version 1, as pydantic models: the published JSON schema is generated from here.
+
+A field's meaning never changes. A new version is a new predicate type with its own models beside these, and a reader
+for version 1 stays for ever. ``dpaudit/schemas/certificate-1.json`` is the output of :func:`json_schema`; a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from dpaudit.certificates.build import PREDICATE_TYPE, SCHEMA, STATEMENT_TYPE
+from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.storage.commitment import canonical_json
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 lower-case hexadecimal digits.")]
+Text = Annotated[str, Field(max_length=20_000)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Epsilon = Annotated[Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["inf"] | None, Field()]
+Relation = Literal["add_or_remove_one", "replace_one", "zero_out"]
+Verdict = Literal["violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent"]
+Object = dict[str, JsonValue]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Digests(_Model):
+    """Digests of one file."""
+
+    sha256: Digest
+
+
+class Subject(_Model):
+    """One released file that the certificate is bound to."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Path relative to the folder of the certificate."""
+    digest: Digests
+
+
+class ClaimModel(_Model):
+    """What the model's maker claims."""
+
+    epsilon: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+    """Claimed upper bound on ε."""
+    delta: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    relation: Relation
+    """Neighbouring relation."""
+    unit: Annotated[str, Field(min_length=1, max_length=200)]
+    """Unit of privacy, such as "record" or "user"."""
+    max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
+
+
+class Scope(_Model):
+    """Who is trusted, and what leaves the run."""
+
+    trust_model: Text | None
+    release_scope: Text | None
+
+
+class LedgerModel(_Model):
+    """Stages really executed, in order; see the privacy language for a stage's keys."""
+
+    relation: Relation
+    unit: Text
+    max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
+    stages: Annotated[list[Object], Field(max_length=10_000)]
+    head: Digest | None
+    """SHA-256 of the last line of the digest-chained ``ledger.jsonl``."""
+
+
+class GuaranteeModel(_Model):
+    """ε at δ for the ledger by one accountant; upper and lower are proven bounds, estimate is not."""
+
+    accountant: Text
+    version: Text
+    epsilon_lower: Epsilon
+    epsilon_upper: Epsilon
+    epsilon_estimate: Epsilon
+    rigorous: bool
+    assumption: Text
+    delta: Number
+    relation: Relation
+    group_size: Annotated[int, Field(strict=True, ge=1)]
+
+
+class Accounting(_Model):
+    """Every accountant's result; the smallest certified upper bound is the one quoted."""
+
+    guarantees: Annotated[list[GuaranteeModel], Field(max_length=64)]
+
+
+class Audit(_Model):
+    """The attack's evidence: the frozen plan, the opened commitment, guesses, and the result."""
+
+    plan: Object | None
+    """``audit_plan.json``, frozen before the first step."""
+    plan_digest: Digest | None
+    """SHA-256 of the bytes of ``audit_plan.json``."""
+    commitment: Digest | None
+    """SHA-256(nonce ‖ canonical manifest of ids, coins and copies), published in the plan."""
+    nonce: Digest | None
+    """The 32-byte nonce, hexadecimal, opened after training."""
+    copies: Annotated[int, Field(strict=True, ge=1)]
+    """Times an inserted canary stands in the data; above 1 the group claim is tested."""
+    canaries: Annotated[
+        list[
+            tuple[
+                Annotated[str, Field(min_length=1, max_length=128)],
+                Annotated[int, Field(strict=True, ge=0, le=1)],
+                Annotated[int, Field(strict=True, ge=-1, le=1)],
+            ]
+        ],
+        Field(max_length=1_000_000),
+    ]
+    """``[opaque id, coin, guess]``: coin 1 = inserted; guess 1 = in, -1 = out, 0 = abstain."""
+    scores_digest: Digest | None
+    """SHA-256 of ``scores.parquet``."""
+    control_digest: Digest | None
+    """SHA-256 of ``control_scores.parquet``: id, score and member of a positive control."""
+    result: Object | None
+    """The audit's result, ``dpaudit.audit/1``."""
+    commitment_order: Literal["asserted", "proven"]
+    """Whether a party other than the run's owner proves that the commitment came before training."""
+
+
+class VerdictModel(_Model):
+    """The verdict, its reasons, and what it means."""
+
+    name: Verdict
+    reasons: list[Text]
+    meaning: Text
+
+
+class Predicate(_Model):
+    """The certificate itself."""
+
+    schema_: Literal["dpaudit.certificate/1"] = Field(alias="schema")
+    verifier: dict[str, Text]
+    """Name and version of the program that wrote the certificate."""
+    run_status: Literal["complete", "unfinished"]
+    claim: ClaimModel | None
+    scope: Scope
+    mechanism: Object
+    """Algorithm, clipping norm, normaliser, noise source, precision and whatever else the mechanism needs."""
+    ledger: LedgerModel | None
+    accounting: Accounting
+    audit: Audit | None
+    exposure: Object | None
+    findings: list[Object]
+    """Findings of white-box tests, each with name, status (a verdict or "note") and text."""
+    examination: Object | None = None
+    """White-box tests that ran, and those that could not."""
+    provenance: Object
+    """Versions, commit, dirty flag, configuration digest."""
+    deviations: list[Text]
+    """Departures from the plan or from the safe defaults."""
+    limits: list[Text]
+    """What the certificate does not prove."""
+    reproduction: Text
+    """Command that repeats the run."""
+    missing: list[Text]
+    """Fields that are needed to recompute the claim and are absent."""
+    verdict: VerdictModel
+    digest: Digest
+    """SHA-256 of the canonical statement without this field: finds accidents, proves no origin."""
+
+
+class Statement(_Model):
+    """An in-toto statement with a dpaudit certificate as its predicate."""
+
+    type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: Annotated[list[Subject], Field(max_length=10_000)]
+    predicateType: Literal["https://dpaudit.dev/certificate/v1"]
+    predicate: Predicate
+
+
+def validate_statement(value: Any) -> dict[str, Any]:
+    """Check a parsed statement against its schema version and return it unchanged.
+
+    Raises
+    ------
+    InvalidEvidence
+        Names the first offending field.
+    """
+    if not isinstance(value, dict) or value.get("_type") != STATEMENT_TYPE:
+        raise InvalidEvidence(
+            f"the certificate is not an in-toto statement of type {STATEMENT_TYPE}; give the original."
+        )
+    if value.get("predicateType") != PREDICATE_TYPE:
+        raise InvalidEvidence(
+            f"predicateType={str(value.get('predicateType'))[:80]!r} is unknown to this dpaudit, which reads"
+            f" {PREDICATE_TYPE}; a newer certificate needs a newer dpaudit."
+        )
+    try:
+        Statement.model_validate_json(canonical_json(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        raise InvalidEvidence(
+            f"certificate field {where!r} does not follow {SCHEMA} ({first['msg'][:200]}); give the original."
+        ) from None
+    except RecursionError:
+        raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
+    return value
+
+
+@functools.cache
+def json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the certificate, version 1."""
+    schema = Statement.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://dpaudit.dev/schemas/certificate-1.json",
+        **schema,
+    }

@@ -1,0 +1,1 @@
+"""Re-deriving a certificate from its evidence, one topic a file."""

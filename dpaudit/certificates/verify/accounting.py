@@ -1,0 +1,105 @@
+"""Verification steps on ε: every stored accountant is run again on the embedded ledger."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dpaudit.certificates.build import to_float
+from dpaudit.certificates.verdict import exceeds
+from dpaudit.certificates.verify.files import embedded_ledger
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
+from dpaudit.privacy.errors import DpauditError, UnsupportedStage
+
+# Same accountant, same version: only the last digits may differ between machines. Another version may discretise
+# differently, so its answer may move by a tenth of a percent, and may be tighter than what was stored by one percent.
+SAME_VERSION = 1e-6
+OTHER_VERSION = 1e-3
+TIGHTER = 1e-2
+MAX_STEPS = 10**9
+
+Recomputed = dict[str, dict[str, Any] | None]
+
+
+def recomputed_guarantees(body: dict[str, Any]) -> Recomputed:
+    """Run each stored accountant on the embedded ledger.
+
+    Returns
+    -------
+    dict
+        Accountant to its fresh result in the form of :meth:`dpaudit.Guarantee.to_dict`; None where it cannot be run
+        here; ``{"refused": reason}`` where the accountant refuses this ledger.
+    """
+    names = [g["accountant"] for g in body["accounting"]["guarantees"]]
+    claim = body["claim"]
+    if claim is None or not names:
+        return dict.fromkeys(names)
+    try:
+        ledger = embedded_ledger(body)
+    except (DpauditError, TypeError, ValueError):
+        ledger = None
+    if ledger is None or ledger.steps > MAX_STEPS:
+        return dict.fromkeys(names)
+    results: Recomputed = {}
+    for name in names:
+        results[name] = _run(name, ledger, claim["delta"])
+    return results
+
+
+def accounting_steps(body: dict[str, Any], recomputed: Recomputed) -> list[Step]:
+    """One step per stored accountant."""
+    return [_compare(stored, recomputed.get(stored["accountant"])) for stored in body["accounting"]["guarantees"]]
+
+
+def claim_step(body: dict[str, Any], recomputed: Recomputed) -> list[Step]:
+    """Claim against the smallest bound that was recomputed here."""
+    uppers = [
+        to_float(fresh["epsilon_upper"])
+        for fresh in recomputed.values()
+        if fresh and fresh.get("epsilon_upper") is not None
+    ]
+    if body["claim"] is None or not uppers:
+        return [Step("claim", ABSENT, "no certified upper bound could be recomputed here")]
+    claim, upper = body["claim"]["epsilon"], min(uppers)
+    relation = "does not exceed" if not exceeds(upper, claim) else "exceeds"
+    return [Step("claim", EQUAL, f"recomputed ε = {upper:.6g} {relation} the claimed {claim:.6g}")]
+
+
+def _run(name: str, ledger: Any, delta: float) -> dict[str, Any] | None:
+    from dpaudit.accounting import account
+
+    try:
+        (guarantee,) = account(ledger, delta=delta, accountants=(name,))
+    except UnsupportedStage as error:
+        return {"refused": str(error)}
+    except Exception:  # a hostile ledger, or another's plug-in: whatever it raises, nothing was recomputed
+        return None
+    return guarantee.to_dict()
+
+
+def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
+    name = f"accounting.{stored['accountant']}"
+    if fresh is None:
+        return Step(name, ABSENT, "this installation has no such accountant, or it cannot run on this ledger")
+    if "refused" in fresh:
+        return Step(name, DIFFERENT, f"the accountant refuses this ledger: {fresh['refused']}")
+    if stored["rigorous"] and not fresh["rigorous"]:
+        return Step(name, DIFFERENT, "the stored value is called rigorous and the accountant proves no bound")
+    tolerance = SAME_VERSION if stored["version"] == fresh["version"] else OTHER_VERSION
+    shown = []
+    for field in ("epsilon_upper", "epsilon_lower", "epsilon_estimate"):
+        a, b = stored[field], fresh[field]
+        if (a is None) != (b is None):
+            return Step(name, DIFFERENT, f"{field} is {a} in the certificate and {b} recomputed")
+        if a is None:
+            continue
+        a, b = to_float(a), to_float(b)
+        finite = math.isfinite(a) and math.isfinite(b)
+        near = a == b or (finite and abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-9)
+        looser = tolerance == OTHER_VERSION and field == "epsilon_upper" and b <= a <= b * (1 + TIGHTER)
+        if not near and not looser:
+            return Step(name, DIFFERENT, f"{field} is {a:.9g} in the certificate and {b:.9g} recomputed")
+        shown.append(f"{field} {b:.6g}")
+    if tolerance == OTHER_VERSION:
+        shown.append(f"version {stored['version']} stored, {fresh['version']} here")
+    return Step(name, EQUAL, ", ".join(shown))

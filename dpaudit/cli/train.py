@@ -1,0 +1,39 @@
+"""``dpaudit train``: a training run from a TOML file, with canaries, into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dpaudit.cli.common import emit, json_option
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create or resume.")
+@json_option
+def command(config: Path, out: Path, as_json: bool) -> None:
+    """Fine-tune privately with canaries, from CONFIG (a TOML file) into a run folder.
+
+    Running the same command again after a stop resumes the run: steps already counted stay charged.
+
+    \b
+    Example:
+      dpaudit train examples/certify.toml --out runs/first
+    """
+    from dpaudit.runs.config import read_config
+    from dpaudit.runs.run import begin, train_phase
+
+    job = train_phase(begin(read_config(config), config.resolve().parent, out))
+    facts = job.record.facts
+    payload = {
+        "schema": "dpaudit.train/1",
+        "status": job.record.status,
+        "run": str(out),
+        "steps": facts["steps_counted"],
+        "heldout_before": facts["heldout_before"],
+        "heldout_after": facts["heldout_after"],
+    }
+    text = f"trained {facts['steps_counted']} private steps; scores in {job.folder.scores}\nnext: dpaudit certify {out}"
+    emit(payload, as_json, text)

@@ -1,0 +1,31 @@
+"""``dpaudit verify``: re-derive a certificate from its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dpaudit.cli.common import emit, json_option
+
+
+@click.command("verify")
+@click.argument("certificate", type=click.Path(path_type=Path))
+@click.option("--policy", type=click.Path(path_type=Path), help="Your own rules; see docs/howto/policy.md.")
+@json_option
+def command(certificate: Path, policy: Path | None, as_json: bool) -> None:
+    """Re-derive every number of CERTIFICATE (or a run folder) from its evidence, without the model.
+
+    Exit code: the verdict's (0 consistent, 1 violated or accounting_mismatch, 2 inconclusive), 3 when anything differs,
+    1 when a policy is not met and 0 when it is met and accepts the verdict.
+
+    \b
+    Example:
+      dpaudit verify runs/first/release/certificate.json
+      dpaudit verify certificate.json --policy policy.toml --json
+    """
+    from dpaudit.certificates.verify.verify import verify_certificate
+
+    report = verify_certificate(certificate, policy=policy)
+    emit(report.to_dict(), as_json, report.to_text())
+    raise SystemExit(report.exit_code)

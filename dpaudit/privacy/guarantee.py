@@ -1,0 +1,68 @@
+"""A guarantee: what an accountant proves about a ledger, as a frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import Relation
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantee:
+    """ε at δ for one ledger by one accountant.
+
+    Attributes
+    ----------
+    epsilon_upper : float or None
+        Certified upper bound; None where the accountant proves none.
+    epsilon_lower : float or None
+        Certified lower bound on the mechanism's true ε; None where the accountant proves none.
+    epsilon_estimate : float or None
+        Uncertified value (Gaussian-DP central limit); never stands in ``epsilon_upper``.
+    rigorous : bool
+        True only when ``epsilon_upper`` is a proven bound for this ledger.
+    assumption : str
+        What the bound rests on, in words.
+    """
+
+    accountant: str
+    version: str
+    delta: float
+    relation: Relation
+    group_size: int = 1
+    epsilon_lower: float | None = None
+    epsilon_upper: float | None = None
+    epsilon_estimate: float | None = None
+    rigorous: bool
+    assumption: str = ""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.rigorous and (self.epsilon_upper is not None or self.epsilon_lower is not None):
+            raise InvalidValue(
+                f"accountant {self.accountant!r} is not rigorous and may not fill an upper or lower bound."
+            )
+        if (
+            self.epsilon_lower is not None
+            and self.epsilon_upper is not None
+            and self.epsilon_lower > self.epsilon_upper
+        ):
+            raise InvalidValue(
+                f"accountant {self.accountant!r}: epsilon_lower={self.epsilon_lower} exceeds"
+                f" epsilon_upper={self.epsilon_upper}; report this ledger as a defect."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value in the form of ``dpaudit account --json``."""
+        return {
+            "accountant": self.accountant,
+            "version": self.version,
+            "epsilon_lower": self.epsilon_lower,
+            "epsilon_upper": self.epsilon_upper,
+            "epsilon_estimate": self.epsilon_estimate,
+            "rigorous": self.rigorous,
+            "assumption": self.assumption,
+            "seconds": self.seconds,
+        }

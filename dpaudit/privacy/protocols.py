@@ -1,0 +1,79 @@
+"""What one room receives from another, typed by shape so that no room imports the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol, TypeVar
+
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Stage
+
+
+class Calibratable(Protocol):
+    """A plan whose noise multiplier an accountant may choose before the first step."""
+
+    @property
+    def target_epsilon(self) -> float | None: ...
+    @property
+    def delta(self) -> float: ...
+    def with_noise_multiplier(self, noise_multiplier: float) -> Calibratable: ...
+    def ledger(self) -> Ledger: ...
+
+
+P = TypeVar("P", bound=Calibratable)
+
+
+class Calibrate(Protocol):
+    """Returns the plan with the smallest noise multiplier whose certified ε meets its target."""
+
+    def __call__(self, plan: P, /) -> P: ...
+
+
+class Budget(Protocol):
+    """Remaining ε of a ledger under a target; negative when overspent."""
+
+    def __call__(self, ledger: Ledger, /) -> float: ...
+
+
+class Journal(Protocol):
+    """Durable record of executed steps. ``count`` returns only when the step is on disk."""
+
+    def begin(self, stage: Stage, /) -> None:
+        """Open a stage (its ``steps`` field is ignored); seals the one before."""
+
+    def count(self) -> None:
+        """Count one step, BEFORE its noisy release."""
+
+    def seal(self, reason: str, /) -> None:
+        """Close the open stage: at a checkpoint, a stage change, or the end."""
+
+
+class MemoryJournal:
+    """A journal in memory, for tests and bare loops; :meth:`ledger_stages` gives what was counted."""
+
+    def __init__(self) -> None:
+        self._open: Stage | None = None
+        self._steps = 0
+        self._sealed: list[Stage] = []
+
+    def begin(self, stage: Stage, /) -> None:
+        """Open a stage, sealing the one before."""
+        self.seal("stage change")
+        self._open, self._steps = stage, 0
+
+    def count(self) -> None:
+        """Count one step of the open stage."""
+        if self._open is None:
+            raise RuntimeError("count() before begin(): no stage is open.")
+        self._steps += 1
+
+    def seal(self, reason: str, /) -> None:
+        """Close the open stage, if any; zero-step stages are dropped."""
+        if self._open is not None and self._steps:
+            self._sealed.append(dataclasses.replace(self._open, steps=self._steps))
+        self._open = None
+
+    def ledger_stages(self) -> tuple[Stage, ...]:
+        """Stages counted so far, the open one included."""
+        live = () if self._open is None else (dataclasses.replace(self._open, steps=self._steps),)
+        return (*self._sealed, *live)

@@ -1,0 +1,292 @@
+"""Everything that is fixed before the first step: plan, σ, canaries, coins, the pre-registered audit."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpaudit import Guarantee, Ledger, Relation
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.runs.config import Config
+from dpaudit.runs.membership import Split, expected_size, hold_out_records
+from dpaudit.runs.sources import Records, load_tokenizer, private_and_public
+from dpaudit.storage.commitment import canonical_json, sha256_file
+from dpaudit.storage.journal import DiskJournal
+from dpaudit.storage.run_folder import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from dpaudit.attacks import CanarySet, Secret
+    from dpaudit.auditing import AuditPlan
+    from dpaudit.trainers import PrivacyPlan
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the training and audit phases receive."""
+
+    config: Config
+    base: Path
+    folder: RunFolder
+    plans: tuple[PrivacyPlan, ...]
+    """One plan per ledger stage."""
+    audit_plan: AuditPlan
+    secret: Secret
+    private: Records
+    """Real records trained on."""
+    public: Records
+    tokenizer: Any
+    split: Split | None = None
+    """Real records put to the coin, when the configuration holds some out."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the run as planned."""
+        return planned_ledger(self.plans)
+
+
+def planned_ledger(plans: tuple[PrivacyPlan, ...]) -> Ledger:
+    """Ledger of the stages as planned."""
+    first = plans[0].ledger()
+    return dataclasses.replace(first, stages=tuple(plan.stage() for plan in plans))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Joint:
+    """Stages that share one noise multiplier, calibrated together."""
+
+    plans: tuple[PrivacyPlan, ...]
+
+    @property
+    def target_epsilon(self) -> float | None:
+        return self.plans[0].target_epsilon
+
+    @property
+    def delta(self) -> float:
+        return self.plans[0].delta
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> _Joint:
+        return _Joint(tuple(plan.with_noise_multiplier(noise_multiplier) for plan in self.plans))
+
+    def ledger(self) -> Ledger:
+        return planned_ledger(self.plans)
+
+
+def public_size(config: Config, private: Records) -> int:
+    """Size that q and the normaliser derive from, fixed before any coin is flipped.
+
+    Declared records (those held out by coin counted half) plus half of the canary copies.
+    """
+    return expected_size(config, private) + round(config.canaries.count * config.canaries.copies / 2)
+
+
+def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
+    """The privacy plan of every stage, its σ calibrated to the claim when the configuration gives none."""
+    from dpaudit.accounting import calibrate
+    from dpaudit.trainers import PrivacyPlan
+
+    claim, privacy = config.claim, config.privacy
+    zeroth = config.zeroth_order if privacy.method == "dp-zoso" else None
+    whole = PrivacyPlan(
+        delta=claim.delta,
+        relation=Relation.parse(claim.relation),
+        sampling=privacy.sampling,  # type: ignore[arg-type]  # parsed by the plan
+        unit=claim.unit,
+        max_records_per_unit=claim.max_records_per_unit,
+        public_size=size,
+        expected_batch_size=privacy.expected_batch_size,
+        steps=privacy.steps,
+        clipping_norm=privacy.clipping_norm,
+        target_epsilon=claim.epsilon,
+        noise_multiplier=privacy.noise_multiplier,
+        releases_per_step=zeroth.directions if zeroth else 1,
+        clip=zeroth.clip if zeroth and zeroth.directions > 1 else None,  # type: ignore[arg-type]
+    )
+    plans = tuple(dataclasses.replace(whole, steps=n) for n in stage_steps(config))
+    if privacy.noise_multiplier is not None:
+        return plans
+    return calibrate(_Joint(plans), accountant=privacy.calibrate_with).plans
+
+
+def stage_steps(config: Config) -> list[int]:
+    """Steps of each stage: all in one, or doubling from stage to stage (DP-ZOSO, 2402.07818)."""
+    total = config.privacy.steps
+    if config.privacy.method != "dp-zoso" or config.zeroth_order is None:
+        return [total]
+    weights = [2**s for s in range(config.zeroth_order.stages)]
+    steps = [max(1, total * w // sum(weights)) for w in weights]
+    steps[-1] += total - sum(steps)
+    if steps[-1] < 1:
+        raise InvalidValue(
+            f"privacy.steps={total} cannot fill zeroth_order.stages={config.zeroth_order.stages}; raise the steps."
+        )
+    return steps
+
+
+def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
+    """Fix everything, or read back what an interrupted run had fixed.
+
+    The order of writing is the order of commitment: secret canaries, audit plan, first line of the ledger.
+    """
+    import numpy as np
+
+    from dpaudit.attacks import commit, draw_nonce, flip_coins, read_secret, write_secret
+    from dpaudit.auditing import AuditPlan, design
+
+    private, public = private_and_public(config, base)
+    tokenizer = load_tokenizer(config, base)
+    plans = make_plans(config, public_size(config, private))
+    refuse_overspending(config, planned_ledger(plans))
+    if folder.audit_plan.exists():
+        plan = AuditPlan.from_dict(read_json(folder.audit_plan))
+        secret = read_secret(folder.canaries)
+        if secret.commitment != plan.coin_commitment:
+            raise InvalidEvidence(
+                f"{folder.canaries} does not match the commitment in audit_plan.json; restore the file or start anew."
+            )
+        split = hold_out_records(config, folder, private)
+    else:
+        canaries = make_canaries(config, tokenizer, public)
+        refuse_unencodable(config, canaries)
+        nonce, coins = draw_nonce(), flip_coins(config.canaries.count)
+        commitment = commit(canaries, coins, nonce, config.canaries.copies).commitment
+        ledger = planned_ledger(plans)
+        plan = design(
+            config.canaries.count,
+            config.claim.epsilon,
+            config.claim.delta,
+            config.audit.alpha,
+            config.canaries.copies,
+            relation=config.claim.relation,
+            unit=config.claim.unit,
+            attack=config.audit.attack,
+            attack_parameters={"canaries": canaries.generator, "generator_digest": canaries.generator_digest},
+            group_claim=group_claim(config, ledger),
+            coin_commitment=commitment,
+        )
+        secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
+        split = hold_out_records(config, folder, private)
+        commit_data(folder, private)
+        write_json(folder.audit_plan, plan.to_dict())
+    return Prepared(
+        config=config,
+        base=base,
+        folder=folder,
+        plans=plans,
+        audit_plan=plan,
+        secret=secret,
+        private=private if split is None else split.trained,
+        public=public,
+        tokenizer=tokenizer,
+        split=split,
+    )
+
+
+def open_journal(prepared: Prepared) -> DiskJournal:
+    """The run's ledger on disk, its first line bound to the audit plan."""
+    claim = prepared.config.claim
+    return DiskJournal(
+        prepared.folder.ledger,
+        relation=claim.relation,
+        unit=claim.unit,
+        max_records_per_unit=claim.max_records_per_unit,
+        audit_plan_sha256=sha256_file(prepared.folder.audit_plan),
+        planned_steps=prepared.ledger.steps,
+    )
+
+
+def account_for(config: Config, ledger: Ledger, *, group_size: int = 1) -> tuple[Guarantee, ...]:
+    """Guarantees of a ledger by every accountant the configuration asks for."""
+    from dpaudit.accounting import account
+
+    return account(
+        ledger.merged(), delta=config.claim.delta, accountants=config.privacy.accountants, group_size=group_size
+    )
+
+
+def refuse_overspending(config: Config, ledger: Ledger) -> None:
+    """Refuse a plan whose own accountants put it above the claim, before the first step."""
+    upper = min(g.epsilon_upper for g in account_for(config, ledger) if g.epsilon_upper is not None)
+    if upper > config.claim.epsilon:
+        raise PrivacyRefusal(
+            f"the planned run has epsilon <= {upper:.4g} at delta={config.claim.delta:g}, above claim.epsilon="
+            f"{config.claim.epsilon:g}; raise privacy.noise_multiplier (or leave it out to calibrate), or claim less."
+        )
+
+
+def group_claim(config: Config, ledger: Ledger) -> float | None:
+    """ε that k copies of one canary may reach: what a k-copy canary tests instead of the claim."""
+    if config.canaries.copies == 1:
+        return None
+    found = account_for(config, ledger, group_size=config.canaries.copies)
+    return min(g.epsilon_upper for g in found if g.epsilon_upper is not None)
+
+
+def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
+    """Generate canaries from public material and the operating system's entropy."""
+    import numpy as np
+
+    from dpaudit import attacks
+
+    wanted, rng = config.canaries, np.random.default_rng()
+    limit = config.data.max_length
+    if wanted.kind == "new-token":
+        reserved = [t for t in tokenizer.get_vocab() if t.startswith("<canary_")]
+        if len(reserved) < wanted.count:
+            raise InvalidValue(
+                f"canaries.count={wanted.count} needs as many reserved tokens <canary_...> and the tokenizer has"
+                f" {len(reserved)}; lower the count or use canaries.kind='random-token'."
+            )
+        return attacks.new_token_canaries(
+            tokenizer,
+            wanted.count,
+            reserved_tokens=sorted(reserved)[: wanted.count],
+            rng=rng,
+            length=wanted.length,
+            positions=wanted.positions,
+            max_length=limit,
+        )
+    if wanted.kind == "random-token":
+        return attacks.random_token_canaries(tokenizer, wanted.count, rng=rng, length=wanted.length, max_length=limit)
+    if public.labels is None or len(public) < wanted.count:
+        raise InvalidValue(
+            f"canaries.kind='label-flip' with canaries.count={wanted.count} needs as many labelled public records and"
+            f" has {len(public)}; raise data.heldout_fraction or lower the count."
+        )
+    # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
+    fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]
+    chosen = public.take(_unique(public, fits)[: wanted.count])
+    assert chosen.labels is not None
+    return attacks.label_flip_canaries(tokenizer, chosen.texts, chosen.labels, num_labels=2, rng=rng, max_length=limit)
+
+
+def _unique(public: Records, candidates: list[int]) -> list[int]:
+    first: dict[str, int] = {}
+    for i in candidates:
+        first.setdefault(public.texts[i], i)
+    return list(first.values())
+
+
+def refuse_unencodable(config: Config, canaries: CanarySet) -> None:
+    """Refuse a canary set smaller than asked for."""
+    if len(canaries) != config.canaries.count:
+        raise InvalidValue(
+            f"canaries.count={config.canaries.count} could not be made: {len(canaries)} public texts of at most"
+            f" data.max_length={config.data.max_length} tokens are there; lower the count."
+        )
+
+
+def commit_data(folder: RunFolder, private: Records) -> None:
+    """Commit the private data set by HMAC under a key that stays in ``private/``."""
+    key = secrets.token_bytes(32)
+    path = folder.private / "data.key"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(key)
+    content = canonical_json({"texts": list(private.texts), "labels": private.labels})
+    write_json(
+        folder.private / "data_commitment.json", {"hmac_sha256": hmac.new(key, content, hashlib.sha256).hexdigest()}
+    )

@@ -1,0 +1,313 @@
+"""From a trained run folder to scores, verdict, certificate and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpaudit import Guarantee, Ledger
+from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.runs.config import Config
+from dpaudit.runs.membership import membership_finding
+from dpaudit.runs.prepare import Prepared
+from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.journal import JournalRecord, read_journal
+from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, read_json
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import AuditPlan, AuditResult
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
+    """Write the released model atomically and return the digests of its files.
+
+    The folder is written under a temporary name and renamed, so that a crash leaves no half of a model.
+    """
+    import shutil
+
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+    return folder_digests(folder)
+
+
+def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
+    """Scores of the canaries by the pre-registered attack; higher = member."""
+    return canary_scores(prepared.config.audit.attack, prepared.secret.canaries, model, base_model)
+
+
+def canary_scores(attack: str, canaries: Any, model: Any, base_model: Any) -> np.ndarray:
+    """Scores (m,) of canaries by a named attack, without sight of their coins."""
+    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores, residual_scores
+
+    target = canary_losses(model, canaries)
+    if attack == "loss":
+        return np.asarray(loss_scores(target))
+    base = canary_losses(base_model, canaries)
+    return np.asarray(loss_drop_scores(target, base) if attack == "loss-drop" else residual_scores(target, base))
+
+
+def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:
+    """Write opaque id, score and attack, ordered by id; never coins."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    order = np.argsort(np.asarray(ids))
+    table = pa.table(
+        {
+            "id": pa.array([ids[i] for i in order], pa.string()),
+            "score": pa.array(scores[order], pa.float64()),
+            "attack": pa.array([attack] * len(ids), pa.string()),
+        }
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Scores by id."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["id", "score"])
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidEvidence(
+            f"scores {path} cannot be read ({str(error).splitlines()[0]}); run the attack again."
+        ) from error
+    return dict(zip(table.column("id").to_pylist(), table.column("score").to_pylist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What the last phase made."""
+
+    certificate: Mapping[str, Any]
+    result: AuditResult
+    guarantees: tuple[Guarantee, ...]
+    exposure: Mapping[str, Any]
+
+
+def publish(
+    folder: RunFolder, config: Config, record: RunRecord, *, reproduction: str, signing_key: bytes | None = None
+) -> Published:
+    """Account, audit, certify and report a run whose scores are written."""
+    from dpaudit.accounting import account
+    from dpaudit.attacks import read_secret
+    from dpaudit.auditing import AuditPlan, audit, guess
+    from dpaudit.certificates.build import build_certificate, certificate_bytes
+    from dpaudit.certificates.curve import declared_curve
+    from dpaudit.certificates.privacy_json import privacy_json
+    from dpaudit.certificates.sign import envelope_path, sign
+    from dpaudit.reports import model_card, render_report
+    from dpaudit.runs.control import read_control
+    from dpaudit.storage.journal import write_atomically
+
+    plan = AuditPlan.from_dict(read_json(folder.audit_plan))
+    journal = read_journal(folder.ledger)
+    ledger = journal.ledger.merged()
+    guarantees = account(ledger, delta=config.claim.delta, accountants=config.privacy.accountants)
+    uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
+    secret = read_secret(folder.canaries)
+    if secret.commitment != plan.coin_commitment:
+        raise InvalidEvidence(f"{folder.canaries} does not open the commitment in audit_plan.json; restore the file.")
+    by_id = read_scores(folder.scores)
+    if set(by_id) != set(secret.ids):
+        raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
+    scores = np.asarray([by_id[i] for i in secret.ids])
+    control = read_control(folder.control_scores)
+    result = audit(
+        secret.ids,
+        scores,
+        secret.coins,
+        plan,
+        coins="verified",
+        accounted_upper=min(uppers, default=None),
+        control=control,
+        curve=declared_curve(ledger, plan.delta, plan.copies),
+    )
+    guesses = guess(secret.ids, scores, plan)
+    exposure = exposure_of(scores, np.asarray(secret.coins), copies=plan.copies)
+    canaries = [
+        {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
+    ]
+    certificate = build_certificate(
+        _evidence(
+            folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure, reproduction
+        )
+    )
+    content = certificate_bytes(certificate)
+    envelope = None if signing_key is None else sign(content, signing_key)
+    write_atomically(folder.certificate, content)
+    envelope_path(folder.certificate).unlink(missing_ok=True)  # a signature over an earlier certificate
+    if envelope is not None:
+        write_atomically(envelope_path(folder.certificate), envelope)
+    write_atomically(folder.model / "privacy.json", privacy_json(certificate))
+    write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
+    series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
+    write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
+    return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
+
+
+def _evidence(
+    folder: RunFolder,
+    config: Config,
+    record: RunRecord,
+    journal: JournalRecord,
+    ledger: Ledger,
+    guarantees: tuple[Guarantee, ...],
+    plan: AuditPlan,
+    result: AuditResult,
+    canaries: list[dict[str, Any]],
+    secret: Any,
+    exposure: Mapping[str, Any],
+    reproduction: str,
+) -> Any:
+    from dpaudit.certificates.build import CertificateEvidence, Claim
+
+    facts = record.facts
+    examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
+    status = {"test": "test", "completed": "complete"}.get(str(facts.get("training_status")), "unfinished")
+    deviations = (
+        [f"{facts['steps_lost']} steps were charged whose update a crash lost."] if facts.get("steps_lost") else []
+    )
+    recovered = sum(reason.startswith("recovered") for reason in journal.reasons)
+    if recovered:
+        deviations.append(f"The run stopped uncleanly {recovered} times; each stop is charged at its reserved steps.")
+    return CertificateEvidence(
+        claim=Claim(
+            epsilon=config.claim.epsilon,
+            delta=config.claim.delta,
+            relation=ledger.relation,
+            unit=config.claim.unit,
+            max_records_per_unit=config.claim.max_records_per_unit,
+        ),
+        trust_model="central: the trainer sees the private records in the clear",
+        release_scope="the last iterate (model weights) and the files of release/",
+        ledger=ledger,
+        ledger_head=journal.head,
+        mechanism=mechanism(config, ledger),
+        guarantees=guarantees,
+        audit_plan=plan.to_dict(),
+        audit_plan_digest=sha256_file(folder.audit_plan),
+        canaries=canaries,
+        copies=plan.copies,
+        scores_digest=sha256_file(folder.scores),
+        control_digest=sha256_file(folder.control_scores) if folder.control_scores.exists() else None,
+        nonce=secret.nonce.hex(),
+        audit_result=result.to_dict(),
+        exposure=exposure,
+        findings=[*examined, *membership_finding(folder)],
+        examination=read_json(folder.examination) if folder.examination.exists() else None,
+        subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
+        provenance={
+            **record.provenance,
+            "config_sha256": record.config_sha256,
+            "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
+            "public_evaluation": {
+                "what": "perplexity per token" if config.model.task == "causal-lm" else "accuracy",
+                "before": facts.get("heldout_before"),
+                "after": facts.get("heldout_after"),
+            },
+        },
+        deviations=deviations,
+        reproduction=reproduction,
+        run_status=status,
+    )
+
+
+def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
+    """What was done to the private records, in words and numbers."""
+    stage = ledger.stages[0]
+    algorithm = (
+        "ghost-clipped DP-AdamW (Li et al., 2110.05679)"
+        if config.privacy.method == "dp-adam"
+        else "stagewise zeroth-order DP-ZOSO (Liu et al., 2402.07818)"
+    )
+    return {
+        "algorithm": algorithm,
+        "clipping_norm": stage.clipping_norm,
+        "clipping_rule": "flat, factor min(1, C/norm) per record"
+        if config.privacy.method == "dp-adam"
+        else str(stage.clip),
+        "normaliser": f"constant {stage.expected_batch_size:g} (q times the public size), never the realised batch",
+        "noise_source": "Gaussian from operating-system entropy, a stream apart from sampling, coins and public seeds",
+        "sampler": "Poisson: every record independently with probability q at every step",
+        "precision": "fp32 sums, noise and moments",
+        "world_size": 1,
+        "hyperparameter_tuning": "none on private records inside this run",
+    }
+
+
+def exposure_of(scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[str, Any]:
+    """Exposure of the inserted canaries against the canaries that were left out.
+
+    The references come from the same generator and were decided by the same coins; the loss ranked is minus the
+    score, so that canaries whose tokens differ in difficulty can be compared.
+    """
+    from dpaudit.auditing import exposure, rank_sum_test
+
+    inside, outside = -scores[coins == 1], -scores[coins == 0]
+    if not len(inside) or not len(outside):
+        return {"references": len(outside), "canaries": len(inside), "copies": copies, "values": []}
+    values = exposure(inside, outside)
+    p_value, exact = rank_sum_test(inside, outside)
+    return {
+        "references": len(outside),
+        "canaries": len(inside),
+        "copies": copies,
+        "median": float(np.median(values)),
+        "maximum": float(values.max()),
+        "largest_possible": math.log2(len(outside)),
+        "mean_without_leakage": math.log2(math.e),
+        "rank_sum_p_value": p_value,
+        "rank_sum_exact": exact,
+        "values": sorted((round(float(v), 6) for v in values), reverse=True),
+    }
+
+
+def series_of(
+    config: Config, ledger: Ledger, scores: np.ndarray, coins: np.ndarray, exposure: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arrays that the report draws and does not compute."""
+    from dpaudit.accounting import tradeoff_curve
+
+    band = tradeoff_curve(ledger, np.concatenate([np.geomspace(1e-4, 0.1, 30), np.linspace(0.12, 1.0, 45)]))
+    order = np.argsort(-scores, kind="stable")
+    hits = coins[order]
+    tpr, fpr = np.cumsum(hits) / max(hits.sum(), 1), np.cumsum(1 - hits) / max((1 - hits).sum(), 1)
+    return {
+        "epsilon_over_steps": epsilon_over_steps(config, ledger),
+        "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
+        "scores": {"in": scores[coins == 1].tolist(), "out": scores[coins == 0].tolist()},
+        "exposure": {"exposure": list(exposure["values"])} if exposure["values"] else None,
+        "tradeoff": {
+            "alpha": band.fpr.tolist(),
+            "lower": (1 - band.tpr_upper).tolist(),
+            "upper": (1 - band.tpr_lower).tolist(),
+            "points": [{"fpr": float(f), "fnr": 1 - float(t)} for f, t in zip(fpr[9::10], tpr[9::10], strict=True)],
+        },
+    }
+
+
+def epsilon_over_steps(config: Config, ledger: Ledger) -> dict[str, Any]:
+    """Certified ε after a grid of steps, and the steps at which stages end."""
+    from dpaudit.accounting import epsilon_curve
+
+    curve = epsilon_curve(
+        ledger, config.claim.delta, points=min(40, ledger.steps), group_size=ledger.max_records_per_unit
+    )
+    ends = np.cumsum([stage.steps for stage in ledger.stages])[:-1].tolist()
+    return {"steps": list(curve.steps), "epsilon": list(curve.upper), "boundaries": ends, "accountant": "prv"}

@@ -1,0 +1,174 @@
+"""A run from configuration to certificate, in phases that can each be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dpaudit.cli.common import progress, quiet_transformers
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.runs.config import Config, parse_config
+from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
+from dpaudit.storage.run_folder import RunFolder, RunRecord, new_record, read_record, update_record, write_json
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run folder with its configuration and record."""
+
+    folder: RunFolder
+    config: Config
+    base: Path
+    record: RunRecord
+
+
+def begin(config: Config, base: Path, out: Path) -> Job:
+    """Create the run folder, or continue the run that stands there."""
+    folder = RunFolder.create(out)
+    value = config.model_dump(mode="json")
+    if not folder.record.exists():
+        return Job(folder=folder, config=config, base=base, record=update_record(folder, new_record(value)))
+    record = read_record(folder)
+    if dict(record.config) != value:
+        raise InvalidValue(f"run folder {out} holds a run of another configuration; give another --out.")
+    return Job(folder=folder, config=config, base=base, record=record)
+
+
+def reopen(root: Path) -> Job:
+    """Open a run folder that was trained before."""
+    folder = RunFolder.open(root)
+    record = read_record(folder)
+    base = Path(str(record.facts.get("base", root)))
+    return Job(folder=folder, config=parse_config(dict(record.config), str(folder.record)), base=base, record=record)
+
+
+def train_phase(job: Job) -> Job:
+    """Prepare, train, save the model and score the canaries; skips what is done."""
+    from dpaudit.runs.fit import fit
+    from dpaudit.runs.membership import score_real_records
+    from dpaudit.runs.prepare import prepare
+    from dpaudit.runs.sources import load_model
+
+    quiet_transformers()
+    folder, record = job.folder, job.record
+    if record.status in ("attacked", "certified"):
+        return job
+    with folder.locked():
+        try:
+            prepared = prepare(job.config, job.base, folder)
+            record = update_record(
+                folder,
+                record,
+                status="training",
+                error=None,
+                facts={"base": str(job.base), "planned": prepared.ledger.to_dict()["stages"]},
+            )
+            with progress(sum(plan.steps for plan in prepared.plans), "private steps") as advance:
+                fitted = fit(prepared, advance)
+            save_model(fitted.model, prepared.tokenizer, folder.model)
+            record = update_record(
+                folder,
+                record,
+                status="trained",
+                facts={
+                    "training_status": fitted.status,
+                    "steps_counted": fitted.steps_counted,
+                    "steps_lost": fitted.steps_lost,
+                    "heldout_before": fitted.heldout_before,
+                    "heldout_after": fitted.heldout_after,
+                },
+            )
+            base_model = load_model(job.config, job.base)
+            scores = score_canaries(prepared, fitted.model, base_model)
+            score_real_records(prepared, fitted.model, base_model)
+            write_scores(folder.scores, prepared.secret.ids, scores, job.config.audit.attack)
+            record = update_record(folder, record, status="attacked")
+        except (DpauditError, OSError) as error:
+            update_record(folder, record, error=str(error))
+            raise
+    return dataclasses.replace(job, record=record)
+
+
+def control_phase(job: Job) -> None:
+    """Train a positive control on public records, once; the power of the attack is measured on it."""
+    from dpaudit.runs.control import train_control
+    from dpaudit.runs.prepare import prepare
+
+    if job.folder.control_scores.exists():
+        return
+    quiet_transformers()
+    with job.folder.locked():
+        prepared = prepare(job.config, job.base, job.folder)
+        with progress(sum(plan.steps for plan in prepared.plans), "control steps") as advance:
+            train_control(prepared, job.folder.control_scores, advance)
+
+
+def examine_phase(job: Job, *, budget: str = "1min") -> None:
+    """Examine the trainer on synthetic records, once; witnesses stay private, the findings enter the certificate."""
+    from dpaudit.cli.common import plain
+    from dpaudit.cli.examine import examine_configuration, findings_for_certificate
+
+    if job.folder.examination.exists():
+        return
+    quiet_transformers()
+    with job.folder.locked():
+        found = examine_configuration(job.config, job.base, budget=budget)
+        write_json(job.folder.private / "examination.json", plain(found.to_dict()))
+        payload = {
+            "schema": "dpaudit.examination/1",
+            "findings": findings_for_certificate(found),
+            "tests": [{"name": test.name, "excludes": test.excludes} for test in found.tests],
+            "untested": list(found.untested),
+            "false_alarm_probability": found.alpha,
+        }
+        write_json(job.folder.examination, plain(payload))
+
+
+def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = None) -> Published:
+    """Account, audit, certify and report what the training phase left."""
+    if job.record.status not in ("attacked", "certified"):
+        raise InvalidEvidence(
+            f"run folder {job.folder.root} has status {job.record.status!r}: its training did not finish; run"
+            f" 'dpaudit certify CONFIG.toml --out {job.folder.root}' again to resume it."
+        )
+    with job.folder.locked():
+        published = publish(job.folder, job.config, job.record, reproduction=reproduction, signing_key=signing_key)
+        update_record(job.folder, job.record, status="certified")
+    return published
+
+
+def summary(job: Job, published: Published) -> str:
+    """Ten lines: claim, accounted ε, lower bound, ceiling, exposure, verdict, files."""
+    config, result = job.config, published.result
+    claim = config.claim
+    facts = job.record.facts
+    accounted = "; ".join(
+        f"{g.accountant} ε {'≤' if g.epsilon_upper is not None else '≈'} {_number(g.epsilon_upper, g.epsilon_estimate)}"
+        for g in published.guarantees
+    )
+    exposure = published.exposure
+    what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
+    before, after = facts.get("heldout_before"), facts.get("heldout_after")
+    verdict = published.certificate["predicate"]["verdict"]
+    return "\n".join(
+        [
+            f"claim       ε ≤ {claim.epsilon:g} at δ = {claim.delta:g}, {claim.relation}, unit: {claim.unit}",
+            f"accounted   {accounted}",
+            f"attack      {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries",
+            f"lower bound ε ≥ {_number(result.epsilon_lower)} with confidence {result.confidence:g}",
+            f"ceiling     ε ≥ {_number(result.ceiling)} is the most a perfect attack could have shown",
+            f"power       {'unknown (no positive control was run)' if result.power is None else f'{result.power:.2f}'}",
+            f"exposure    median {_number(exposure.get('median'))} bits of at most"
+            f" {_number(exposure.get('largest_possible'))}; its mean is 1.44 without leakage",
+            f"public text {what} {_number(before)} before, {_number(after)} after private fine-tuning",
+            f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
+            f"files       {job.folder.certificate} and {job.folder.report}",
+        ]
+    )
+
+
+def _number(*values: float | None) -> str:
+    for value in values:
+        if value is not None:
+            return f"{value:.3f}"
+    return "none"

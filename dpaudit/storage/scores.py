@@ -1,0 +1,177 @@
+"""Score files and manifests for the audit commands: read, join by id, and refuse what cannot be joined."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
+from dpaudit.storage.readers import read_json, read_table
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ScoreFile:
+    """Columns of a score file, in its own order; ``member`` is None when the coins come from a manifest."""
+
+    ids: list[str]
+    scores: NDArray[np.float64]
+    member: NDArray[np.bool_] | None
+    copies: int
+    runs: list[str] | None
+    pairs: list[str] | None
+    attack: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Coins:
+    """Coins by canary id, with the number of copies; ``commitment`` is the digest they open, when they have a nonce."""
+
+    by_id: Mapping[str, int]
+    copies: int
+    commitment: str | None
+    published: str | None
+
+
+def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str]) -> NDArray[np.float64]:
+    """Cells as floats; the first that is not a number, or is empty, is named with its id."""
+    try:
+        return np.array(cells, dtype=np.float64)
+    except (TypeError, ValueError):
+        for i, cell in enumerate(cells):
+            try:
+                float(cell)
+            except (TypeError, ValueError):
+                raise InvalidEvidence(
+                    f"{name}={str(cell)[:40]!r} of id {ids[i]!r} must be a number; mend that cell."
+                ) from None
+        raise InvalidEvidence(f"column {name} cannot be read as numbers; mend it.") from None
+
+
+def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = True) -> ScoreFile:
+    """Read ``id, member, score[, run][, copies][, pair][, attack]`` from CSV or Parquet."""
+    required = ("id", "member", "score") if needs_member else ("id", "score")
+    optional = ("run", "copies", "pair", "attack") if needs_member else ("member", "run", "copies", "pair", "attack")
+    table = read_table(path, columns=required, optional=optional)
+    table = _one_attack(table, path, attack)
+    ids = [str(i) for i in table["id"]]
+    if not ids:
+        raise InvalidEvidence(f"{path.name} holds no rows; give one row for each canary.")
+    member = None
+    if "member" in table:
+        coins = numbers(table["member"], name="member", ids=ids)
+        if not np.all((coins == 0) | (coins == 1)):
+            bad = int(np.flatnonzero(~((coins == 0) | (coins == 1)))[0])
+            raise InvalidEvidence(f"member={table['member'][bad]} of id {ids[bad]!r} must be 0 or 1; give its coin.")
+        member = coins == 1
+    copies = 1
+    if "copies" in table:
+        counts = np.unique(numbers(table["copies"], name="copies", ids=ids))
+        if counts.size != 1 or counts[0] < 1 or counts[0] != int(counts[0]):
+            shown = ", ".join(f"{c:g}" for c in counts[:5])
+            raise InvalidValue(
+                f"column copies holds {shown}; all canaries of one audit need the same whole number >= 1, so split the"
+                " file by copies."
+            )
+        copies = int(counts[0])
+    return ScoreFile(
+        ids=ids,
+        scores=numbers(table["score"], name="score", ids=ids),
+        member=member,
+        copies=copies,
+        runs=[str(r) for r in table["run"]] if "run" in table else None,
+        pairs=[str(p) for p in table["pair"]] if "pair" in table else None,
+        attack=str(table["attack"][0]) if "attack" in table else None,
+    )
+
+
+def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> dict[str, list[Any]]:
+    """Rows of one attack; several without a choice are refused, since choosing afterwards is not an audit."""
+    if "attack" not in table:
+        return table
+    names = sorted({str(a) for a in table["attack"]})
+    if wanted is None and len(names) > 1:
+        raise InvalidValue(
+            f"{path.name} holds {len(names)} attacks ({', '.join(names)[:100]}); name the pre-registered one with"
+            " --attack."
+        )
+    if wanted is not None and wanted not in names:
+        raise InvalidValue(f"attack={wanted!r} is not in {path.name}; it holds {', '.join(names)[:100]}.")
+    if wanted is None or len(names) == 1:
+        return table
+    rows = [i for i, a in enumerate(table["attack"]) if str(a) == wanted]
+    return {column: [cells[i] for i in rows] for column, cells in table.items()}
+
+
+def read_coins(path: Path) -> Coins:
+    """Read coins from a JSON manifest, or from the secret canary file (Parquet with id, coin, nonce, copies).
+
+    JSON: the manifest of ``dpaudit.storage.commitment.manifest`` (``canaries``: [[id, coin], …], ``copies``), bare or
+    under the key ``manifest``, with optional ``nonce`` (hexadecimal) and ``commitment`` (published beforehand).
+    """
+    if path.suffix.lower() in {".parquet", ".pq", ".csv"}:
+        table = read_table(path, columns=("id", "coin"), optional=("nonce", "copies"))
+        nonces = {bytes(n) if isinstance(n, (bytes, bytearray)) else bytes.fromhex(n) for n in table.get("nonce", [])}
+        rows = list(zip(table["id"], table["coin"], strict=True))
+        copies = {int(c) for c in table.get("copies", [1])}
+        if len(copies) != 1 or len(nonces) > 1:
+            raise InvalidEvidence(
+                f"{path.name} holds {len(copies)} copy counts and {len(nonces)} nonces; it needs one each."
+            )
+        return _coins(path, rows, copies.pop(), nonces.pop() if nonces else None, None)
+    value = read_json(path)
+    inner = value.get("manifest", value) if isinstance(value, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("canaries"), list):
+        raise InvalidEvidence(f"{path.name} is not a canary manifest; it needs canaries: [[id, coin], ...] and copies.")
+    rows = inner["canaries"]
+    if not all(isinstance(r, list) and len(r) == 2 for r in rows):
+        raise InvalidEvidence(f"{path.name} has a canary that is not [id, coin]; restore the manifest.")
+    nonce = value.get("nonce")
+    try:
+        secret = None if nonce is None else bytes.fromhex(nonce)
+        copies_count = int(inner.get("copies", 1))
+    except (TypeError, ValueError):
+        raise InvalidEvidence(f"{path.name} has a nonce or copies that cannot be read; restore the manifest.") from None
+    published = value.get("commitment")
+    return _coins(path, rows, copies_count, secret, None if published is None else str(published))
+
+
+def _coins(path: Path, rows: Sequence[Any], copies: int, nonce: bytes | None, published: str | None) -> Coins:
+    ids = [str(row[0]) for row in rows]
+    if len(set(ids)) != len(ids) or not ids:
+        raise InvalidEvidence(
+            f"{path.name} holds {len(ids)} canaries with {len(set(ids))} ids; every id needs one coin."
+        )
+    if any(row[1] not in (0, 1) for row in rows):
+        raise InvalidEvidence(f"{path.name} holds a coin other than 0 and 1; restore the manifest.")
+    if nonce is not None and len(nonce) != NONCE_BYTES:
+        raise InvalidEvidence(
+            f"{path.name} has a nonce of {len(nonce)} bytes, not {NONCE_BYTES}; restore the manifest."
+        )
+    coins = [int(row[1]) for row in rows]
+    digest = None if nonce is None else commitment(nonce, manifest(ids, coins, copies))
+    return Coins(dict(zip(ids, coins, strict=True)), copies, digest, published)
+
+
+def join_coins(file: ScoreFile, coins: Coins, path: Path) -> NDArray[np.bool_]:
+    """Coins in the order of the scores; unknown, missing and contradicting ids are refused by name."""
+    if unknown := [i for i in file.ids if i not in coins.by_id]:
+        raise InvalidEvidence(f"id {unknown[0]!r} and {len(unknown) - 1} others are scored but not in {path.name}.")
+    scored = set(file.ids)
+    if missing := [i for i in coins.by_id if i not in scored]:
+        raise InvalidEvidence(
+            f"{len(missing)} canaries of {path.name} have no score (first: {missing[0]!r}); score each; none may be"
+            " lost to deduplication or truncation."
+        )
+    joined = np.array([coins.by_id[i] for i in file.ids], dtype=np.bool_)
+    if file.member is not None and (wrong := np.flatnonzero(joined != file.member)).size:
+        raise InvalidEvidence(
+            f"member of id {file.ids[int(wrong[0])]!r} and {wrong.size - 1} others contradicts {path.name};"
+            " the scores belong to other coins."
+        )
+    return joined

@@ -1,0 +1,70 @@
+"""The Markdown block for a model card: claim, evidence and limits in a screenful, between two markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dpaudit.reports import figures
+from dpaudit.reports.page import HEADLINES
+from dpaudit.reports.text import delta_text, eps, percent, plain_value, relation_text
+
+BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+
+
+def model_card(certificate: Mapping[str, Any]) -> str:
+    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
+    body = certificate["predicate"]
+    claim, result = body["claim"], (body["audit"] or {}).get("result") or {}
+    primary = result.get("primary") or {}
+    best = figures.tightest(body["accounting"]["guarantees"])
+    verdict = body["verdict"]["name"]
+    valid = verdict != "invalid_audit"
+    word, headline = HEADLINES[verdict]
+    rows = [("Verdict", f"**{word}.** {headline}")]
+    if claim:
+        relation = relation_text(claim["relation"], claim["unit"])
+        rows.append(("Claim", f"ε ≤ {eps(claim['epsilon'])} at δ = {delta_text(claim['delta'])}, {escape(relation)}"))
+    if best:
+        rows.append(("Accounting", f"ε ≤ {eps(best['epsilon_upper'])} ({escape(best['accountant'])})"))
+    if valid and primary.get("epsilon_lower") is not None:
+        sure = percent(primary.get("confidence"))
+        rows.append(
+            ("Attack", f"ε ≥ {eps(primary['epsilon_lower'])} ({sure} sure); ceiling {eps(result.get('ceiling'))}")
+        )
+        power = result.get("power")
+        rows.append(("Power of the attack", percent(power) if power is not None else "not measured"))
+    mechanism = body["mechanism"]
+    for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
+        if mechanism.get(key) is not None:
+            rows.append((key.replace("_", " ").capitalize(), escape(plain_value(mechanism[key]))))
+    if body["ledger"]:
+        for stage in body["ledger"]["stages"]:
+            text = (
+                f"{stage['steps']} steps, σ = {stage['noise_multiplier']:.6g}, q = {stage['sampling_probability']:.6g}"
+            )
+            rows.append(("Stage", f"{text}, {escape(stage['sampling'])}"))
+    rows.append(("Trust model", escape(body["scope"]["trust_model"] or "not stated")))
+    rows.append(("Released", escape(body["scope"]["release_scope"] or "not stated")))
+    lines = [BEGIN, "## Differential privacy", "", escape(body["verdict"]["meaning"]), "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += ["", "What this does not prove:", ""]
+    lines += [f"- {escape(limit)}" for limit in body["limits"]]
+    lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest'][:16]}…).", END, ""]
+    return "\n".join(lines)
+
+
+def insert_model_card(readme: str, section: str) -> str:
+    """Put the section into a model card's text: in place of an earlier one, or at the end."""
+    if BEGIN in readme and END in readme[readme.index(BEGIN) :]:
+        start = readme.index(BEGIN)
+        end = readme.index(END, start) + len(END)
+        return readme[:start] + section.rstrip("\n") + readme[end:]
+    return readme.rstrip("\n") + ("\n\n" if readme.strip() else "") + section
+
+
+def escape(text: Any) -> str:
+    """One line of Markdown that shows the text as it is."""
+    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,171 @@
+"""The certificate: the same evidence gives the same bytes, and what is missing is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jsonschema
+import pytest
+
+from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes, plain_json
+from dpaudit.certificates.statement import json_schema, validate_statement
+from dpaudit.certificates.verdict import derive_verdict
+from tests import ROOT
+from tests.certificates import certificate_run as run
+
+SCHEMA = ROOT / "dpaudit" / "schemas" / "certificate-1.json"
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> CertificateEvidence:
+    return run.evidence(tmp_path_factory.mktemp("release"))
+
+
+def test_same_evidence_gives_same_bytes(evidence: CertificateEvidence) -> None:
+    shuffled = dataclasses.replace(
+        evidence,
+        canaries=tuple(reversed(evidence.canaries)),
+        guarantees=tuple(dataclasses.replace(g, seconds=99.0) for g in evidence.guarantees),
+    )
+    assert certificate_bytes(build_certificate(evidence)) == certificate_bytes(build_certificate(shuffled))
+
+
+def test_published_schema_is_current_and_accepts_a_certificate(evidence: CertificateEvidence) -> None:
+    published = json.loads(SCHEMA.read_text())
+    assert published == json.loads(json.dumps(json_schema()))
+    jsonschema.Draft202012Validator.check_schema(published)
+    statement = build_certificate(evidence)
+    jsonschema.validate(statement, published)
+    assert validate_statement(statement) is statement
+
+
+def test_honest_run_without_control_is_inconclusive(evidence: CertificateEvidence) -> None:
+    verdict = build_certificate(evidence)["predicate"]["verdict"]
+    assert verdict["name"] == "inconclusive"
+    assert verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"claim": None}, "claim"),
+        ({"ledger": None}, "ledger"),
+        ({"ledger_head": None}, "ledger.head"),
+        ({"trust_model": None}, "scope.trust_model"),
+        ({"release_scope": ""}, "scope.release_scope"),
+        ({"guarantees": ()}, "accounting.guarantees"),
+        ({"subjects": {}}, "subject"),
+        ({"mechanism": {**run.MECHANISM, "clipping_norm": None}}, "mechanism.clipping_norm"),
+        ({"mechanism": {}}, "mechanism.normaliser"),
+    ],
+)
+def test_missing_field_is_a_mismatch_and_is_named(evidence: CertificateEvidence, change: dict, name: str) -> None:
+    body = build_certificate(dataclasses.replace(evidence, **change))["predicate"]
+    assert body["verdict"]["name"] == "accounting_mismatch"
+    assert any(item.startswith(name) for item in body["missing"])
+    validate_statement(build_certificate(dataclasses.replace(evidence, **change)))
+
+
+def test_disagreeing_claim_is_a_mismatch(evidence: CertificateEvidence) -> None:
+    for change in (
+        {"delta": 1e-6},
+        {"relation": "zero_out"},
+        {"unit": "user"},
+        {"max_records_per_unit": 2},
+        {"epsilon": 0.5},
+    ):
+        claim = dataclasses.replace(evidence.claim, **change)
+        assert build_certificate(dataclasses.replace(evidence, claim=claim))["predicate"]["verdict"]["name"] in {
+            "accounting_mismatch",
+            "violated",
+        }, change
+
+
+def test_flipped_coin_is_an_invalid_audit(evidence: CertificateEvidence) -> None:
+    canaries = [dict(c) for c in evidence.canaries]
+    canaries[0]["coin"] = 1 - canaries[0]["coin"]
+    body = build_certificate(dataclasses.replace(evidence, canaries=canaries))["predicate"]
+    assert body["verdict"]["name"] == "invalid_audit"
+
+
+def test_test_run_is_refused(evidence: CertificateEvidence) -> None:
+    with pytest.raises(PrivacyRefusal, match="run_status='test'"):
+        build_certificate(dataclasses.replace(evidence, run_status="test"))
+
+
+def test_unfinished_run_is_at_most_inconclusive(evidence: CertificateEvidence) -> None:
+    result = {**evidence.audit_result, "verdict": "consistent"}
+    body = build_certificate(dataclasses.replace(evidence, audit_result=result, run_status="unfinished"))["predicate"]
+    assert body["verdict"]["name"] == "inconclusive"
+
+
+def test_canary_text_is_never_published(evidence: CertificateEvidence) -> None:
+    with pytest.raises(InvalidValue, match="exactly id, coin and guess"):
+        dataclasses.replace(evidence, canaries=[{"id": "a", "coin": 1, "guess": 1, "text": "secret"}])
+
+
+def test_infinity_is_stored_as_text_and_nan_is_refused() -> None:
+    assert plain_json({"a": float("inf"), "b": [-float("inf")]}) == {"a": "inf", "b": ["-inf"]}
+    with pytest.raises(InvalidValue, match="NaN"):
+        plain_json(float("nan"))
+
+
+def test_precedence_lists_every_reason() -> None:
+    finding = {"name": "replay", "status": "violated", "text": "two records were summed unclipped"}
+    verdict = derive_verdict(
+        claim_epsilon=1.0,
+        epsilon_upper=2.0,
+        missing=["scope.trust_model"],
+        mismatches=[],
+        audit=None,
+        audit_faults=["bad coins"],
+        findings=[finding],
+        run_status="unfinished",
+    )
+    assert verdict.name == "violated"
+    assert len(verdict.reasons) == 6
+    assert verdict.reasons[0].startswith("replay")
+
+
+def test_invalid_audits_own_bound_is_discarded() -> None:
+    audit = {"verdict": "violated", "primary": {"epsilon_lower_at_verdict": 9.0}}
+    verdict = derive_verdict(
+        claim_epsilon=1.0,
+        epsilon_upper=1.0,
+        missing=[],
+        mismatches=[],
+        audit=audit,
+        audit_faults=["bad coins"],
+        findings=[],
+        run_status="complete",
+    )
+    assert verdict.name == "invalid_audit"
+
+
+def test_bound_above_the_ledger_only_is_violated() -> None:
+    audit = {"verdict": "inconclusive", "primary": {"epsilon_lower_at_verdict": 2.5}}
+    verdict = derive_verdict(
+        claim_epsilon=3.0,
+        epsilon_upper=2.0,
+        missing=[],
+        mismatches=[],
+        audit=audit,
+        audit_faults=[],
+        findings=[],
+        run_status="complete",
+    )
+    assert verdict.name == "violated"
+    assert "not run as recorded" in verdict.reasons[0]
+
+
+def test_unknown_predicate_type_is_refused(evidence: CertificateEvidence) -> None:
+    statement = build_certificate(evidence)
+    with pytest.raises(InvalidEvidence, match="newer"):
+        validate_statement({**statement, "predicateType": "https://dpaudit.dev/certificate/v9"})
+
+
+def test_claim_is_checked() -> None:
+    with pytest.raises(InvalidValue, match="epsilon"):
+        Claim(epsilon=0.0, delta=1e-5, relation="zero_out", unit="user", max_records_per_unit=1)

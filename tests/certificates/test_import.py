@@ -1,0 +1,112 @@
+"""Runs of other libraries: Opacus end to end, dp_accounting events, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpaudit import InvalidEvidence, InvalidValue, Ledger, Stage
+from dpaudit.accounting.events import from_event, to_event
+from dpaudit.certificates.build import Claim
+from dpaudit.certificates.import_run import Canaries, certify_run, read_manifest, write_manifest, write_plan
+from dpaudit.certificates.verify.verify import verify_certificate
+from tests import ROOT
+from tests.certificates import certificate_run as run
+
+EXAMPLE = ROOT / "docs" / "examples" / "opacus_run.py"
+CLAIM = Claim(epsilon=3.0, delta=1e-5, relation="add_or_remove_one", unit="row", max_records_per_unit=1)
+LEDGER = Ledger(
+    stages=(Stage(sampling_probability=0.01, noise_multiplier=1.0, steps=100, sampling="poisson"),),
+    relation="add_or_remove_one",
+    unit="row",
+)
+REST: dict[str, Any] = dict(
+    source="a list of (sigma, q, steps)",
+    claim=CLAIM,
+    mechanism=run.MECHANISM,
+    trust_model="central",
+    release_scope="last iterate",
+    accountants=("rdp",),
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opacus_example_end_to_end(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    spec = importlib.util.spec_from_file_location("opacus_run", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    certificate = example.main(tmp_path / "run")
+    body = certificate["predicate"]
+    assert body["verdict"]["name"] == "inconclusive"
+    assert not body["missing"]
+    report = verify_certificate(tmp_path / "run")
+    assert report.ok, report.to_text()
+    equal = {s.name for s in report.steps if s.outcome == "recomputed and equal"}
+    assert {"accounting.prv", "audit.coins", "audit.result", "ledger.chain"} <= equal
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def test_event_without_audit_is_inconclusive(release: Path) -> None:
+    ledger = from_event(to_event(LEDGER), relation="add_or_remove_one", unit="row")
+    statement = certify_run(release, ledger=ledger, **REST)
+    assert statement["predicate"]["verdict"]["name"] == "inconclusive"
+    assert "no audit" in statement["predicate"]["verdict"]["reasons"][0]
+    assert "imported" in statement["predicate"]["deviations"][0]
+    assert verify_certificate(release).exit_code == 2
+
+
+def test_certificate_is_never_overwritten(release: Path) -> None:
+    certify_run(release, ledger=LEDGER, **REST)
+    with pytest.raises(InvalidValue, match="never rewritten"):
+        certify_run(release, ledger=LEDGER, **REST)
+
+
+def test_manifest_of_other_coins_is_refused(release: Path) -> None:
+    from dpaudit.auditing import design
+    from dpaudit.storage.commitment import commitment, manifest
+
+    ids, coins, _ = run.canaries(40)
+    opened = commitment(run.NONCE, manifest(ids, coins.tolist(), 1))
+    write_plan(
+        release / "audit_plan.json",
+        design(40, 3.0, 1e-5, relation="add_or_remove_one", unit="row", coin_commitment=opened),
+    )
+    canaries = Canaries(ids=tuple(ids), coins=tuple(1 - int(c) for c in coins), copies=1, nonce=run.NONCE)
+    with pytest.raises(InvalidEvidence, match="does not open the commitment"):
+        certify_run(release, ledger=LEDGER, canaries=canaries, **REST)
+
+
+def test_manifest_round_trip_and_refusals(tmp_path: Path) -> None:
+    canaries = Canaries(ids=("a", "b"), coins=(0, 1), copies=2, nonce=run.NONCE)
+    path = tmp_path / "manifest.json"
+    write_manifest(path, canaries)
+    assert read_manifest(path) == canaries
+    assert path.stat().st_mode & 0o777 == 0o600
+    good = json.loads(path.read_bytes())
+    for bad in (
+        {},
+        [],
+        {**good, "nonce": "zz"},
+        {**good, "canaries": [["a", 2]]},
+        {**good, "canaries": [["a", 0], ["a", 1]]},
+    ):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(InvalidEvidence, match="manifest"):
+            read_manifest(path)
+
+
+def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match="save the weights"):
+        certify_run(tmp_path, ledger=LEDGER, **REST)

@@ -1,0 +1,74 @@
+"""Model card, privacy.json and MLflow: the certificate in the places where people look."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpaudit.certificates.build import build_certificate
+from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.reports import insert_model_card, log_to_mlflow, model_card
+from tests.certificates import certificate_run as run
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return build_certificate(run.evidence(tmp_path_factory.mktemp("release")))
+
+
+def test_model_card_states_claim_evidence_and_limits(certificate: dict[str, Any]) -> None:
+    text = model_card(certificate)
+    for words in (
+        "**Inconclusive.**",
+        "ε ≤ 3 at δ = 1e-5",
+        "not measured",
+        "60 steps, σ = 0.8, q = 0.01",
+        "does not prove",
+    ):
+        assert words in text, words
+
+
+def test_model_card_is_replaced_and_not_repeated(certificate: dict[str, Any]) -> None:
+    section = model_card(certificate)
+    once = insert_model_card("# My model\n\nText.\n", section)
+    assert once.startswith("# My model\n\nText.\n\n<!-- dpaudit:begin -->")
+    assert insert_model_card(once, section).strip() == once.strip()
+    assert insert_model_card("", section) == section
+
+
+def test_markdown_in_data_is_shown_as_text(certificate: dict[str, Any]) -> None:
+    poisoned = json.loads(json.dumps(certificate))
+    poisoned["predicate"]["mechanism"]["algorithm"] = (
+        "x](javascript:alert(1)) | <b>bold</b>\n# heading <!-- dpaudit:end -->"
+    )
+    text = model_card(poisoned)
+    assert "<b>" not in text
+    assert "\n# heading" not in text
+    assert text.count("<!-- dpaudit:end -->") == 1
+
+
+def test_privacy_json_points_at_the_certificate(certificate: dict[str, Any]) -> None:
+    value = json.loads(privacy_json(certificate))
+    assert value["schema"] == "dpaudit.privacy/1"
+    assert value["statement_sha256"] == certificate["predicate"]["digest"]
+    assert value["epsilon_lower"] <= value["epsilon_upper"] <= value["claim"]["epsilon"]
+    assert privacy_json(certificate) == privacy_json(certificate)
+
+
+def test_mlflow_local_store(certificate: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = tmp_path.as_uri()
+    series = {"epsilon_over_steps": {"steps": [10, 20, 40], "epsilon": [0.5, 0.8, 1.1]}}
+    run_id = log_to_mlflow(certificate, series, tracking_uri=uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    assert [m.value for m in client.get_metric_history(run_id, "privacy/epsilon")] == [0.5, 0.8, 1.1]
+    logged = client.get_run(run_id)
+    assert logged.data.tags["dpaudit.verdict"] == "inconclusive"
+    assert logged.data.params["privacy/relation"] == "add_or_remove_one"
+    names = {a.path for a in client.list_artifacts(run_id, "dpaudit")}
+    assert {"dpaudit/certificate.json", "dpaudit/report.html", "dpaudit/figures"} <= names
+    assert log_to_mlflow(certificate, tracking_uri=uri, run_id=run_id) == run_id

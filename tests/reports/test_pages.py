@@ -1,0 +1,255 @@
+"""Pages: self-contained, deterministic, escaped, and saying first what matters."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpaudit.certificates.build import build_certificate
+from dpaudit.reports import compare_page, exposure_page, render_report, report_drawings
+from tests import ROOT
+from tests.certificates import certificate_run as run
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+SERIES: dict[str, Any] = {
+    "epsilon_over_steps": {"steps": [1, 20, 40], "epsilon": [0.2, 0.8, 1.1], "boundaries": [20], "accountant": "rdp"},
+    "roc": {"fpr": [0.0, 0.1, 1.0], "tpr": [0.0, 0.3, 1.0], "limit": {"fpr": [0.01, 1.0], "tpr": [0.2, 1.0]}},
+    "scores": {"in": [1.0, 2.0, 3.0], "out": [0.0, 1.0, 1.5]},
+    "exposure": {"exposure": [0.1, 1.0, 4.0]},
+    "tradeoff": {
+        "alpha": [0.0, 0.5, 1.0],
+        "lower": [1.0, 0.2, 0.0],
+        "upper": [1.0, 0.3, 0.0],
+        "points": [{"fpr": 0.3, "fnr": 0.6}],
+    },
+}
+COMPARE: dict[str, Any] = {
+    "schema": "dpaudit.compare/1",
+    "delta": 1e-5,
+    "relation": "add_or_remove_one",
+    "results": [
+        {"accountant": "prv", "epsilon_lower": 1.0, "epsilon_upper": 1.1, "rigorous": True, "seconds": 0.1},
+        {"accountant": "rdp", "epsilon_lower": None, "epsilon_upper": 1.4, "rigorous": True, "seconds": 0.1},
+        {"accountant": "gdp-clt", "epsilon_estimate": 0.9, "rigorous": False, "seconds": 0.1, "remark": MARKUP},
+    ],
+    "stages": [run.STAGE.to_dict()],
+    "epsilon_over_steps": {
+        "steps": [1, 10, 40],
+        "boundaries": [10],
+        "curves": [
+            {"accountant": "prv", "epsilon_upper": [0.1, 0.5, 1.1], "epsilon_lower": [0.1, 0.4, 1.0], "rigorous": True},
+            {"accountant": "gdp-clt", "epsilon_estimate": [0.1, 0.4, 0.9], "rigorous": False},
+        ],
+    },
+    "epsilon_over_delta": {
+        "delta": [1e-7, 1e-5],
+        "curves": [{"accountant": "prv", "epsilon_upper": [1.5, float("inf")]}],
+    },
+    "tradeoff": {"alpha": [1e-5, 0.1, 1.0], "lower": [0.99, 0.5, 0.0], "upper": [1.0, 0.6, 0.0]},
+}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements nest."""
+
+    VOID = frozenset({"meta", "br", "img", "path", "use", "circle", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.stack.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.stack:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return build_certificate(run.evidence(tmp_path_factory.mktemp("release")))
+
+
+def check_page(text: str) -> Page:
+    """What every page promises."""
+    page = Page(text)
+    names = [tag for tag, _ in page.tags]
+    assert "script" not in names
+    assert "img" not in names
+    assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
+    for _, attrs in page.tags:
+        for key in ("src", "href", "xlink:href"):
+            assert (attrs.get(key) or "#").startswith("#"), attrs
+    assert not re.search(r"url\((?!#)", text)
+    assert ("html", {"lang": "en"}) in page.tags
+    for tag, attrs in page.tags:
+        if tag == "svg" and "aria-hidden" not in attrs:
+            assert attrs["role"] == "img"
+            assert len(attrs["aria-label"] or "") > 20
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for bad in ("nan", "None", "undefined", "mathdefault"):
+        assert not re.search(rf"\b{bad}\b", page.text), bad
+    return page
+
+
+@pytest.fixture(scope="module")
+def report(certificate: dict[str, Any]) -> str:
+    return render_report(certificate, SERIES)
+
+
+def test_report_says_first_what_matters(report: str) -> None:
+    page = check_page(report)
+    order = [
+        "Inconclusive",
+        "What was claimed",
+        "What was found",
+        "What is not proved",
+        "Claim, proof and attack",
+        "The attack",
+        "The accounting",
+        "Findings",
+        "What this does not prove",
+        "Re-derive it yourself",
+    ]
+    place = 0
+    for words in order:
+        place = page.text.index(words, place)
+    assert "ε ≤ 3" in page.text
+    assert "dpaudit verify certificate.json" in page.text
+
+
+def test_same_values_give_the_same_bytes(certificate: dict[str, Any], report: str) -> None:
+    assert render_report(copy.deepcopy(certificate), copy.deepcopy(SERIES)) == report
+
+
+def test_report_without_any_series(certificate: dict[str, Any]) -> None:
+    check_page(render_report(certificate))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"claim": None},
+        {"ledger": None, "ledger_head": None},
+        {"audit_plan": None, "audit_result": None, "canaries": ()},
+        {"guarantees": ()},
+        {"subjects": {}},
+        {"mechanism": {}},
+        {"run_status": "unfinished"},
+    ],
+)
+def test_report_of_incomplete_evidence(tmp_path: Path, change: dict[str, Any]) -> None:
+    check_page(render_report(build_certificate(run.evidence(tmp_path, **change))))
+
+
+def test_copies_are_compared_with_the_group_claim(certificate: dict[str, Any]) -> None:
+    grouped = copy.deepcopy(certificate)
+    grouped["predicate"]["audit"]["copies"] = 4
+    grouped["predicate"]["audit"]["plan"]["group_epsilon"] = 269.0
+    page = check_page(render_report(grouped))
+    assert "by attack, for groups of 4" in page.text
+    axis = next(a["aria-label"] for t, a in page.tags if t == "svg" and "aria-label" in a)
+    assert "Claimed for groups of 4: at most 269" in str(axis)
+    assert "Proved by accounting" not in str(axis)
+
+
+def poison(value: Any) -> Any:
+    """Markup in every text of a certificate, but for names that choose a template's branch."""
+    if isinstance(value, dict):
+        kept = {"name", "status", "run_status", "commitment_order", "relation"}
+        return {k: v if k in kept else poison(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [poison(v) for v in value]
+    return MARKUP if isinstance(value, str) else value
+
+
+def test_markup_in_data_is_shown_as_text(certificate: dict[str, Any]) -> None:
+    poisoned = poison(certificate)
+    poisoned["predicate"]["audit"]["result"]["findings"] = [
+        {"name": MARKUP, "status": "violated", "text": MARKUP, "detail": {MARKUP: MARKUP}}
+    ]
+    poisoned["subject"][0]["name"] = MARKUP
+    steps = {**SERIES["epsilon_over_steps"], "accountant": MARKUP}
+    page = check_page(render_report(poisoned, {**SERIES, "epsilon_over_steps": steps}))
+    assert page.text.count("<script>alert(1)</script>") > 10
+
+
+def test_compare_page() -> None:
+    page = check_page(compare_page(COMPARE))
+    assert "1.1" in page.text
+    assert "<script>" in page.text  # as text
+    check_page(compare_page({k: COMPARE[k] for k in ("delta", "relation", "results")}))
+    check_page(compare_page({**COMPARE, "results": COMPARE["results"][2:]}))
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.0])
+def test_exposure_page(shift: float) -> None:
+    from dpaudit.auditing import exposure_report
+
+    rng = np.random.default_rng(0)
+    ids = [f"canary {i} {MARKUP}" for i in range(30)]
+    report = exposure_report(ids, rng.normal(size=30) + shift, rng.normal(size=1500), copies=np.repeat([1, 4], 15))
+    page = check_page(exposure_page(report.to_dict()))
+    assert ("Memorisation found" in page.text) == (shift < 0)
+    assert "<script>" in page.text
+
+
+def test_notebook_view_is_html(certificate: dict[str, Any]) -> None:
+    few = {name: SERIES[name] for name in ("roc",)}
+    for drawing in report_drawings(certificate, few).values():
+        assert drawing._repr_html_().startswith("<div")
+        assert "<svg" in drawing.wide
+        assert drawing.wide != drawing.narrow
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG contrast ratio of two hexadecimal colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_meet_aa() -> None:
+    css = (ROOT / "reports" / "templates" / "base.css").read_text()
+    roots = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    ]
+    for light in roots[:2]:
+        for text in ("ink", "muted", "link"):
+            for ground in ("paper", "card"):
+                assert contrast(light[text], light[ground]) >= 4.5, (text, ground)
+        for line in ("claim", "acc", "emp", "ceil", "third"):
+            assert contrast(light[line], light["card"]) >= 3, line
+    for name, block in re.findall(r"\.(\w+) \{ (--tone: .*?)\}", css):
+        tone = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        if not tone:
+            continue
+        assert contrast(tone["tone"], tone["tone-bg"]) >= 4.5, name
+        ink = roots[0]["ink"] if contrast(roots[0]["ink"], tone["tone-bg"]) >= 4.5 else roots[1]["ink"]
+        assert contrast(ink, tone["tone-bg"]) >= 4.5, name

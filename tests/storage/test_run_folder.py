@@ -1,0 +1,59 @@
+"""Run folders: valid at every moment, refuse what is not one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpaudit import InvalidEvidence, InvalidValue
+from dpaudit.storage.run_folder import RunFolder, folder_digests, new_record, read_record, update_record
+
+
+def test_a_record_round_trips_and_merges_facts(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    record = update_record(folder, new_record({"claim": {"epsilon": 3.0}}), facts={"a": 1})
+    record = update_record(folder, record, status="training", facts={"b": 2})
+    back = read_record(RunFolder.open(tmp_path / "run"))
+    assert back.status == "training" and back.facts == {"a": 1, "b": 2} and back == record
+    assert {"python", "versions", "commit", "dirty"} <= set(back.provenance)
+
+
+def test_a_changed_configuration_is_seen(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    update_record(folder, new_record({"claim": {"epsilon": 3.0}}))
+    folder.record.write_text(folder.record.read_text().replace("3.0", "4.0"))
+    with pytest.raises(InvalidEvidence, match="config_sha256"):
+        read_record(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"schema": "x"}', json.dumps({"schema": "dpaudit.run/1"}), "[" * 10**5]
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InvalidEvidence):
+        read_record(RunFolder.open(tmp_path))
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidEvidence, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "other").write_text("x")
+    with pytest.raises(InvalidValue, match="not empty"):
+        RunFolder.create(tmp_path)
+    with pytest.raises(InvalidValue, match="is a file"):
+        RunFolder.create(tmp_path / "other")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    with folder.locked(), pytest.raises(InvalidValue, match="in use"), folder.locked():
+        pass
+
+
+def test_digests_name_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("x")
+    assert list(folder_digests(tmp_path)) == ["a/b"]

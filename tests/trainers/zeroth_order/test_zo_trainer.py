@@ -1,0 +1,125 @@
+"""ZOTrainer: Hugging Face's conventions around the zeroth-order loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+
+from dpaudit import PrivacyRefusal
+from dpaudit.storage.journal import read_ledger
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments
+from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
+from dpaudit.trainers.zeroth_order.log import read_zo_log
+from dpaudit.trainers.zeroth_order.train import replay
+from tests.trainers.zeroth_order.zo_helpers import tiny_gpt, token_records
+
+PRIVACY = PrivacyArguments(
+    delta=1e-3, relation="add_or_remove_one", sampling="poisson", unit="record", public_size=24,
+    expected_batch_size=6, clipping_norm=5.0, noise_multiplier=1.0,
+)  # fmt: skip
+ZEROTH = ZerothOrderArguments(run_key="r", directions=2, stages=2, scale=1e-3, proximal=0.1)
+ROWS = [{"input_ids": row} for row in token_records(24)]
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    ids = torch.stack([row["input_ids"] for row in rows])
+    return {"input_ids": ids, "labels": ids}
+
+
+def arguments(path: Path, **changes: Any) -> TrainingArguments:
+    values: dict[str, Any] = {
+        "output_dir": str(path), "max_steps": 6, "learning_rate": 0.01, "per_device_train_batch_size": 8,
+        "report_to": [], "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    return TrainingArguments(**{**values, **changes})
+
+
+def trainer(path: Path, *, model: Any = None, **options: Any) -> ZOTrainer:
+    changes = options.pop("arguments", {})
+    return ZOTrainer(
+        tiny_gpt() if model is None else model, arguments(path, **changes),
+        privacy=options.pop("privacy", PRIVACY), zeroth_order=options.pop("zeroth_order", ZEROTH),
+        data_collator=collate, train_dataset=ROWS, **options,
+    )  # fmt: skip
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_run_writes_its_ledger_log_and_model(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    one.train()
+    one.save_model()
+    ledger = read_ledger(tmp_path / "privacy" / "ledger.jsonl")
+    assert ledger.steps == 6
+    assert one.ledger.steps == 6 and one.status == "completed"
+    record = json.loads((tmp_path / "privacy.json").read_text())
+    assert record["ledger"] == one.ledger.to_dict() and record["deviations"] == []
+    assert all(s["releases_per_step"] == 2 and s["clip"] == "joint" for s in record["ledger"]["stages"])
+    assert (tmp_path / "model.safetensors").exists()
+    assert same(one.model, replay(read_zo_log(tmp_path / "privacy" / "zo_log.jsonl"), tiny_gpt()))
+
+
+def test_private_losses_stay_out_of_the_logs(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    one.train()
+    assert len(one.private_logs) == 6
+    assert all(not any("loss" in key for key in row) for row in one.state.log_history)
+    told = trainer(tmp_path / "told", privacy=dataclasses.replace(PRIVACY, allow_nonprivate_logs=True))
+    told.train()
+    assert any("loss" in row for row in told.state.log_history)
+
+
+class Stop(TrainerCallback):  # type: ignore[misc]
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step >= 3
+        return control
+
+
+def test_a_resume_replays_the_log_and_continues_the_ledger(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[Stop()]).train()
+    again = trainer(tmp_path)
+    assert again.train(resume_from_checkpoint=True).global_step == 6
+    assert again.ledger.steps == 6
+    log = read_zo_log(tmp_path / "privacy" / "zo_log.jsonl")
+    assert log.steps == 6
+    assert same(again.model, replay(log, tiny_gpt()))
+    with pytest.raises(PrivacyRefusal, match="complete"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    with pytest.raises(PrivacyRefusal, match="already holds a ledger"):
+        trainer(tmp_path).train()
+
+
+@pytest.mark.parametrize("change", [{"gradient_accumulation_steps": 2}, {"label_smoothing_factor": 0.1}])
+def test_arguments_that_break_the_claim_are_refused_as_in_dp_trainer(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PrivacyRefusal, match=next(iter(change))):
+        trainer(tmp_path, arguments=change)
+
+
+def test_a_target_epsilon_is_calibrated_for_all_stages_together(tmp_path: Path) -> None:
+    from dpaudit.accounting import epsilon_upper
+
+    wanted = dataclasses.replace(PRIVACY, noise_multiplier=None, target_epsilon=3.0)
+    one = trainer(tmp_path, privacy=wanted)
+    assert epsilon_upper(one.plan.ledger(), delta=1e-3) <= 3.0
+    assert len({stage.plan.noise_multiplier for stage in one.plan.stages}) == 1
+
+
+def test_arguments_parse_from_a_command_line(tmp_path: Path) -> None:
+    parser = HfArgumentParser([ZerothOrderArguments, PrivacyArguments])  # type: ignore[arg-type]
+    zeroth, privacy = parser.parse_args_into_dataclasses(
+        "--run_key k --directions 16 --keep 0.01 --delta 1e-5 --relation zero_out --sampling poisson --unit user"
+        " --public_size 100 --expected_batch_size 10 --clipping_norm 1".split()
+    )
+    assert zeroth.directions == 16 and zeroth.mask().keep == 0.01 and privacy.unit == "user"

@@ -1,0 +1,1 @@
+"""Ghost clipping: per-example clipped gradient sums without per-example gradients."""

@@ -1,0 +1,139 @@
+"""The book of one backward pass: which parameter was used where, the norms that follow, and the clipped sums."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.trainers.ghost.cost import choose
+from dpaudit.trainers.ghost.cross import Use, cross
+from dpaudit.trainers.ghost.head import HeadUse
+from dpaudit.trainers.ghost.uses import Grams, MatrixUse
+
+#: |G|² from Gram matrices is recomputed from G itself where the terms summed are this much larger than the result:
+#: every term carries a relative rounding error of 6e-8 in fp32, and the norm must hold to 1e-6.
+CANCELLATION = 16.0
+
+
+class Phase(Enum):
+    """What a pass does with a use."""
+
+    KEEP = "keep"  # norm now, the use waits for its factor
+    NORMS = "norms"  # norm now, the use is dropped
+    SUMS = "sums"  # the factor is known: add to the sum, drop the use
+
+
+class NeedsPairs(Exception):
+    """A parameter is used twice although its first use was dropped; repeat the pass keeping it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Book:
+    """One backward pass over B examples.
+
+    Parameters
+    ----------
+    size : int
+        B.
+    phase : Phase
+        What to do with uses.
+    layer_of : dict
+        The layer (0..L-1) of every trainable parameter.
+    paired : set
+        Parameters whose uses are kept in any phase, for their cross terms.
+    exact : bool
+        Write G down everywhere; Gram matrices cancelled too much.
+    factors : Tensor, optional
+        (L, B), in phase SUMS.
+    """
+
+    size: int
+    phase: Phase
+    layer_of: dict[nn.Parameter, int]
+    paired: set[nn.Parameter]
+    exact: bool = False
+    factors: Tensor | None = None
+    uses: dict[nn.Parameter, list[Use]] = dataclasses.field(default_factory=dict)
+    seen: set[nn.Parameter] = dataclasses.field(default_factory=set)
+    squares: list[tuple[int, Tensor]] = dataclasses.field(default_factory=list)
+    scales: list[Tensor] = dataclasses.field(default_factory=list)
+    sums: dict[nn.Parameter, Tensor] = dataclasses.field(default_factory=dict)
+    grams: Grams = dataclasses.field(default_factory=Grams)
+    _silent: bool | None = None
+
+    def add(self, parameter: nn.Parameter, use: Use) -> None:
+        """Enter one use."""
+        if self.phase is Phase.SUMS:
+            self._sum(parameter, [use])
+            return
+        if isinstance(use, MatrixUse):
+            _, length, inputs = use.a.shape
+            words = 0.0 if self.phase is Phase.NORMS else float(use.a.numel() + use.b.numel())
+            use.strategy = choose(self.size, length, inputs, use.b.shape[2], keep_words=words, exact=self.exact)
+        elif isinstance(use, HeadUse):
+            use.exact = self.exact
+        earlier = self.uses.setdefault(parameter, [])
+        if parameter in self.seen and not earlier:
+            raise NeedsPairs(parameter)
+        self.seen.add(parameter)
+        layer = self.layer_of[parameter]
+        for other in earlier:
+            part = cross(other, use)
+            self.squares.append((layer, 2 * part.value))
+            self.scales.append(2 * part.scale)
+        own = use.square(self.grams)
+        self.squares.append((layer, own.value))
+        self.scales.append(own.scale)
+        if self.phase is Phase.KEEP or parameter in self.paired:
+            earlier.append(use)
+
+    def norms(self, layers: int) -> tuple[Tensor, Tensor]:
+        """Squared norms (L, B) in fp64, and the examples (indices) whose terms cancelled too much to trust them."""
+        self.grams.clear()
+        values = torch.stack([value.double() for _, value in self.squares])
+        index = torch.tensor([layer for layer, _ in self.squares], device=values.device)
+        squares = values.new_zeros(layers, self.size).index_add_(0, index, values)
+        scale = torch.stack([value.double() for value in self.scales]).sum(0)
+        # Written as "not <=" so that NaN is not flagged as cancellation: it stays NaN and contributes zero.
+        suspicious = (scale > CANCELLATION * squares.sum(0).clamp_min(0)) & scale.isfinite()
+        return squares, suspicious.nonzero().squeeze(1)
+
+    def recompute(self, squares: Tensor, rows: Tensor) -> Tensor:
+        """Squared norms with those of ``rows`` taken from G itself, one example at a time."""
+        squares = squares.clone()
+        squares[:, rows] = 0
+        for parameter, uses in self.uses.items():
+            for row in rows.unbind():
+                full = sum(use.instance(row[None]).double() for use in uses)
+                assert isinstance(full, Tensor)
+                squares[self.layer_of[parameter], row] += full.square().sum()
+        return squares
+
+    def settle(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
+        """The clipped sums, given (L, B) factors, from the uses that were kept."""
+        self.factors = factors
+        for parameter in list(self.uses):
+            # Matrix products first: they can write a fresh sum, the others add into it.
+            self._sum(
+                parameter, sorted(self.uses.pop(parameter), key=lambda use: not isinstance(use, MatrixUse | HeadUse))
+            )
+        return self.sums
+
+    def _sum(self, parameter: nn.Parameter, uses: list[Use]) -> None:
+        assert self.factors is not None
+        factors = self.factors[self.layer_of[parameter]]
+        # A factor of zero must also silence infinities and NaN, which 0 · x would not.
+        if self._silent is None:  # asked once a pass: it waits for the device
+            self._silent = bool((self.factors == 0).any())
+        rows = factors.nonzero().squeeze(1) if self._silent else None
+        for use in uses:
+            chosen = use if rows is None else use.select(rows)
+            weights = factors if rows is None else factors[rows]
+            self.sums[parameter] = chosen.weighted(weights, self.sums.get(parameter))

@@ -1,0 +1,412 @@
+"""Ghost clipping by book-keeping: per-example clipped gradient sums at about the cost of an ordinary step.
+
+    clipper = GhostClipping(model, max_grad_norm=0.1)
+    losses = ...                        # (B,), one per example, each depending on its example alone
+    norms = clipper.backward(losses)    # adds sum_i min(1, C/n_i) g_i into p.grad
+
+One backward pass computes data gradients only (autograd's weight gradients are suppressed). Every layer's input a
+and output gradient b give the per-example norms (Li et al. 2110.05679) and, once the factors are known, the
+clipped sum as one weighted product aᵀ diag(c) b (Bu et al. 2210.00038). In the lean mode b is dropped as soon as its
+norm is known, and a second pass over the same graph gives the sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
+from dpaudit.trainers.ghost import products
+from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
+from dpaudit.trainers.ghost.cross import Use
+from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
+from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site, sites_of
+
+
+class _Tap(torch.autograd.Function):
+    """The identity; its backward hands the gradient and the saved tensors to ``record``."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, output: Tensor, record: Callable[..., None], *saved: Tensor) -> Tensor:
+        ctx.record = record
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*saved)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        if gradient is not None:
+            ctx.record(gradient.detach(), *ctx.saved_tensors)
+        return (None, gradient, None, *([None] * (len(ctx.needs_input_grad) - 3)))
+
+
+class _LinearTap(torch.autograd.Function):
+    """The backward of s = x W, whose output was computed without a graph: a data gradient and a record."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        output: Tensor,
+        weight: Tensor,
+        transposed: bool,
+        record: Any,
+        needs_x: bool,
+    ) -> Tensor:
+        ctx.record, ctx.transposed, ctx.dtype, ctx.needs_x = record, transposed, x.dtype, needs_x
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*([weight, x] if needs_x else [weight]))
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        back = None
+        if gradient is not None:
+            weight, *x = ctx.saved_tensors
+            ctx.record(gradient.detach(), *x)
+            if ctx.needs_input_grad[1]:
+                weight = weight.detach().to(gradient.dtype)
+                back = products.right(gradient, weight, transposed=ctx.transposed).to(ctx.dtype)
+        return (None, back, None, None, None, None, None)
+
+
+class _GatherTap(torch.autograd.Function):
+    """Several outputs tapped together: their gradients arrive in one call."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, record: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.record = record
+        ctx.save_for_backward(*tensors[count:], *(t.detach() for t in tensors[:count]))
+        return tuple(t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        count = len(gradients)
+        ctx.record(gradients, saved[: len(saved) - count], saved[len(saved) - count :])
+        return (None, None, None, *gradients, *([None] * (len(saved) - count)))
+
+
+class GhostClipping:
+    """Adds per-example clipped gradient sums into ``p.grad``, for any model whose parameters have a rule.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its trainable parameters are those with ``requires_grad`` now. Not compiled.
+    max_grad_norm : float
+        C > 0, in the units of the gradient of ONE example's loss.
+    clipping : Flat, PerLayer, Automatic or AdaptiveFlat, optional
+        The rule; ``Flat(max_grad_norm)`` by default. Its bound must equal ``max_grad_norm``.
+    lean : bool, default=False
+        Keep no output gradients: a second backward pass instead, about 1.4 times the time.
+
+    Raises
+    ------
+    UnsupportedModel
+        A trainable parameter's per-example gradient cannot be bounded; the message names it.
+
+    Notes
+    -----
+    The norms are private: they are a function of single records. :meth:`close`, or leaving the ``with`` block, takes
+    every hook off the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, max_grad_norm: float, *, clipping: Clipping | None = None, lean: bool = False
+    ) -> None:
+        validate.positive(max_grad_norm=max_grad_norm)
+        self.model = model
+        self.clipping: Clipping = Flat(max_grad_norm) if clipping is None else clipping
+        if self.clipping.sensitivity != max_grad_norm:
+            raise InvalidValue(
+                f"clipping bounds a contribution by {self.clipping.sensitivity}, which must equal"
+                f" max_grad_norm={max_grad_norm}; give both the same C."
+            )
+        self.lean = lean
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._book: Book | None = None
+        self._size: int | None = None
+        self._handles: list[Any] = []
+        self._restore: list[Callable[[], None]] = []
+        _refuse_compiled(model)
+        self._names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+        if not self._names:
+            raise UnsupportedModel(
+                f"model {type(model).__name__} has no trainable parameter; unfreeze some to train it."
+            )
+        sites = list(sites_of(model, self))
+        self._layer_of: dict[nn.Parameter, int] = {}
+        owners: dict[nn.Parameter, int] = {}
+        self.layers: tuple[str, ...] = ()
+        for site in sites:
+            mine = [p for p in site.parameters.values() if p in self._names]
+            for p in mine:
+                owners[p] = owners.get(p, 0) + 1
+            if new := [p for p in mine if p not in self._layer_of]:
+                self._layer_of.update(dict.fromkeys(new, len(self.layers)))
+                self.layers = (*self.layers, site.name)
+        for parameter, name in self._names.items():
+            if parameter not in self._layer_of:
+                raise UnsupportedModel(f"parameter {name} has no per-example rule; freeze it.")
+            _check_dtype(name, parameter)
+        self._paired = {p for p, count in owners.items() if count > 1}
+        self._attach(sites)
+
+    # -- life cycle ---------------------------------------------------------------------------------------------
+    def _attach(self, sites: list[Site]) -> None:
+        self._handles.append(self.model.register_forward_pre_hook(self._announce, with_kwargs=True, prepend=True))
+        self._sites = sites
+        for parameter, name in self._names.items():
+            self._handles.append(_hook(parameter, self._bypass(name)))
+        for site in sites:
+            self._handles.append(site.module.register_forward_pre_hook(site.before, with_kwargs=True))
+            self._handles.append(site.module.register_forward_hook(site.after, with_kwargs=True, always_call=True))
+            if isinstance(site, RelativeBiasSite):
+                owner: Any = self.model.get_submodule(site.name.rpartition(".")[0])
+                owner.compute_bias = site.wrap(owner.compute_bias)
+                self._restore.append(functools.partial(delattr, owner, "compute_bias"))
+
+    def close(self) -> None:
+        """Take every hook off the model; the clipper is then of no further use."""
+        for handle in self._handles:
+            handle.remove()
+        for site in self._sites:  # an interrupt inside a forward pass skips the hooks that wake parameters
+            site.after(site.module, (), {}, None)
+        for restore in self._restore:
+            restore()
+        self._handles, self._restore, self._book, self._size = [], [], None, None
+
+    def __enter__(self) -> GhostClipping:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what sites ask (Engine) ----------------------------------------------------------------------------------
+    @property
+    def listening(self) -> bool:
+        """Whether the forward pass now running will be differentiated."""
+        if torch.compiler.is_compiling():
+            raise UnsupportedModel("torch.compile cannot be combined with ghost clipping; train the eager model.")
+        return torch.is_grad_enabled()
+
+    def batch(self, leading: int) -> int:
+        """B of the forward pass now running."""
+        if self._size is None:
+            self._size = leading
+        return self._size
+
+    def announce(self, size: int) -> None:
+        """A forward pass of B examples begins that does not go through the model's own call."""
+        self._size = size
+
+    def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+        """The output, unchanged, whose gradient will be given to ``record``."""
+        tapped: Tensor = _Tap.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
+        return tapped
+
+    def tap_linear(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: nn.Parameter,
+        *,
+        transposed: bool,
+        needs_x: bool,
+        record: Callable[..., None],
+    ) -> Tensor:
+        """The output of s = x W, joined to x by a backward of our own."""
+        tapped: Tensor = _LinearTap.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
+        return tapped
+
+    def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
+        """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
+        return _GatherTap.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
+
+    def tap_head(
+        self,
+        hidden: Tensor,
+        inputs: HeadInputs,
+        *,
+        ids: Tensor | None,
+        record: Callable[[HeadUse, Tensor | None], None] | None,
+        wants_bias: bool,
+    ) -> Tensor:
+        """The (B,) losses of a language-model head, computed in chunks."""
+        losses: Tensor = HeadLosses.apply(self.anchor, hidden, inputs, ids, record, wants_bias)  # type: ignore[no-untyped-call]
+        return losses
+
+    def add(self, parameter: nn.Parameter, use: Use) -> None:
+        """Enter one use of a parameter into the book, or its sum in the second pass."""
+        book = self._book
+        if book is None:
+            raise PrivacyRefusal(
+                f"parameter {self._names[parameter]} was differentiated outside GhostClipping.backward, which would"
+                " train without clipping; call clipper.backward(losses) or close the clipper."
+            )
+        book.add(parameter, use)
+
+    # -- the step -------------------------------------------------------------------------------------------------
+    def backward(self, losses: Tensor) -> Tensor:
+        """Add Σ_i c_i g_i into ``p.grad`` and return the norms.
+
+        Parameters
+        ----------
+        losses : Tensor
+            (B,), loss i a function of example i alone; not averaged over the batch.
+
+        Returns
+        -------
+        Tensor
+            (B,) norms n_i before clipping, at least fp32, PRIVATE. Not finite where the gradient was not finite (then
+            the contribution was zero).
+        """
+        self._check(losses)
+        size = len(losses)
+        if size == 0:
+            return losses.detach().float() if losses.dtype.itemsize < 4 else losses.detach()
+        try:
+            with torch.autocast(losses.device.type, enabled=False):
+                norms, sums = self._clipped(losses)
+        finally:
+            self._book, self._size = None, None
+        for parameter, total in sums.items():
+            _deliver(parameter, total)
+        return norms.to(torch.float64 if losses.dtype == torch.float64 else torch.float32)
+
+    def _clipped(self, losses: Tensor) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        squares, book = self._measure(losses)
+        norms = squares.sum(0).clamp_min(0).sqrt()
+        if isinstance(self.clipping, PerLayer):
+            factors = self.clipping.factors(squares.clamp_min(0).sqrt())
+        else:
+            factors = self.clipping.factors(norms).expand(len(self.layers), -1)
+        if self.lean:
+            return norms, self._pass(losses, Phase.SUMS, factors=factors, last=True).sums
+        return norms, book.settle(factors)
+
+    def _measure(self, losses: Tensor) -> tuple[Tensor, Book]:
+        """(L, B) squared norms, and the book that holds the uses (empty in the lean mode)."""
+        phase = Phase.NORMS if self.lean else Phase.KEEP
+        book = self._pass(losses, phase, last=not self.lean)
+        if not book.squares:
+            raise PrivacyRefusal(
+                "losses reach no trainable parameter of the model through its modules; compute them from this model's"
+                " output while the clipper is open."
+            )
+        squares, rows = book.norms(len(self.layers))
+        if len(rows):
+            if self.lean:
+                again = self._pass(losses, phase, exact=True)
+                squares[:, rows] = again.norms(len(self.layers))[0][:, rows]
+            else:
+                squares = book.recompute(squares, rows)
+        return squares, book
+
+    def _pass(
+        self,
+        losses: Tensor,
+        phase: Phase,
+        *,
+        exact: bool = False,
+        factors: Tensor | None = None,
+        last: bool = False,
+    ) -> Book:
+        while True:
+            book = Book(len(losses), phase, self._layer_of, self._paired, exact=exact, factors=factors)
+            self._book = book
+            try:
+                torch.autograd.backward(losses, torch.ones_like(losses), retain_graph=not last)
+            except NeedsPairs as error:
+                self._paired.add(error.parameter)
+            else:
+                return book
+            finally:
+                self._book = None
+
+    def _check(self, losses: Tensor) -> None:
+        if not self._handles:
+            raise InvalidValue("this GhostClipping is closed; make a new one.")
+        if losses.dim() != 1:
+            raise InvalidValue(
+                f"losses of shape {tuple(losses.shape)} must be (B,), one loss per example; do not average over"
+                " the batch."
+            )
+        if len(losses) == 0:
+            return
+        if not losses.requires_grad:
+            raise InvalidValue(
+                "losses do not require a gradient; run the forward pass with gradients enabled and the clipper open."
+            )
+        if self._size is not None and self._size != len(losses):
+            raise InvalidValue(f"losses of length {len(losses)} must have one loss for each of {self._size} examples.")
+        current = {p for p in self.model.parameters() if p.requires_grad}
+        if current - self._names.keys():
+            name = next(n for n, p in self.model.named_parameters() if p in current - self._names.keys())
+            raise PrivacyRefusal(f"parameter {name} was unfrozen after the clipper was made; make a new GhostClipping.")
+
+    # -- hooks on the model -----------------------------------------------------------------------------------------
+    def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")]
+        for value in (*named, *args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dim():
+                self._size = value.shape[0]
+                return
+        self._size = None
+
+    def _bypass(self, name: str) -> Callable[[Tensor], None]:
+        def refuse(gradient: Tensor) -> None:
+            raise UnsupportedModel(
+                f"parameter {name} received a gradient past its module (a fused loss, a functional call or a compiled"
+                " graph), which cannot be clipped; let its module compute the output."
+            )
+
+        return refuse
+
+
+def _hook(parameter: nn.Parameter, call: Callable[[Tensor], None]) -> Any:
+    return parameter.register_hook(call)  # type: ignore[no-untyped-call]
+
+
+def _deliver(parameter: nn.Parameter, total: Tensor) -> None:
+    """Add a sum into ``p.grad``, which stays fp32 also for narrower weights."""
+    # Recorded inputs carry a graph; a sum that kept it would hold every activation until the next step.
+    total = total.detach().view(parameter.shape)
+    if parameter.grad is not None:
+        parameter.grad.add_(total)
+        return
+    if total.dtype != parameter.dtype:
+        parameter.grad_dtype = total.dtype
+    parameter.grad = total
+
+
+def _check_dtype(name: str, parameter: nn.Parameter) -> None:
+    if not parameter.is_floating_point():
+        raise UnsupportedModel(f"parameter {name} of type {parameter.dtype} has no real gradient; freeze it.")
+    if parameter.dtype.itemsize < 4 and not hasattr(parameter, "grad_dtype"):
+        raise UnsupportedModel(
+            f"parameter {name} is {parameter.dtype}, and this torch cannot hold its clipped sum in float32; use"
+            " torch >= 2.10 or float32 weights."
+        )
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModel(
+                f"module {name or type(model).__name__} is compiled by torch.compile, which hides layers from the"
+                " clipper; pass the eager model."
+            )

@@ -1,0 +1,253 @@
+"""The language-model head whose logits are never held for the whole batch.
+
+For hidden states a (B, T, d), a head W (V, d) and targets y, example i loses Σ_t w_it (logsumexp z_it − z_it[y_it])
+with z = a Wᵀ and w_it = 1 / its counted tokens, so the gradient of its logits is known in closed form:
+b_it = w_it (softmax z_it − e(y_it)). A few examples at a time, the forward pass turns z into the losses, into b W (the
+gradient of a), into the Gram matrix of b and into b at the example's own tokens (for a tied embedding); z and b are
+then dropped. The clipped sum computes them once more, from the same operands in the same chunks.
+
+Memory is O(T V) of a few examples instead of O(B T V) three or four times over, for one product more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpaudit.trainers.ghost import products
+from dpaudit.trainers.ghost.uses import Gram, Grams, Square, gram_plan, wide
+
+CHUNK_WORDS = 2**22
+"""Logits held at a time: 16 MiB in fp32, or those of one example."""
+
+IGNORED = -100
+"""Label of a token that does not count."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HeadInputs:
+    """The operands of a head's losses.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (B, T, d)
+    weight : Tensor of shape (V, d)
+    bias : Tensor of shape (V,) or None
+    targets : Tensor of shape (B, T)
+        -100 does not count.
+    dtype : torch.dtype
+        Of the product; that of autocast where it was on in the forward pass.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    dtype: torch.dtype
+
+    def chunks(self) -> list[slice]:
+        """Slices of examples whose logits are held together."""
+        size, length, _ = self.hidden.shape
+        step = max(1, CHUNK_WORDS // max(1, length * len(self.weight)))
+        return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+
+    def logits(self, rows: slice | Tensor) -> Tensor:
+        """Z in at least fp32, (n, T, V)."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(self.dtype)
+            return wide(F.linear(self.hidden[rows].to(self.dtype), self.weight.to(self.dtype), bias))
+
+    def losses_and_slopes(self, rows: slice | Tensor, *, slopes: bool = True) -> tuple[Tensor, Tensor]:
+        """Losses (n,) and b (n, T, V) of some examples; b takes the place of the logits."""
+        logits, targets = self.logits(rows), self.targets[rows]
+        counted = targets != IGNORED
+        weights = counted.to(logits.dtype) / counted.sum(1, keepdim=True).clamp(min=1)
+        index = targets.clamp(min=0)[:, :, None]
+        log_total = logits.logsumexp(2)
+        # An ignored position may hold an infinite logit; 0 · inf would be NaN.
+        terms = (log_total - logits.gather(2, index).squeeze(2)).masked_fill(~counted, 0)
+        losses = (terms * weights).sum(1)
+        if not slopes:
+            return losses, logits
+        b = logits.sub_(log_total[:, :, None]).exp_()
+        b.scatter_add_(2, index, b.new_full((), -1.0).expand(index.shape))
+        return losses, b.mul_(weights[:, :, None]).masked_fill_(~counted[:, :, None], 0)
+
+    def slopes(self, rows: slice | Tensor) -> Tensor:
+        """B of some examples, (n, T, V)."""
+        return self.losses_and_slopes(rows)[1]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class HeadUse:
+    """The use of a head's weight by its own losses; ``weight`` is stored (V, d).
+
+    Parameters
+    ----------
+    inputs : HeadInputs
+    scale : Tensor of shape (B,)
+        Gradient of the total with respect to each example's loss: b stands for scale · b.
+    gram : Gram
+        Of b, without ``scale``.
+    ids, picked : Tensor or None
+        Token ids (B, S) and b at them, (B, T, S), without ``scale``.
+    exact : bool
+        Write G_i down instead of using ``gram``.
+    live : Tensor or None
+        The examples selected, if not all.
+    """
+
+    inputs: HeadInputs
+    scale: Tensor
+    gram: Gram
+    ids: Tensor | None
+    picked: Tensor | None
+    exact: bool = False
+    live: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight."""
+        return self.inputs.weight.shape
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.scale)
+
+    def square(self, grams: Grams) -> Square:
+        """|G_i|² from the Gram matrices, or from G_i itself where ``exact``."""
+        if self.exact:
+            rows = torch.arange(len(self.scale), device=self.scale.device)
+            value = torch.cat([self.instance(row[None]).square().sum((1, 2)) for row in rows])
+            return Square(value, value)
+        length, width = self.inputs.hidden.shape[1:]
+        starts, onednn = gram_plan(length, (width + self.shape[0]) // 2, self.inputs.hidden)
+        found = grams.shared(self.inputs.hidden, starts, onednn).dot(self.gram)
+        factor = self.scale.to(found.value.dtype).square()
+        return Square(found.value * factor, found.scale * factor)
+
+    def instance(self, rows: Tensor | None = None) -> Tensor:
+        """G_i written down, (n, V, d)."""
+        chosen = torch.arange(len(self.scale), device=self.scale.device) if rows is None else rows
+        b = self.inputs.slopes(chosen) * self.scale[chosen].view(-1, 1, 1)
+        return torch.bmm(b.mT, wide(self.inputs.hidden[chosen]))
+
+    def at(self, ids: Tensor) -> Tensor:
+        """B at ids (B, S) of each example's own, (B, T, S)."""
+        if self.picked is not None and self.ids is not None and torch.equal(ids, self.ids):
+            picked = self.picked
+        else:
+            picked = torch.cat([_pick(self.inputs.slopes(rows), ids[rows]) for rows in self.inputs.chunks()])
+        return picked * self.scale.to(picked.dtype).view(-1, 1, 1)
+
+    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+        """Σ_i c_i G_i, added into ``total`` (V, d) where there is one."""
+        c = factors
+        if self.live is not None:
+            # The chunks stay those whose norms were measured: narrow types round by the shape of the product.
+            c = factors.new_zeros(len(self.scale)).index_copy_(0, self.live, factors)
+        # 0 · NaN is NaN: what was clipped to nothing is also written as zero.
+        c = torch.where(c == 0, torch.zeros_like(c), c * self.scale.to(c.dtype))
+        for rows in self.inputs.chunks():
+            b = self.inputs.slopes(rows)
+            a, here = wide(self.inputs.hidden[rows]), c[rows].view(-1, 1, 1)
+            a = (a * here.to(a.dtype)).masked_fill(here == 0, 0).reshape(-1, a.shape[2])
+            b = b.masked_fill_(here == 0, 0).reshape(-1, b.shape[2])
+            new = products.outer(b, a)
+            total = new if total is None else total.add_(new)
+        assert total is not None
+        return total
+
+    def select(self, rows: Tensor) -> HeadUse:
+        """The same use for some of the examples."""
+        return dataclasses.replace(self, live=rows)
+
+
+def _pick(b: Tensor, ids: Tensor) -> Tensor:
+    return b.gather(2, ids[:, None, :].expand(-1, b.shape[1], -1))
+
+
+class HeadLosses(torch.autograd.Function):
+    """(B,) losses of a head in chunks; its backward hands a :class:`HeadUse` to ``record``.
+
+    ``record(weight_use, bias_gradients)`` is None where the head is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        hidden: Tensor,
+        inputs: HeadInputs,
+        ids: Tensor | None,
+        record: Callable[[HeadUse, Tensor | None], None] | None,
+        wants_bias: bool,
+    ) -> Tensor:
+        losses, back, strips, picked, biases = [], [], [], [], []
+        length, width = hidden.shape[1:]
+        starts, onednn = gram_plan(length, (width + len(inputs.weight)) // 2, hidden)
+        for rows in inputs.chunks():
+            loss, b = inputs.losses_and_slopes(rows)
+            losses.append(loss)
+            with torch.autocast(hidden.device.type, enabled=False):
+                if ctx.needs_input_grad[1]:
+                    weight = inputs.weight.to(inputs.dtype)
+                    back.append(products.right(b.to(inputs.dtype), weight, transposed=True).to(hidden.dtype))
+                if record is not None:
+                    strips.append(Gram.of(b, starts, onednn).strips)
+                    if ids is not None:
+                        picked.append(_pick(b, ids[rows]))
+                    if wants_bias:
+                        biases.append(b.sum(1))
+            del b
+        ctx.set_materialize_grads(False)
+        ctx.record, ctx.inputs, ctx.ids = record, inputs, ids
+        ctx.gram = Gram([torch.cat(parts) for parts in zip(*strips, strict=True)])
+        ctx.picked = torch.cat(picked) if picked else None
+        ctx.biases = torch.cat(biases) if biases else None
+        ctx.save_for_backward(*([torch.cat(back)] if back else []))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        (scale,) = gradients
+        back = None
+        if scale is not None:
+            scale = scale.detach()
+            if ctx.record is not None:
+                biases = None if ctx.biases is None else ctx.biases * scale[:, None]
+                ctx.record(HeadUse(ctx.inputs, scale, ctx.gram, ctx.ids, ctx.picked), biases)
+            if ctx.saved_tensors:
+                (saved,) = ctx.saved_tensors
+                back = saved * scale.to(saved.dtype).view(-1, 1, 1)
+        return (None, back, None, None, None, None)
+
+
+def losses_in_chunks(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """The losses alone, (B,), a few examples at a time, without a gradient."""
+    inputs = head_inputs(hidden, head, targets)
+    return torch.cat([inputs.losses_and_slopes(rows, slopes=False)[0] for rows in inputs.chunks()])
+
+
+def frozen_head_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """The losses in chunks with a gradient for ``hidden`` alone; no clipper has to know of a frozen head."""
+    if not hidden.requires_grad:
+        return losses_in_chunks(hidden, head, targets)
+    losses: Tensor = HeadLosses.apply(
+        hidden.new_zeros(()), hidden, head_inputs(hidden, head, targets), None, None, False
+    )  # type: ignore[no-untyped-call]
+    return losses
+
+
+def head_inputs(hidden: Tensor, head: nn.Linear, targets: Tensor) -> HeadInputs:
+    """Operands, detached, with the type that the product would have in the head's own forward."""
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    bias = None if head.bias is None else head.bias.detach()
+    return HeadInputs(hidden.detach(), head.weight.detach(), bias, targets, dtype)

@@ -1,0 +1,479 @@
+"""Which norm rule a module gets, and how its inputs and output gradients are captured.
+
+A *site* is one module with trainable parameters. While the module's own forward runs, its parameters are switched to
+``requires_grad=False``, so that autograd never computes their batch gradient; the output then goes through a tap, an
+identity whose backward hands the site the gradient of the output, one slice per example. The model's code is not
+touched, and a parameter that reaches the loss outside its site still receives an autograd gradient, which the
+engine's parameter hooks turn into an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.ghost.cross import Use
+from dpaudit.trainers.ghost.head import HeadInputs, HeadUse, head_inputs
+from dpaudit.trainers.ghost.uses import DirectUse, MatrixUse, RowUse, wide
+
+#: Modules whose 2-D inputs are (B·T, d) with the example index slowest, in transformers 5.
+_FLATTENS_BATCH_MAJOR = ("OPTDecoderLayer",)
+
+
+class Engine(Protocol):
+    """What a site needs from the book-keeping."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether the forward pass now running will be differentiated."""
+
+    def batch(self, leading: int) -> int:
+        """B of the forward pass now running; ``leading`` is the guess where no model call announced it."""
+
+    def announce(self, size: int) -> None:
+        """A forward pass of B examples begins that does not go through the model's own call."""
+
+    def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+        """The output, unchanged, whose gradient will be given to ``record(gradient, *saved)``."""
+
+    def tap_linear(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: nn.Parameter,
+        *,
+        transposed: bool,
+        needs_x: bool,
+        record: Callable[..., None],
+    ) -> Tensor:
+        """The output of s = x W, joined to x by a backward of our own."""
+
+    def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
+        """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
+
+    def tap_head(
+        self,
+        hidden: Tensor,
+        inputs: HeadInputs,
+        *,
+        ids: Tensor | None,
+        record: Callable[[HeadUse, Tensor | None], None] | None,
+        wants_bias: bool,
+    ) -> Tensor:
+        """The (B,) losses of a language-model head, computed in chunks."""
+
+    def add(self, parameter: nn.Parameter, use: Use) -> None:
+        """Enter one use of a parameter into the book."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Site:
+    """One module and its rule; ``parameters`` maps its local names to its own parameters."""
+
+    name: str
+    module: nn.Module
+    engine: Engine
+    parameters: dict[str, nn.Parameter]
+    flattened: bool = False
+    asleep: list[nn.Parameter] = dataclasses.field(default_factory=list)
+
+    # -- the two hooks ------------------------------------------------------------------------------------------
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook: put the parameters to sleep."""
+        if module is not self.module or not self.engine.listening:
+            return
+        self.asleep = [p for p in self.parameters.values() if p.requires_grad]
+        for parameter in self.asleep:
+            parameter.requires_grad_(False)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook (also after an exception): wake the parameters and tap the output."""
+        if module is not self.module:
+            return None
+        active, self.asleep = self.asleep, []
+        for parameter in active:
+            parameter.requires_grad_(True)
+        if not active or output is None:
+            return None
+        return self.tapped({id(p) for p in active}, args, kwargs, output)
+
+    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The output with its tap; ``active`` are the ids of the trainable parameters."""
+        raise NotImplementedError
+
+    # -- shapes -------------------------------------------------------------------------------------------------
+    def leading(self, tensor: Tensor) -> Tensor:
+        """The tensor with a batch axis of B in front; a batch axis of 1 is expanded, (B·T, d) is folded if known."""
+        if tensor.dim() == 0:
+            raise self.refusal("has an input without a batch axis")
+        size = self.engine.batch(tensor.shape[0])
+        if tensor.shape[0] == size:
+            return tensor
+        if tensor.shape[0] == 1:
+            return tensor.expand(size, *tensor.shape[1:])
+        if self.flattened and tensor.shape[0] % size == 0:
+            return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
+        raise self.refusal(f"sees a first axis of {tensor.shape[0]} where the batch has {size} examples")
+
+    def refusal(self, why: str) -> UnsupportedModel:
+        """The error that names this module's parameter."""
+        local = next(iter(self.parameters))
+        return UnsupportedModel(
+            f"parameter {self.name + '.' if self.name else ''}{local} of {type(self.module).__name__} cannot be clipped"
+            f" per example: it {why}; freeze it or give the module one slice per example."
+        )
+
+    def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The module's first tensor argument."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                return value
+        raise self.refusal("was called without a tensor")
+
+    def tap_as(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+        """Tap an output whose batch axis may be 1 (then it is expanded, so that its gradient is per example)."""
+        size = self.engine.batch(output.shape[0])
+        if output.shape[0] == 1 and size > 1:
+            output = output.expand(size, *output.shape[1:])
+        return self.engine.tap(output, saved, record)
+
+
+def _three(tensor: Tensor) -> Tensor:
+    """(B, ..., d) as (B, T, d)."""
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+
+
+class LinearSite(Site):
+    """nn.Linear (weight (p, d)) and Hugging Face's Conv1D (weight (d, p)).
+
+    The module's own forward runs without a graph, and the tap stands for its backward.
+    """
+
+    __slots__ = ()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is self.module and self.engine.listening:
+            Site.before(self, module, args, kwargs)
+            if self.asleep:
+                torch.set_grad_enabled(False)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module is self.module and self.asleep:
+            torch.set_grad_enabled(True)
+        return Site.after(self, module, args, kwargs, output)
+
+    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        with_weight = id(weight) in active
+        with_bias = bias is not None and id(bias) in active
+        transposed = isinstance(self.module, nn.Linear)
+
+        def record(gradient: Tensor, *saved: Tensor) -> None:
+            b = _three(self.leading(gradient))
+            if with_weight:
+                self.engine.add(weight, MatrixUse(_three(self.leading(saved[0])), b, transposed, weight.shape))
+            if with_bias:
+                assert bias is not None
+                self.engine.add(bias, DirectUse(wide(b).sum(1)))
+
+        x = self.input(args, kwargs)
+        if self.leading(x).shape[0] != x.shape[0] == 1:
+            x, output = self.leading(x), self.leading(output)
+        return self.engine.tap_linear(x, output, weight, transposed=transposed, needs_x=with_weight, record=record)
+
+    def losses(self, hidden: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+        """(B,) losses of this layer as a language-model head, without its logits; see :mod:`.head`."""
+        assert isinstance(self.module, nn.Linear)
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        with_weight, with_bias = weight.requires_grad, bias is not None and bias.requires_grad
+
+        def record(use: HeadUse, biases: Tensor | None) -> None:
+            if with_weight:
+                self.engine.add(weight, use)
+            if biases is not None:
+                assert bias is not None
+                self.engine.add(bias, DirectUse(biases))
+
+        inputs = head_inputs(hidden, self.module, targets)
+        return self.engine.tap_head(hidden, inputs, ids=ids, record=record, wants_bias=with_bias)
+
+
+class EmbeddingSite(Site):
+    """nn.Embedding, with padding_idx and ids of batch axis 1."""
+
+    __slots__ = ()
+
+    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self.tap_rows(output, self.input(args, kwargs))
+
+    def tap_rows(self, output: Tensor, ids: Tensor) -> Tensor:
+        """Tap rows looked up by ids."""
+        weight = self.parameters["weight"]
+        padding = getattr(self.module, "padding_idx", None)
+
+        def record(gradient: Tensor, ids: Tensor) -> None:
+            self.engine.add(weight, row_use(weight, self.leading(ids), self.leading(gradient), padding))
+
+        self.leading(ids)
+        return self.tap_as(output, (ids,), record)
+
+
+def row_use(weight: nn.Parameter, ids: Tensor, gradient: Tensor, padding: int | None) -> Use:
+    """The use of an embedding table; a small table is written down."""
+    ids, b = ids.reshape(ids.shape[0], -1), _three(gradient)
+    if padding is not None:
+        b = b.masked_fill((ids == padding)[:, :, None], 0)
+    use = RowUse(ids, b, weight.shape)
+    return DirectUse(use.instance()) if weight.shape[0] <= ids.shape[1] else use
+
+
+class SpiedEmbeddingSite(EmbeddingSite):
+    """A subclass of nn.Embedding with its own forward: the look-up inside it is what gets tapped."""
+
+    __slots__ = ("spy",)
+    spy: _LookupSpy | None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is self.module and self.engine.listening and self.parameters["weight"].requires_grad:
+            self.spy = _LookupSpy(self)
+            self.spy.__enter__()  # type: ignore[no-untyped-call]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        spy = getattr(self, "spy", None)
+        if module is self.module and spy is not None:
+            self.spy = None
+            spy.__exit__(None, None, None)
+        return None
+
+
+class _LookupSpy(TorchFunctionMode):
+    def __init__(self, site: SpiedEmbeddingSite) -> None:
+        super().__init__()
+        self.site = site
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        weight = self.site.parameters["weight"]
+        if func is F.embedding and len(args) > 1 and args[1] is weight:
+            rows = func(args[0], weight.detach(), *args[2:], **kwargs)
+            return self.site.tap_rows(rows, args[0])
+        return func(*args, **kwargs)
+
+
+class NormSite(Site):
+    """nn.LayerNorm and nn.RMSNorm: gain and shift are small, so G_i is written down."""
+
+    __slots__ = ()
+
+    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        weight, bias, module = self.parameters.get("weight"), self.parameters.get("bias"), self.module
+        with_weight = weight is not None and id(weight) in active
+
+        def record(gradient: Tensor, *saved: Tensor) -> None:
+            b = wide(self.leading(gradient))
+            if with_weight:
+                assert weight is not None
+                x = wide(self.leading(saved[0]))
+                shape = list(weight.shape)
+                if isinstance(module, nn.LayerNorm):
+                    unit = F.layer_norm(x, shape, eps=module.eps)
+                else:
+                    unit = F.rms_norm(x, shape, eps=module.eps)  # type: ignore[arg-type]
+                self.engine.add(weight, DirectUse((unit * b).reshape(len(b), -1, *weight.shape).sum(1)))
+            if bias is not None and id(bias) in active:
+                self.engine.add(bias, DirectUse(b.reshape(len(b), -1, *bias.shape).sum(1)))
+
+        x = self.input(args, kwargs)
+        self.leading(x)
+        return self.tap_as(output, (x.detach(),) if with_weight else (), record)
+
+
+class GainSite(Site):
+    """A module that multiplies or shifts elementwise by 1-D parameters (RMSNorm variants, LayerScale).
+
+    The parameter is replaced, for the duration of the forward, by one copy per example of shape (B, 1, .., d); the
+    module's own arithmetic, dtype order included, then yields per-example gradients by itself.
+    """
+
+    __slots__ = ()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not self.module or not self.engine.listening:
+            return
+        self.asleep = [p for p in self.parameters.values() if p.requires_grad]
+        if not self.asleep:
+            return
+        x = self.input(args, kwargs)
+        if self.flattened or x.dim() < 2:
+            raise self.refusal("sees an input whose examples are not on the first axis")
+        size = self.engine.batch(x.shape[0])
+        self.leading(x)
+        for local, parameter in self.parameters.items():
+            if not parameter.requires_grad:
+                continue
+            copies = parameter.detach().view(*([1] * (x.dim() - 1)), -1).expand(size, *([-1] * (x.dim() - 1)))
+
+            def record(gradient: Tensor, parameter: nn.Parameter = parameter) -> None:
+                self.engine.add(parameter, DirectUse(gradient.reshape(len(gradient), *parameter.shape)))
+
+            # Modules look parameters up in this dictionary; torch.func.functional_call swaps them the same way.
+            module._parameters[local] = self.engine.tap(copies, (), record)  # type: ignore[assignment]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module is self.module and self.asleep:
+            self.asleep = []
+            module._parameters.update(self.parameters)
+        return None
+
+
+class ConvolutionSite(Site):
+    """nn.Conv1d and nn.Conv2d without groups, as a linear layer over unfolded patches."""
+
+    __slots__ = ()
+
+    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        weight, bias, module = self.parameters.get("weight"), self.parameters.get("bias"), self.module
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        with_weight = weight is not None and id(weight) in active
+
+        def record(gradient: Tensor, *saved: Tensor) -> None:
+            b = self.leading(gradient).flatten(2).mT
+            if with_weight:
+                assert weight is not None
+                a = _patches(module, self.leading(saved[0])).mT
+                self.engine.add(weight, MatrixUse(a, b, True, weight.shape))
+            if bias is not None and id(bias) in active:
+                self.engine.add(bias, DirectUse(wide(b).sum(1)))
+
+        x = self.input(args, kwargs)
+        self.leading(x)
+        return self.tap_as(output, (x.detach(),) if with_weight else (), record)
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Unfolded input (B, Cin·k, L) in the order of the weight's (Cin, k...)."""
+    flat = isinstance(module, nn.Conv1d)
+    one: tuple[int, ...] = (1,) if flat else ()
+    zero: tuple[int, ...] = (0,) if flat else ()
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = zero + tuple(module.padding)
+    if flat:
+        x = x.unsqueeze(2)
+    return F.unfold(
+        x,
+        one + tuple(module.kernel_size),
+        dilation=one + tuple(module.dilation),
+        padding=padding,
+        stride=one + tuple(module.stride),
+    )
+
+
+class RelativeBiasSite(EmbeddingSite):
+    """T5's relative position bias: an embedding of a (T, T) index that the whole batch shares.
+
+    The bias is expanded to one copy per example where ``compute_bias`` returns it, (1, heads, T, T) to
+    (B, heads, T, T); the look-up inside runs with the table asleep.
+    """
+
+    __slots__ = ("buckets",)
+    buckets: Tensor | None
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module is self.module and self.asleep:
+            self.buckets = None if output is None else self.input(args, kwargs)
+            for parameter in self.asleep:
+                parameter.requires_grad_(True)
+            self.asleep = []
+        return None
+
+    def wrap(self, compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``compute_bias`` with its result tapped."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            self.buckets = None
+            bias = compute_bias(*args, **kwargs)
+            buckets, self.buckets = self.buckets, None
+            if buckets is None:
+                return bias
+            weight = self.parameters["weight"]
+
+            def record(gradient: Tensor, buckets: Tensor) -> None:
+                b = gradient.permute(0, 2, 3, 1)
+                ids = buckets[None, -b.shape[1] :].expand(len(b), -1, -1)
+                self.engine.add(weight, row_use(weight, ids, b, None))
+
+            return self.tap_as(bias, (buckets,), record)
+
+        return wrapped
+
+
+def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
+    """A site for every module with trainable parameters of its own, in the model's order.
+
+    Raises
+    ------
+    UnsupportedModel
+        A trainable parameter has no rule; the message names it.
+    """
+    from dpaudit.trainers.ghost.instance import InstanceSite, refuse_coupled
+
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        refuse_coupled(name, module)
+        own = {local: p for local, p in module._parameters.items() if p is not None}
+        if id(module) in inside or not any(p.requires_grad for p in own.values()):
+            continue
+        flattened = type(model.get_submodule(name.rpartition(".")[0])).__name__ in _FLATTENS_BATCH_MAJOR
+        kind = _kind(name, module, own)
+        if kind is InstanceSite:
+            everything = {n: p for n, p in module.named_parameters() if p is not None}
+            inside |= {id(m) for m in module.modules()}
+            if module is model and next(module.children(), None) is not None:
+                raise UnsupportedModel(
+                    f"parameter {next(iter(own))} sits directly on the model {type(model).__name__} and has no"
+                    " per-example rule; freeze it or move it into a module of its own."
+                )
+            yield InstanceSite(name, module, engine, everything)
+        else:
+            yield kind(name, module, engine, own, flattened)
+
+
+def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Site]:
+    from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise
+
+    forward = type(module).forward
+    if forward is nn.Linear.forward or _is_hf_conv1d(module):
+        return LinearSite
+    if isinstance(module, nn.Embedding):
+        coupled = [k for k in ("max_norm", "scale_grad_by_freq", "sparse") if getattr(module, k)]
+        if coupled:
+            raise UnsupportedModel(
+                f"parameter {name}.weight is an embedding with {coupled[0]}={getattr(module, coupled[0])}, which"
+                " couples examples or hides the gradient; switch the option off."
+            )
+        if name.endswith(".relative_attention_bias"):
+            return RelativeBiasSite
+        return EmbeddingSite if forward is nn.Embedding.forward else SpiedEmbeddingSite
+    if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+        return NormSite
+    if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and getattr(module, "groups", 0) == 1:
+        return ConvolutionSite
+    return GainSite if is_elementwise(module, own) else InstanceSite
+
+
+def _is_hf_conv1d(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"

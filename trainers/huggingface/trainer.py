@@ -1,0 +1,422 @@
+"""Private training in Hugging Face's Trainer: its conveniences, without its batches, losses, clipping and logs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from dpaudit import Budget, Calibrate, Journal, Ledger, Stage
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.storage.journal import DiskJournal
+from dpaudit.trainers.ghost.clipper import GhostClipping
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
+from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.loop import clipped_sum
+from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.optimizers import DPOptimizer
+from dpaudit.trainers.physical import PhysicalBatch
+from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.preflight.check import preflight
+from dpaudit.trainers.release import Releaser, clipper_for
+from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.step import ClippedSum, LossFunction, Noise, PrivateStep, trainable
+
+RECORD = "privacy.json"
+LEDGER = "ledger.jsonl"
+PUBLIC_LOGS = ("learning_rate", "epoch", "step")
+
+
+class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """``transformers.Trainer`` whose every update is one noisy release of a plan.
+
+    What stays Hugging Face's: arguments, learning-rate schedules, checkpoints, evaluation, callbacks. What does not:
+    the loader (one Poisson draw a step, never re-wrapped), the loss (one per example), the gradients (clipped one by
+    one, summed, noised once, divided by the constant L), ``max_grad_norm`` (switched off), and what is logged.
+
+    Parameters
+    ----------
+    model, args, **kwargs
+        As in ``transformers.Trainer``; arguments that break the guarantee are refused with a sentence.
+    privacy : PrivacyArguments or PrivacyPlan
+        The claim. A plan brings its own number of steps.
+    per_example_loss : callable or None
+        ``f(model, batch) -> (B,)``; by default chosen by the model's head.
+    calibrate : Calibrate or None
+        Finds σ for a target ε; the package's own calibration by default.
+    budget : Budget or None
+        Remaining ε of a ledger; training stops before the step that would overspend it.
+    journal : Journal or None
+        By default ``OUTPUT_DIR/privacy/ledger.jsonl``, durable before every release.
+    sampler, noise : optional
+        Injected for tests; they mark :attr:`status` "test".
+
+    Attributes
+    ----------
+    plan : PrivacyPlan
+        With σ known.
+    private_logs : list of dict
+        Losses and metrics that were kept back, in memory; write them to ``private/`` only.
+    private_step : PrivateStep or None
+        Noise-free values of the last step.
+    status : str
+        "completed" or "test".
+
+    Notes
+    -----
+    A checkpoint holds ``privacy.json`` (plan and ledger) and the sealed ledger. After a resume the sampler and the
+    noise start afresh, and the steps of the ledger, not of the checkpoint, count against the plan.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        privacy: PrivacyArguments | PrivacyPlan,
+        per_example_loss: LossFunction | None = None,
+        calibrate: Calibrate | None = None,
+        budget: Budget | None = None,
+        journal: Journal | None = None,
+        sampler: Sampler | None = None,
+        noise: Noise | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            raise InvalidValue("args=None must be TrainingArguments; private training writes a ledger in output_dir.")
+        arguments = privacy if isinstance(privacy, PrivacyArguments) else None
+        refuse_arguments(args, arguments, list(kwargs.get("callbacks") or []))
+        for name in ("compute_loss_func", "optimizer_cls_and_kwargs"):
+            if kwargs.get(name) is not None:
+                raise PrivacyRefusal(f"{name} cannot be used in private training; pass per_example_loss instead.")
+        if any(part is not None for part in kwargs.get("optimizers", (None, None))[:1]):
+            raise PrivacyRefusal("optimizers=... would step without noise; choose the optimizer in args.optim.")
+        if isinstance(privacy, PrivacyArguments):
+            plan = privacy.plan(max_steps=args.max_steps, num_train_epochs=args.num_train_epochs)
+        else:
+            plan = privacy
+        self.plan = _calibrated(plan, calibrate)
+        args = copy.copy(args)  # the caller's value stays what was written
+        args.max_steps, args.ignore_data_skip, args.max_grad_norm = self.plan.steps, True, 0.0
+        self.privacy = arguments
+        self.settings = optimizer_settings(args)
+        self.private_logs: list[dict[str, Any]] = []
+        self.private_step: PrivateStep | None = None
+        self._loss = per_example_loss or functools.partial(
+            per_example_losses, chunked_head=arguments is not None and arguments.chunked_head
+        )
+        self._budget, self._journal, self._given_journal = budget, journal, journal is not None
+        self._noise: Noise = NoiseSource() if noise is None else noise
+        self._given_sampler = sampler
+        self._clipper: GhostClipping | None = None
+        self._release: Releaser | None = None
+        self._updates: DPOptimizer | None = None
+        self.optimizer: torch.optim.Optimizer | None
+        self._names: list[str] = []
+        self._past: tuple[Stage, ...] = ()
+        self._counted, self._allowed = 0, self.plan.steps
+        self._micro = PhysicalBatch(args.per_device_train_batch_size)
+        super().__init__(model=model, args=args, **kwargs)
+        countable(self.train_dataset if self.train_dataset is not None else [])
+        self.add_callback(_StopAtTheLedger(self))
+
+    # -- what is accounted ----------------------------------------------------------------------------------------
+    @property
+    def ledger(self) -> Ledger:
+        """Every step counted so far, of earlier segments too."""
+        now = () if not self._counted else (self.plan.stage(self._counted),)
+        return dataclasses.replace(self.plan.ledger(), stages=(*self._past, *now)).merged()
+
+    @property
+    def status(self) -> str:
+        """ "completed", or "test" where injected randomness took part."""
+        injected = self._noise.is_test or bool(self._given_sampler and self._given_sampler.is_test)
+        return "test" if injected else "completed"
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
+        """Train as the plan says; a resume continues the ledger of the checkpoint's run."""
+        if trial is not None:
+            raise PrivacyRefusal("trial=... would spend the budget once for each trial; train one configuration.")
+        resume = resume_from_checkpoint or None
+        if resume is True:
+            resume = get_last_checkpoint(self.args.output_dir)
+        checkpoint = Path(resume) if isinstance(resume, str) else None
+        self._open_ledger(checkpoint)
+        if self.privacy is None or self.privacy.preflight:
+            self._check()
+        reason = "interrupted"
+        try:
+            assert self._journal is not None
+            self._journal.begin(self.plan.stage(0))
+            output = super().train(resume_from_checkpoint=resume, **kwargs)
+            reason = "completed"
+        finally:
+            if self._clipper is not None:
+                self._clipper.close()
+                self._clipper = None
+            assert self._journal is not None
+            self._journal.seal(reason)
+            self._past, self._counted = self.ledger.stages, 0
+        return output
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: every trial would spend the budget again."""
+        raise PrivacyRefusal("hyperparameter_search would spend the budget once for each trial; search on public data.")
+
+    def _open_ledger(self, checkpoint: Path | None) -> None:
+        folder = Path(self.args.output_dir) / "privacy"
+        if checkpoint is not None:
+            record = _read_record(checkpoint)
+            if record["plan"] != _plain(self.plan):
+                changed = sorted(k for k, v in _plain(self.plan).items() if record["plan"].get(k) != v)
+                raise PrivacyRefusal(
+                    f"{changed[0]} differs from the checkpoint's plan ({record['plan'].get(changed[0])!r}); resume with"
+                    " the plan it began with, or start a new run."
+                )
+            self._past = Ledger.from_dict(record["ledger"]).stages
+        if not self._given_journal:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / LEDGER
+            if path.exists() and checkpoint is None and not self._past:
+                raise PrivacyRefusal(
+                    f"output_dir={self.args.output_dir!r} already holds a ledger; resume from its checkpoint, or give a"
+                    " new output_dir."
+                )
+            if not path.exists() and checkpoint is not None and (checkpoint / LEDGER).exists():
+                shutil.copyfile(checkpoint / LEDGER, path)
+            journal = DiskJournal(
+                path,
+                relation=self.plan.relation,
+                unit=self.plan.unit,
+                max_records_per_unit=self.plan.max_records_per_unit,
+                audit_plan_sha256=None,
+            )
+            self._journal = journal
+            self._past = journal.ledger().stages  # a crash after the checkpoint is counted here
+        self._counted = 0
+        self._allowed = self.plan.steps - sum(stage.steps for stage in self._past)
+        if self._budget is not None:
+            self._allowed = _steps_within(self._budget, self.ledger, self.plan, self._allowed)
+        if self._allowed < 1:
+            raise PrivacyRefusal(
+                f"the ledger already holds {self.ledger.steps} of {self.plan.steps} planned steps and the budget allows"
+                " no more; the run is complete."
+            )
+
+    def _check(self) -> None:
+        if countable(self.train_dataset) < 2:
+            return
+        schema = self._collator()([self.train_dataset[0], self.train_dataset[1]])
+        if isinstance(schema, dict) or hasattr(schema, "keys"):
+            self.model.train()
+            preflight(self.model, dict(schema), loss_fn=self._loss)
+
+    # -- what runs ------------------------------------------------------------------------------------------------
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
+        size = countable(self.train_dataset)
+        sampler = self._given_sampler or sampler_for(self.plan, size)
+        steps = max(1, round(1 / self.plan.sampling_probability))
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=_Draws(sampler, steps),
+            collate_fn=_Records,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The draws, without a count of tokens: that count would couple the examples."""
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """DP-AdamW or DP-SGD over Hugging Face's two groups, with and without weight decay."""
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            parameters = trainable(self.model)
+            with_decay = [n for n in parameters if n in decayed]
+            without = [n for n in parameters if n not in decayed]
+            self._names = [*with_decay, *without]
+            groups = [
+                {"params": [parameters[n] for n in names], "weight_decay": decay}
+                for names, decay in ((with_decay, self.settings.weight_decay), (without, 0.0))
+                if names
+            ]
+            self._updates = DPOptimizer(groups, self.settings)
+            self.optimizer = self._updates
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Count, clip, sum, add noise once; the optimizer's step that follows applies the release."""
+        assert self._journal is not None and self._updates is not None
+        if self._counted >= self._allowed:
+            raise PrivacyRefusal(f"the ledger allows {self._allowed} more steps and they were taken; stop here.")
+        model.train()
+        group = self._updates.param_groups[0]
+        if self._clipper is None or self._release is None:
+            self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"))
+            self._release = Releaser(self.plan, self._clipper, self._noise)
+        self._journal.count()
+        self._counted += 1
+        sums = ClippedSum(dict(zip(self._names, self._updates.parameters, strict=True)))  # type: ignore[arg-type]
+        self.private_step = clipped_sum(
+            model,
+            inputs.records,
+            list(range(len(inputs.records))),
+            micro=self._micro,
+            collate=self._collator(),
+            loss_fn=self._autocast_loss,
+            clipper=self._clipper,
+            sums=sums,
+        )
+        released = self._release(sums.totals(), self.private_step.norms)
+        self._updates.receive(released.gradients, released.noise_std)
+        group["clipping_norm"] = self._release.clipping_norm
+        losses = self.private_step.losses
+        mean = float(losses.mean()) if len(losses) else 0.0
+        self.private_logs.append({"step": self.state.global_step + 1, "loss": mean, "batch": len(losses)})
+        shown = mean if self._may_publish else 0.0
+        return torch.tensor(shown, device=self.args.device)
+
+    def _autocast_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self._loss(model, batch)
+
+    def _collator(self) -> Callable[[list[Any]], Any]:
+        return self._get_collator_with_removed_columns(self.data_collator, description="training")  # type: ignore[no-any-return]
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        return None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        return None
+
+    # -- what may be seen -----------------------------------------------------------------------------------------
+    @property
+    def _may_publish(self) -> bool:
+        return bool(self.privacy and self.privacy.allow_nonprivate_logs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Publish what depends on no private record; keep the rest in :attr:`private_logs`."""
+        public_eval = bool(self.privacy and self.privacy.evaluation_is_public)
+        shown = {
+            k: v
+            for k, v in logs.items()
+            if k in PUBLIC_LOGS or self._may_publish or (public_eval and k.startswith("eval_"))
+        }
+        if kept := {k: v for k, v in logs.items() if k not in shown and not (k == "loss" and not self._may_publish)}:
+            self.private_logs.append({"step": self.state.global_step, **kept})
+        super().log(shown, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """0: the true count would publish the realised batch sizes in ``trainer_state.json``."""
+        return 0
+
+    # -- what is stored -------------------------------------------------------------------------------------------
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self._journal is not None
+        self._journal.seal("checkpoint")
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._journal.begin(self.plan.stage(0))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        record = {
+            "schema": "dpaudit.trainer/1",
+            "status": self.status,
+            "plan": _plain(self.plan),
+            "ledger": self.ledger.to_dict(),
+            "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
+        }
+        temporary = folder / (RECORD + ".tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(folder / RECORD)
+        if isinstance(self._journal, DiskJournal):
+            shutil.copyfile(Path(self.args.output_dir) / "privacy" / LEDGER, folder / LEDGER)
+
+
+class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
+    """Stops training when the ledger, not the step counter, has reached what is allowed."""
+
+    def __init__(self, trainer: DPTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self._trainer._counted >= self._trainer._allowed:
+            control.should_training_stop = True
+        return control
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Records:
+    """The records of one draw, collated later, so that the micro-batch can shrink."""
+
+    records: list[Any]
+
+
+class _Draws:
+    """A batch sampler of ``steps`` draws, for a DataLoader that nobody re-wraps."""
+
+    def __init__(self, sampler: Sampler, steps: int) -> None:
+        self._sampler, self._steps = sampler, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self._steps):
+            yield self._sampler.draw().tolist()
+
+
+def _calibrated(plan: PrivacyPlan, calibrate: Calibrate | None) -> PrivacyPlan:
+    if plan.noise_multiplier is not None:
+        return plan
+    if calibrate is None:
+        from dpaudit.accounting import calibrate as by_the_package
+
+        return by_the_package(plan)
+    return calibrate(plan)
+
+
+def _steps_within(budget: Budget, ledger: Ledger, plan: PrivacyPlan, planned: int) -> int:
+    """The largest number of further steps that the budget allows, by bisection: ε grows with every step."""
+
+    def affordable(steps: int) -> bool:
+        return budget(dataclasses.replace(ledger, stages=(*ledger.stages, plan.stage(steps)))) >= 0
+
+    if planned < 1 or affordable(planned):
+        return planned
+    low, high = 0, planned  # low is affordable (or nothing), high is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if affordable(middle) else (low, middle)
+    return low
+
+
+def _plain(plan: PrivacyPlan) -> dict[str, Any]:
+    values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    return {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in values.items()}
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / RECORD
+    if not path.exists():
+        raise PrivacyRefusal(
+            f"checkpoint {checkpoint.name!r} holds no {RECORD}, so its spent budget is unknown; resume from a"
+            " checkpoint that DPTrainer wrote."
+        )
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record

@@ -1,0 +1,282 @@
+"""Zeroth-order training in Hugging Face's conventions: arguments in, a ledger, a log and a saved model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from dpaudit import Calibrate, Journal, Ledger
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.storage.journal import DiskJournal
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
+from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.sampling import Sampler
+from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
+from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
+from dpaudit.trainers.zeroth_order.pruning import MaskRule
+from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
+from dpaudit.trainers.zeroth_order.step import LossFunction, Noise
+from dpaudit.trainers.zeroth_order.train import ZOReport, ZOResult, rebuild, zo_train
+
+RECORD = "privacy.json"
+LEDGER = "ledger.jsonl"
+LOG = "zo_log.jsonl"
+
+
+def _told(text: str, **kwargs: Any) -> Any:
+    return dataclasses.field(metadata={"help": text}, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZerothOrderArguments:
+    """What ``HfArgumentParser`` reads beside TrainingArguments and PrivacyArguments for forward-only training."""
+
+    run_key: str = _told("Public key of the run's directions; a new one for each run on the same records.")
+    directions: int = _told("P, directions evaluated on each minibatch.", default=1)
+    clip: str = _told("per_direction (sensitivity C sqrt(P)) or joint (sensitivity C).", default="joint")
+    scale: float = _told("Beta, half the distance between the two evaluations.", default=1e-3)
+    last_scale: float | None = _told("Beta of the last stage, geometric in between.", default=None)
+    stages: int = _told("Stages of DP-ZOSO; 1 is DPZero or DP-AggZO.", default=1)
+    growth: float = _told("Ratio of step counts from stage to stage.", default=2.0)
+    decay: float = _told("Ratio of learning rates from stage to stage.", default=0.5)
+    proximal: float = _told("Gamma, pull towards the weights at the stage's start.", default=0.0)
+    distribution: str = _told("gaussian or rademacher.", default="gaussian")
+    perturbation: str = _told("per_layer (out of place) or in_place.", default="per_layer")
+    keep: float | None = _told("DP-ZOPO: fraction of coordinates that move; None moves all.", default=None)
+    prune_score: str = _told("zo_synflow, magnitude or random.", default="zo_synflow")
+    prune_strategy: str = _told("static, dynamic or incremental.", default="static")
+    prune_ranked: bool = _told("Weight the kept coordinates by rank.", default=False)
+
+    def mask(self) -> MaskRule | None:
+        """DP-ZOPO's rule, or None."""
+        if self.keep is None:
+            return None
+        return MaskRule(keep=self.keep, score=self.prune_score, strategy=self.prune_strategy, ranked=self.prune_ranked)
+
+
+class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """``transformers.Trainer`` that fine-tunes with forward passes alone; the rival of :class:`DPTrainer`.
+
+    It takes the same :class:`PrivacyArguments`, refuses the same TrainingArguments, and writes the same
+    ``OUTPUT_DIR/privacy/ledger.jsonl``. Beside it stands ``zo_log.jsonl``, the whole checkpoint: a resume replays it
+    on the base model and goes on.
+
+    Parameters
+    ----------
+    model, args, **kwargs
+        As in ``transformers.Trainer``. ``learning_rate`` is that of the first stage; Hugging Face's schedules,
+        optimizers and weight decay do not act.
+    privacy : PrivacyArguments
+        The claim.
+    zeroth_order : ZerothOrderArguments
+        Directions, clip and stages.
+    per_example_loss, calibrate, journal, sampler, noise
+        As in :class:`DPTrainer`.
+
+    Attributes
+    ----------
+    plan : ZOPlan
+        With σ known.
+    private_logs : list of dict
+        Mean losses and batch sizes; write them to ``private/`` only.
+    result : ZOResult or None
+        What the last :meth:`train` ran.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        privacy: PrivacyArguments,
+        zeroth_order: ZerothOrderArguments,
+        per_example_loss: LossFunction | None = None,
+        calibrate: Calibrate | None = None,
+        journal: Journal | None = None,
+        sampler: Sampler | None = None,
+        noise: Noise | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            raise InvalidValue("args=None must be TrainingArguments; private training writes a ledger in output_dir.")
+        refuse_arguments(args, privacy, list(kwargs.get("callbacks") or []))
+        for name in ("compute_loss_func", "optimizer_cls_and_kwargs", "optimizers"):
+            if kwargs.get(name) is not None:
+                raise PrivacyRefusal(f"{name} has no effect without gradients; remove it, or use DPTrainer.")
+        self.privacy, self.zeroth_order = privacy, zeroth_order
+        self.plan = _calibrated(_plan(privacy, zeroth_order, args), calibrate)
+        self.private_logs: list[dict[str, Any]] = []
+        self.result: ZOResult | None = None
+        self._loss = per_example_loss or per_example_losses
+        self._journal, self._sampler, self._noise = journal, sampler, noise
+        self.control: Any
+        super().__init__(model=model, args=args, **kwargs)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every step counted so far, of earlier segments too."""
+        if isinstance(self._journal, DiskJournal):
+            return self._journal.ledger().merged()
+        stages = () if self.result is None else self.result.stages
+        return dataclasses.replace(self.plan.ledger(), stages=stages).merged()
+
+    @property
+    def status(self) -> str:
+        """ "completed" or "test"; "planned" before :meth:`train`."""
+        return "planned" if self.result is None else self.result.status
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
+        """Train as the plan says; with ``resume_from_checkpoint=True`` the log is replayed on the base model first."""
+        if trial is not None:
+            raise PrivacyRefusal("trial=... would spend the budget once for each trial; train one configuration.")
+        if isinstance(resume_from_checkpoint, str):
+            raise PrivacyRefusal(
+                f"resume_from_checkpoint={resume_from_checkpoint!r}: the log in output_dir is the checkpoint; pass True"
+                " and the base model."
+            )
+        folder = Path(self.args.output_dir) / "privacy"
+        start, state = self._open(folder, resume=bool(resume_from_checkpoint))
+        log = ZOLogWriter(folder / LOG)
+        arguments, handler = self.zeroth_order, self.callback_handler
+        self.state.max_steps = sum(stage.plan.steps for stage in self.plan.stages)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        self.control = handler.on_train_begin(self.args, self.state, self.control)
+        assert self._journal is not None
+        try:
+            self.result = zo_train(
+                self.model,
+                self.train_dataset,
+                self.plan,
+                collate=self._collate,
+                loss_fn=self._evaluate_losses,
+                journal=self._journal,
+                directions=Directions(run=arguments.run_key, kind=DirectionKind(arguments.distribution)),
+                log=log,
+                physical_batch_size=self.args.per_device_train_batch_size,
+                perturbation_mode=arguments.perturbation,
+                callback=self._after_step,
+                sampler=self._sampler,
+                noise=self._noise,
+                start=start,
+                state=state,
+            )
+        finally:
+            log.close()
+        self.control = handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(self.state.global_step, 0.0, {"train_runtime": self.result.seconds})
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: every trial would spend the budget again."""
+        raise PrivacyRefusal("hyperparameter_search would spend the budget once for each trial; search on public data.")
+
+    def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
+        """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LEDGER).exists() and not resume and self._journal is None:
+            raise PrivacyRefusal(
+                f"output_dir={self.args.output_dir!r} already holds a ledger; call train(resume_from_checkpoint=True)"
+                " with the base model, or give a new output_dir."
+            )
+        plan = self.plan.stages[0].plan
+        if self._journal is None:
+            self._journal = DiskJournal(
+                folder / LEDGER,
+                relation=plan.relation,
+                unit=plan.unit,
+                max_records_per_unit=plan.max_records_per_unit,
+                audit_plan_sha256=None,
+            )
+        if not resume:
+            return (0, 0), None
+        state = rebuild(read_zo_log(folder / LOG), self.model).state()
+        counted = self.ledger.steps
+        for index, stage in enumerate(self.plan.stages):
+            if counted < stage.plan.steps:
+                return (index, counted), state
+            counted -= stage.plan.steps
+        raise PrivacyRefusal(f"the ledger already holds all {self.ledger.steps} planned steps; the run is complete.")
+
+    def _collate(self, rows: list[Any]) -> Any:
+        collator = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        return self._prepare_inputs(collator(rows))
+
+    def _evaluate_losses(self, model: nn.Module, batch: Any) -> Any:
+        with self.compute_loss_context_manager():
+            return self._loss(model, batch).float()
+
+    def _after_step(self, report: ZOReport) -> bool:
+        losses = report.private.losses
+        mean = float(losses.mean()) if len(losses) else None
+        self.private_logs.append({"step": report.step, "loss": mean, "batch": len(losses)})
+        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+        self.state.global_step = report.step
+        self.state.epoch = report.step * report.schedule.plan.sampling_probability
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        if self.control.should_log:
+            shown = {"learning_rate": report.schedule.learning_rate}
+            if self.privacy.allow_nonprivate_logs and mean is not None:
+                shown["loss"] = mean
+            self.log(shown)
+        if self.control.should_save:
+            self.save_model(str(Path(self.args.output_dir) / f"checkpoint-{report.step}"))
+            self.control.should_save = False
+        if self.control.should_evaluate:
+            if not self.privacy.evaluation_is_public:
+                raise PrivacyRefusal(
+                    f"eval_strategy={self.args.eval_strategy!r} looks at records during training; set"
+                    " evaluation_is_public=True for public records, or evaluate after training."
+                )
+            self.evaluate()
+            self.model.eval()
+        return bool(self.control.should_training_stop)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        record = {
+            "schema": "dpaudit.trainer/1",
+            "status": self.status,
+            "plan": self.plan.ledger().to_dict(),
+            "schedules": [stage.schedule() for stage in self.plan.stages],
+            "ledger": self.ledger.to_dict(),
+            "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
+        }
+        temporary = folder / (RECORD + ".tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(folder / RECORD)
+
+
+def _plan(privacy: PrivacyArguments, zeroth: ZerothOrderArguments, args: TrainingArguments) -> ZOPlan:
+    whole = privacy.plan(max_steps=args.max_steps, num_train_epochs=args.num_train_epochs)
+    whole = dataclasses.replace(
+        whole,
+        releases_per_step=zeroth.directions,
+        clip=zeroth.clip if zeroth.directions > 1 else None,  # type: ignore[arg-type]  # a plan reads names
+    )
+    return zoso(
+        whole,
+        learning_rate=args.learning_rate,
+        scale=zeroth.scale,
+        last_scale=zeroth.last_scale,
+        stages=zeroth.stages,
+        growth=zeroth.growth,
+        decay=zeroth.decay,
+        proximal=zeroth.proximal,
+        mask=zeroth.mask(),
+    )
+
+
+def _calibrated(plan: ZOPlan, calibrate: Calibrate | None) -> ZOPlan:
+    if all(stage.plan.noise_multiplier is not None for stage in plan.stages):
+        return plan
+    if calibrate is None:
+        from dpaudit.accounting import calibrate as by_the_package
+
+        return by_the_package(plan)
+    return calibrate(plan)

@@ -1,0 +1,252 @@
+"""The bare training loop: draw, count, clip, one noise, one update; also for empty draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit import Journal, Stage
+from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.distributed.replicated import refuse_wrapped
+from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
+from dpaudit.trainers.physical import PhysicalBatch
+from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.release import Releaser, clipper_for
+from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.step import (
+    Batch,
+    ClippedSum,
+    Clipper,
+    LossFunction,
+    Noise,
+    PrivateStep,
+    Reduce,
+    accumulate,
+    trainable,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a callback sees after a step. Everything but ``private`` may be published.
+
+    Parameters
+    ----------
+    step : int
+        Steps executed so far in the whole run, this one included.
+    planned_steps : int
+        T of the plan.
+    learning_rate, clipping_norm : float
+        Those of this step (adaptive clipping's norm is a function of earlier releases).
+    released : tuple of Tensor
+        The noisy mean gradient (fp32), in the model's parameter order.
+    private : PrivateStep
+        Noise-free values; keep them in memory or in ``private/``.
+    """
+
+    step: int
+    planned_steps: int
+    learning_rate: float
+    clipping_norm: float
+    released: tuple[Tensor, ...] = dataclasses.field(repr=False)
+    private: PrivateStep = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What ran.
+
+    Parameters
+    ----------
+    status : str
+        "completed", or "test" when a sampler or noise with injected randomness took part; such a run cannot be
+        certified.
+    steps : int
+        Steps executed in the whole run, earlier segments included.
+    stage : Stage
+        The stage this call executed, with the steps it counted.
+    optimizer_state : dict
+        For a resume. It holds moments and never sampler or noise state.
+    physical_batch_size : int
+        Micro-batch in use at the end (smaller than asked for after an out-of-memory).
+    seconds : float
+        Wall-clock time.
+    """
+
+    status: str
+    steps: int
+    stage: Stage
+    optimizer_state: dict[str, Any] = dataclasses.field(repr=False)
+    physical_batch_size: int
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    records: Sequence[Any],
+    plan: PrivacyPlan,
+    *,
+    collate: Callable[[list[Any]], Batch],
+    loss_fn: LossFunction,
+    journal: Journal,
+    optimizer: OptimizerSettings | None = None,
+    physical_batch_size: int | Literal["auto"] = 16,
+    callback: Callable[[StepReport], None] | None = None,
+    sampler: Sampler | None = None,
+    noise: Noise | None = None,
+    clipper: Clipper | None = None,
+    reduce: Reduce | None = None,
+    adds_noise: bool = True,
+    start_step: int = 0,
+    optimizer_state: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a model privately, as the plan says, in place.
+
+    The model keeps the mode (train or eval) it comes in, also after a callback that changed it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trainable parameters are those with ``requires_grad``.
+    records : sequence
+        One item for each record; its length may differ from the plan's ``public_size``.
+    plan : PrivacyPlan
+        With σ known: calibrate before.
+    collate : callable
+        List of records to a batch on any device.
+    loss_fn : callable
+        ``loss_fn(model, batch) -> (B,)``; each loss may depend on its own example alone (see :func:`preflight`).
+    journal : Journal
+        Every step is counted in it before its noisy release.
+    physical_batch_size : int or "auto"
+        Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory; "auto"
+        fits it to the memory that the first steps leave free.
+    callback : callable or None
+        Called after every step with a :class:`StepReport`.
+    sampler, noise, clipper : optional
+        Injected for tests, planted faults and other methods; by default what the plan says.
+    reduce, adds_noise : optional
+        Sum over processes, and whether this process contributes the noise; see ``distributed_options``.
+    start_step, optimizer_state : optional
+        Resume after ``start_step`` steps. The sampler and the noise start afresh, always.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    InvalidValue, PrivacyRefusal, UnsupportedModel
+        Before the first step, with what to change.
+    """
+    stage = plan.stage(0)
+    validate.integer_at_least(0, start_step=start_step)
+    if start_step > plan.steps:
+        raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
+    settings = optimizer or OptimizerSettings()
+    refuse_wrapped(model)
+    parameters = trainable(model)
+    updates = DPOptimizer(parameters.values(), settings)
+    if optimizer_state is not None:
+        updates.load_state_dict(dict(optimizer_state))
+    draws = sampler_for(plan, countable(records)) if sampler is None else sampler
+    source = NoiseSource() if noise is None else noise
+    is_test = bool(source.is_test or draws.is_test)
+    micro = PhysicalBatch(physical_batch_size)
+    held: AbstractContextManager[Any] = nullcontext()
+    if clipper is None:
+        clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
+    mode, begun, executed = model.training, time.monotonic(), 0
+    sums = ClippedSum(parameters)
+    reason = "interrupted"
+    with held:
+        release = Releaser(plan, clipper, source, reduce=reduce, adds_noise=adds_noise)
+        journal.begin(stage)
+        try:
+            for step in range(start_step, plan.steps):
+                if model.training is not mode:
+                    model.train(mode)
+                indices = draws.draw().tolist()
+                journal.count()
+                executed += 1
+                private = clipped_sum(
+                    model,
+                    records,
+                    indices,
+                    micro=micro,
+                    collate=collate,
+                    loss_fn=loss_fn,
+                    clipper=clipper,
+                    sums=sums,
+                )
+                released = release(sums.totals(), private.norms)
+                rate = settings.rate(step, plan.steps)
+                for group in updates.param_groups:
+                    group["lr"], group["clipping_norm"] = rate, release.clipping_norm
+                updates.receive(released.gradients, released.noise_std)
+                updates.step()
+                if callback is not None:
+                    callback(
+                        StepReport(
+                            step=step + 1,
+                            planned_steps=plan.steps,
+                            learning_rate=rate,
+                            clipping_norm=released.clipping_norm,
+                            released=tuple(released.gradients),
+                            private=private,
+                        )
+                    )
+            reason = "completed"
+        finally:
+            sums.clear()
+            journal.seal(reason)
+    return TrainingResult(
+        status="test" if is_test else "completed",
+        steps=start_step + executed,
+        stage=dataclasses.replace(stage, steps=executed),
+        optimizer_state=updates.state_dict(),
+        physical_batch_size=micro.size,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def clipped_sum(
+    model: nn.Module,
+    records: Sequence[Any],
+    indices: list[int],
+    *,
+    micro: PhysicalBatch,
+    collate: Callable[[list[Any]], Batch],
+    loss_fn: LossFunction,
+    clipper: Clipper,
+    sums: ClippedSum,
+) -> PrivateStep:
+    """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between."""
+    device = next(model.parameters()).device
+    while True:
+        sums.clear()
+        try:
+            with micro.measured(device, len(indices)):
+                starts = range(0, len(indices), micro.size)
+                batches = (collate([records[i] for i in indices[at : at + micro.size]]) for at in starts)
+                losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums)
+        except torch.OutOfMemoryError:
+            if micro.size == 1:
+                raise
+        else:
+            empty = torch.zeros(0)
+            return PrivateStep(
+                losses=torch.cat(losses) if losses else empty,
+                norms=torch.cat(norms) if norms else empty,
+                indices=tuple(indices),
+            )
+        # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
+        micro.halve()

@@ -1,0 +1,108 @@
+"""The one noisy release of a step, and adaptive clipping's query beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.clipping import AdaptiveFlat, Automatic, Clipping, Flat, PerLayer
+from dpaudit.trainers.ghost.clipper import GhostClipping
+from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.step import Clipper, Noise, Reduce, noisy_mean
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What leaves a step.
+
+    Parameters
+    ----------
+    gradients : list of Tensor
+        fp32 noisy mean gradients, in parameter order.
+    noise_std : float
+        σC/L, deviation of the noise in them.
+    clipping_norm : float
+        C of this step.
+    """
+
+    gradients: list[Tensor]
+    noise_std: float
+    clipping_norm: float
+
+
+class Releaser:
+    """Turns the clipped sums of a step into its release; with adaptive clipping, also moves C for the next step.
+
+    The adaptive rule's count of norms below C is noised with ``quantile_sigma`` and charged by the stage; C follows
+    from the noisy count alone, so it may be published.
+    """
+
+    def __init__(
+        self,
+        plan: PrivacyPlan,
+        clipper: Clipper,
+        noise: Noise,
+        *,
+        reduce: Reduce | None = None,
+        adds_noise: bool = True,
+    ) -> None:
+        self._plan, self._clipper, self._noise = plan, clipper, noise
+        self._reduce, self._adds_noise = reduce, adds_noise
+        self._sigma = plan.stage(0).noise_multiplier
+        if self._sigma and math.isinf(plan.clipping_norm):
+            raise InvalidValue(
+                f"clipping_norm={plan.clipping_norm} with noise_multiplier={self._sigma} must be finite; give C."
+            )
+        if plan.clipping == "adaptive" and not isinstance(getattr(clipper, "clipping", None), AdaptiveFlat):
+            raise InvalidValue("clipping='adaptive' needs a clipper with an AdaptiveFlat rule; leave clipper out.")
+
+    @property
+    def clipping_norm(self) -> float:
+        """C of the next step."""
+        rule = getattr(self._clipper, "clipping", None)
+        return rule.max_grad_norm if isinstance(rule, AdaptiveFlat) else self._plan.clipping_norm
+
+    def __call__(self, totals: Sequence[Tensor], norms: Tensor) -> Release:
+        """Release the sums (overwritten); ``norms`` are the step's (B,) private norms."""
+        bound, plan = self.clipping_norm, self._plan
+        std = self._sigma * bound if self._sigma else 0.0
+        gradients = noisy_mean(
+            totals,
+            noise=self._noise,
+            noise_std=std,
+            normaliser=plan.normaliser,
+            reduce=self._reduce,
+            adds_noise=self._adds_noise,
+        )
+        self._adapt(norms, gradients[0].device)
+        return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=bound)
+
+    def _adapt(self, norms: Tensor, device: torch.device) -> None:
+        clipper: Any = self._clipper
+        rule = getattr(clipper, "clipping", None)
+        if not isinstance(rule, AdaptiveFlat):
+            return
+        assert self._plan.quantile_sigma is not None  # the plan required it
+        count = torch.tensor(rule.count(norms), dtype=torch.float32, device=device)
+        if self._adds_noise:
+            count += self._noise.sample((), self._plan.quantile_sigma, device)
+        if self._reduce is not None:
+            self._reduce([count])
+        clipper.clipping = rule.updated(float(count), self._plan.normaliser)
+
+
+def clipper_for(model: nn.Module, plan: PrivacyPlan, clipping_norm: float | None = None) -> GhostClipping:
+    """The ghost clipper of a plan's rule; ``clipping_norm`` continues adaptive clipping's C after a resume."""
+    bound = plan.clipping_norm if clipping_norm is None else clipping_norm
+    rules: dict[str, Clipping] = {"flat": Flat(bound), "per_layer": PerLayer(bound)}
+    if plan.clipping == "automatic":
+        rules["automatic"] = Automatic(bound)
+    if plan.clipping == "adaptive":
+        rules["adaptive"] = AdaptiveFlat(bound, plan.target_quantile, plan.quantile_rate)
+    return GhostClipping(model, bound, clipping=rules[plan.clipping])

@@ -1,0 +1,189 @@
+"""The two halves of a private step: the clipped sum of a draw, and its one noisy release."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+
+Batch = Any
+"""What the collator returns: a mapping of tensors, or anything with ``.to(device)``."""
+
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+"""``loss_fn(model, batch) -> (B,)``: one loss for each example, each depending on that example alone."""
+
+Reduce = Callable[[list[Tensor]], None]
+"""Adds a list of tensors up over processes, in place."""
+
+
+class Clipper(Protocol):
+    """Adds Σ cᵢgᵢ into ``p.grad`` and returns the (B,) norms, which are private."""
+
+    def backward(self, losses: Tensor, /) -> Tensor: ...
+
+
+class Noise(Protocol):
+    """Source of Gaussian noise; ``is_test`` marks injected randomness."""
+
+    @property
+    def is_test(self) -> bool: ...
+    def sample(self, shape: Sequence[int], std: float, device: torch.device | str = ...) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrivateStep:
+    """Noise-free values of one step. They are private: nothing of them may reach ``release/``.
+
+    Parameters
+    ----------
+    losses, norms : Tensor of shape (B,)
+        Per-example losses and gradient norms before clipping, in the draw's order; (0,) for an empty draw.
+    indices : tuple of int
+        The records drawn.
+    """
+
+    losses: Tensor
+    norms: Tensor
+    indices: tuple[int, ...]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by name, tied ones once, in the model's order.
+
+    Raises
+    ------
+    UnsupportedModel
+        If every parameter is frozen, or one is not a dense floating-point tensor.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise UnsupportedModel("the model has 0 trainable parameters and needs at least one; set requires_grad=True.")
+    for name, p in parameters.items():
+        if not p.is_floating_point() or p.is_sparse:
+            raise UnsupportedModel(f"parameter {name!r} of type {p.dtype} must be a dense float; freeze it.")
+        if p.dtype is torch.float16:
+            raise UnsupportedModel(
+                f"parameter {name!r} is float16, which needs a gradient scaler; use bfloat16 or fp32."
+            )
+    return parameters
+
+
+class ClippedSum:
+    """The clipped sum of one logical batch, added up over its micro-batches in at least fp32.
+
+    fp32 sums stay in ``p.grad``, where the clipper itself adds the next micro-batch: one buffer, as in ordinary
+    training. Gradients of half-precision weights are moved to fp32 copies after each micro-batch.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._wide: dict[str, Tensor] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every sum and every gradient."""
+        self._wide.clear()
+        for p in self._parameters.values():
+            p.grad = None
+
+    def take(self) -> None:
+        """Move half-precision gradients into their fp32 sums; let go of any graph that a sum still holds."""
+        for name, p in self._parameters.items():
+            if p.grad is None:
+                continue
+            if p.grad.dtype in (torch.float32, torch.float64):
+                if p.grad.requires_grad:
+                    p.grad = p.grad.detach()
+                continue
+            found, p.grad = p.grad.detach().to(torch.float32), None
+            if name in self._wide:
+                self._wide[name].add_(found)
+            else:
+                self._wide[name] = found
+
+    def totals(self) -> list[Tensor]:
+        """Sums in parameter order, handed over; zeros where nothing was added, as for an empty draw."""
+        totals = []
+        for name, p in self._parameters.items():
+            total = self._wide.get(name) if p.grad is None else p.grad.detach()
+            if total is None:
+                kind = p.dtype if p.dtype is torch.float64 else torch.float32
+                total = torch.zeros(p.shape, dtype=kind, device=p.device)
+            totals.append(total)
+        self.clear()
+        return totals
+
+
+def accumulate(
+    model: nn.Module,
+    micro_batches: Iterable[Batch],
+    *,
+    loss_fn: LossFunction,
+    clipper: Clipper,
+    into: ClippedSum,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run every micro-batch through the clipper; returns private losses and norms, one tensor per micro-batch."""
+    device = next(model.parameters()).device
+    losses, norms = [], []
+    for batch in micro_batches:
+        with torch.enable_grad():
+            per_example = loss_fn(model, to_device(batch, device))
+            if per_example.ndim != 1:
+                raise InvalidValue(
+                    f"loss_fn returned shape {tuple(per_example.shape)} and must return (B,), one loss for each"
+                    " example; take the mean over each example's own tokens and not over the batch."
+                )
+            # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
+            with torch.autocast(device.type, enabled=False):
+                norms.append(clipper.backward(per_example).detach())
+        losses.append(per_example.detach())
+        into.take()
+    return losses, norms
+
+
+@torch.no_grad()
+def noisy_mean(
+    totals: Sequence[Tensor],
+    *,
+    noise: Noise,
+    noise_std: float,
+    normaliser: float,
+    reduce: Reduce | None = None,
+    adds_noise: bool = True,
+) -> list[Tensor]:
+    """(Σ + N(0, noise_std²)) / normaliser, in place on the fp32 totals: the only thing that leaves a step.
+
+    Parameters
+    ----------
+    totals : sequence of Tensor
+        Clipped sums, one for each trainable parameter. They are overwritten.
+    noise_std : float
+        σC, standard deviation on each coordinate of the SUM.
+    normaliser : float
+        The constant L; never the realised batch size.
+    reduce : callable or None
+        Adds up over processes, after the noise: exactly one process may have ``adds_noise``.
+    """
+    released = list(totals)
+    if adds_noise:
+        for total in released:
+            total.add_(noise.sample(total.shape, noise_std, total.device))
+    if reduce is not None:
+        reduce(released)
+    for total in released:
+        total.div_(normaliser)
+    return released
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``."""
+    if isinstance(batch, Mapping):
+        return {k: to_device(v, device) for k, v in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(v, device) for v in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch

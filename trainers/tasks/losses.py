@@ -1,0 +1,98 @@
+"""Per-example losses of the language tasks: each depends on its own example alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.ghost.head import IGNORED as IGNORED
+from dpaudit.trainers.ghost.uses import wide
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each example's own counted tokens.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (B, T, V)
+        Prediction for the label at the same position.
+    labels : Tensor of shape (B, T)
+        Token ids; ``-100`` does not count.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In nats, at least fp32; 0 for an example without counted tokens.
+    """
+    counted = labels != IGNORED
+    logits = wide(logits.flatten(0, 1))
+    flat = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+    return flat.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+def causal_lm_losses(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    chunked_head: bool = False,
+) -> Tensor:
+    """Mean next-token loss of each example over its own valid tokens.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model in Hugging Face's calling convention (returns ``.logits`` of shape (B, T, V)).
+    input_ids : Tensor of shape (B, T)
+    attention_mask : Tensor of shape (B, T) or None
+        0 marks padding, which never counts.
+    labels : Tensor of shape (B, T) or None
+        Unshifted labels with -100 where no loss is wanted (a prompt, a table); the inputs themselves if None.
+    chunked_head : bool, default=False
+        Compute the head and the losses a few examples at a time, so that the (B, T, V) logits never exist; for models
+        whose logits are one linear layer of the last hidden state. Takes effect under a clipper, with a frozen head,
+        and without gradients.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In nats per token; 0 for an example without valid tokens. Unlike the model's own loss, it does not divide by
+        the number of tokens in the batch, which would couple the examples.
+    """
+    targets = input_ids if labels is None else labels
+    if attention_mask is not None:
+        targets = targets.masked_fill(attention_mask == 0, IGNORED)
+    if chunked_head:
+        from dpaudit.trainers.tasks.head import chunked_losses
+
+        return chunked_losses(model, input_ids, attention_mask, targets)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    return token_losses(logits[:, :-1], targets[:, 1:])
+
+
+def classification_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each example; logits (B, K), labels (B,), returns (B,) in nats."""
+    if logits.ndim != 2:
+        raise InvalidValue(f"logits of shape {tuple(logits.shape)} must be (B, K); select one position per example.")
+    return F.cross_entropy(wide(logits), labels, reduction="none")
+
+
+def sequence_classification_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Loss of each example of a batch with ``labels``, for a model that returns ``.logits`` of shape (B, K)."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    return classification_losses(model(**inputs).logits, batch["labels"])
+
+
+def pad_tokens(records: list[list[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
+    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` of token lists, cut to ``length``."""
+    cut = [tokens[:length] for tokens in records]
+    width = max([1, *map(len, cut)])
+    ids = torch.full((len(cut), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(cut), width), dtype=torch.long)
+    for row, tokens in enumerate(cut):
+        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, : len(tokens)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}

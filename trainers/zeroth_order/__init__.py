@@ -1,0 +1,1 @@
+"""Zeroth-order private training: perturbation directions, loss differences, stages and the log."""

@@ -1,0 +1,104 @@
+"""Which coordinates a zeroth-order step may touch: the trainable parameters, whole or under a mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mask:
+    """Coordinates of one tensor that are perturbed and updated; all others stay bit for bit.
+
+    Attributes
+    ----------
+    index : Tensor
+        Flat positions, int64 of shape (k,), sorted.
+    weight : Tensor or None
+        fp32 of shape (k,): factor on the direction at each position (DP-ZOPO's ranks); None means 1. It multiplies
+        the perturbation and the update alike, so the estimator stays unbiased for the weighted subspace.
+    """
+
+    index: Tensor
+    weight: Tensor | None = None
+
+
+Masks = Mapping[str, Mask]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients, by canonical name, each tied parameter once.
+
+    Raises
+    ------
+    UnsupportedModel
+        If there is none, or one is in half precision: perturbing bf16 in place at β = 1e-3 walks it away by 20 % of β
+        a step, and updates of 1e-4 vanish below half an ulp of a weight of 0.05.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise UnsupportedModel("no parameter of the model requires gradients; set requires_grad on those to train.")
+    for name, parameter in found.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedModel(
+                f"parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')} and zeroth-order training needs"
+                " fp32 masters; call .float() on the trainable parameters (frozen ones may stay in half precision)."
+            )
+        if not parameter.is_contiguous():
+            raise UnsupportedModel(f"parameter {name!r} is not contiguous in memory; replace it by a contiguous copy.")
+    return found
+
+
+def count(parameters: Mapping[str, Tensor], masks: Masks | None) -> int:
+    """Number of coordinates that move, d (or the mask's k)."""
+    if masks is not None:
+        return sum(mask.index.numel() for mask in masks.values())
+    return sum(p.numel() for p in parameters.values())
+
+
+def check_masks(parameters: Mapping[str, Tensor], masks: Masks) -> None:
+    """Refuse a mask of a parameter that is not trainable, or out of its bounds."""
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise InvalidValue(f"mask of parameter {name!r} names no trainable parameter; mask trainable ones only.")
+        index = mask.index
+        if index.numel() and (
+            int(index[0]) < 0 or int(index[-1]) >= parameters[name].numel() or not bool((index.diff() > 0).all())
+        ):
+            raise InvalidValue(f"mask of parameter {name!r} must hold sorted, unique flat positions inside the tensor.")
+
+
+def masks_digest(masks: Masks | None) -> str | None:
+    """SHA-256 of a mask set, for the log; None for no mask."""
+    if masks is None:
+        return None
+    digest = hashlib.sha256()
+    for name, mask in sorted(masks.items()):
+        digest.update(name.encode() + b"\0" + mask.index.cpu().numpy().astype("<i8").tobytes())
+        if mask.weight is not None:
+            digest.update(mask.weight.cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def weights_digest(parameters: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the trainable weights' bytes, by name."""
+    digest = hashlib.sha256()
+    for name, p in sorted(parameters.items()):
+        digest.update(name.encode() + b"\0" + str(tuple(p.shape)).encode())
+        digest.update(p.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sizes(parameters: Mapping[str, Tensor], masks: Masks | None) -> Iterator[tuple[str, Tensor, Mask | None, int]]:
+    """(name, flat view, mask, coordinates) of every tensor that moves, in one fixed order."""
+    for name, p in sorted(parameters.items()):
+        if masks is None:
+            yield name, p.detach().view(-1), None, p.numel()
+        elif name in masks and masks[name].index.numel():
+            yield name, p.detach().view(-1), masks[name], masks[name].index.numel()

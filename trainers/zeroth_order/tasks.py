@@ -1,0 +1,142 @@
+"""Losses and batches for forward-only training: prompts with a mask, answers after a prompt, one fixed length.
+
+Each loss is one example's own, in fp32. A batch is padded to one length for the whole run, so that no record changes
+the shape, and with it the rounding, in which another record's loss is computed: a difference of two passes is divided
+by 2β and would show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.trainers.tasks.losses import IGNORED, token_losses
+
+Collate = Callable[[list[Any]], Any]
+
+# (template, label words) of the field's few-shot tasks (LM-BFF, MeZO); label words start with a space.
+PROMPTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sst-2": ("{0} It was <mask>.", ("terrible", "great")),
+    "sst-5": ("{0} It was <mask>.", ("terrible", "bad", "okay", "good", "great")),
+    "mnli": ("{0}? <mask>, {1}", ("No", "Yes", "Maybe")),
+    "snli": ("{0}? <mask>, {1}", ("No", "Yes", "Maybe")),
+    "rte": ("{0}? <mask>, {1}", ("Yes", "No")),
+    "trec": ("<mask>: {0}", ("Description", "Entity", "Expression", "Human", "Location", "Number")),
+    "subj": ("{0} This is <mask>.", ("subjective", "objective")),
+}
+
+
+def masked_prompt_losses(
+    model: nn.Module, batch: Mapping[str, Tensor], *, mask_token: int, label_words: Sequence[int]
+) -> Tensor:
+    """Cross-entropy of each example's label word at its one mask.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A masked language model in Hugging Face's calling convention.
+    batch : mapping
+        ``input_ids`` (B, T) with exactly one ``mask_token`` a row, ``labels`` (B,) as positions in ``label_words``,
+        and anything else the model takes.
+    label_words : sequence of int
+        Token id of each class's word.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In nats, fp32, over the label words alone.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    at = inputs["input_ids"] == mask_token
+    if not bool((at.sum(dim=1) == 1).all()):
+        raise InvalidValue(
+            f"every prompt must hold mask_token={mask_token} exactly once; shorten the text before the mask, not after."
+        )
+    logits = model(**inputs).logits[at][:, list(label_words)]
+    return F.cross_entropy(logits.float(), batch["labels"], reduction="none")
+
+
+def answer_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean loss of each example's answer tokens: ``labels`` (B, T) hold −100 on the prompt and on padding.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In nats per answer token, fp32; 0 for an example without an answer.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    logits = model(**inputs).logits
+    return token_losses(logits[:, :-1], batch["labels"][:, 1:])
+
+
+def option_losses(model: nn.Module, batch: Mapping[str, Tensor], *, options: int) -> Tensor:
+    """Cross-entropy over an example's candidate answers, each scored by its mean log-probability.
+
+    Rows stand as (example, option); ``labels`` mark each option's tokens and ``correct`` (B,) the right option. Every
+    example has the same number of options: padding a shorter list is the caller's, never a mean over the batch.
+    """
+    rows = {key: value for key, value in batch.items() if key != "correct"}
+    scores = -answer_losses(model, rows)
+    if scores.numel() % options:
+        raise InvalidValue(f"{scores.numel()} rows are not a multiple of options={options}; give every option a row.")
+    return F.cross_entropy(scores.view(-1, options), batch["correct"], reduction="none")
+
+
+def fixed_length(collate: Collate, length: int, *, pad: int) -> Collate:
+    """The same collator with token fields padded on the right to one length.
+
+    ``input_ids`` take ``pad``, 2-D ``labels`` −100, every other 2-D field (masks, types) 0.
+    """
+
+    def padded(rows: list[Any]) -> dict[str, Tensor]:
+        batch = dict(collate(rows))
+        for key, value in batch.items():
+            if value.ndim != 2:
+                continue
+            if value.shape[1] > length:
+                raise InvalidValue(
+                    f"a batch has {value.shape[1]} tokens and length={length}; cut records when they are encoded."
+                )
+            fill = {"input_ids": pad, "labels": IGNORED}.get(key, 0)
+            batch[key] = F.pad(value, (0, length - value.shape[1]), value=fill)
+        return batch
+
+    return padded
+
+
+@torch.no_grad()
+def refuse_coupled_losses(model: nn.Module, records: Sequence[Any], collate: Collate, loss_fn: Any) -> None:
+    """Refuse a loss that joins examples, on generated records (never private ones).
+
+    The first record's loss must be the same, bit for bit, when the others are replaced by copies of the last.
+
+    Raises
+    ------
+    PrivacyRefusal
+        If it moves: its difference could not be bounded by clipping one record.
+    """
+    if len(records) < 2:
+        raise InvalidValue(f"{len(records)} generated records cannot show a coupling; give at least 2.")
+    modes = model.training
+    model.eval()
+    try:
+        own = loss_fn(model, collate(list(records)))
+        other = loss_fn(model, collate([records[0]] + [records[-1]] * (len(records) - 1)))
+    finally:
+        model.train(modes)
+    if own.ndim != 1 or own.shape[0] != len(records):
+        raise PrivacyRefusal(
+            f"loss_fn returned shape {tuple(own.shape)} for {len(records)} records and must return one loss for each;"
+            " remove the mean over the batch."
+        )
+    # A mean over the examples that happens to agree on the first is caught by the last, whose company changed too.
+    if not torch.equal(own[0], other[0]) or not torch.equal(own[-1], other[-1]):
+        raise PrivacyRefusal(
+            "the loss of a record changed with the other records of its batch, so one record moves many clipped terms;"
+            " use per-example losses without batch statistics."
+        )
