@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/first
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# compat writes a path entry, which type checkers follow and which wins over a folder of the same name
+EDITABLE := $(PIP) --config-settings editable_mode=compat --editable
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: certify certify-zo test test-slow test-models lint types docs bench bench-accounting bench-training bench-zo bench-audit clean
@@ -40,15 +42,15 @@ bench-accounting bench-training bench-zo bench-audit: bench-%: .venv/.dev
 .venv/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) --editable .
+	$(EDITABLE) .
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) --editable '.[dev,sign,lora]'
+	$(EDITABLE) '.[dev,sign,lora]'
 	touch $@
 
 .venv/.docs: .venv/.dev
-	$(PIP) --editable '.[docs]'
+	$(EDITABLE) '.[docs]'
 	touch $@
 
 .venv/.models: .venv/.dev
