@@ -235,8 +235,8 @@ def clipped_sum(
         sums.clear()
         try:
             with micro.measured(device, len(indices)):
-                starts = range(0, len(indices), micro.size)
-                batches = (collate([records[i] for i in indices[at : at + micro.size]]) for at in starts)
+                parts = (indices[at : at + micro.size] for at in range(0, len(indices), micro.size))
+                batches = ((collate([records[i] for i in part]), len(part)) for part in parts)
                 losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums)
         except torch.OutOfMemoryError:
             if micro.size == 1:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.rows import one_loss_per_record
 
 Batch = Any
 """What the collator returns: a mapping of tensors, or anything with ``.to(device)``."""
@@ -121,23 +122,21 @@ class ClippedSum:
 
 def accumulate(
     model: nn.Module,
-    micro_batches: Iterable[Batch],
+    micro_batches: Iterable[tuple[Batch, int]],
     *,
     loss_fn: LossFunction,
     clipper: Clipper,
     into: ClippedSum,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Run every micro-batch through the clipper; returns private losses and norms, one tensor per micro-batch."""
+    """Run every micro-batch through the clipper; returns private losses and norms, one tensor per micro-batch.
+
+    ``micro_batches`` gives each collated batch with the number of records it was collated from.
+    """
     device = next(model.parameters()).device
     losses, norms = [], []
-    for batch in micro_batches:
+    for batch, records in micro_batches:
         with torch.enable_grad():
-            per_example = loss_fn(model, to_device(batch, device))
-            if per_example.ndim != 1:
-                raise InvalidValue(
-                    f"loss_fn returned shape {tuple(per_example.shape)} and must return (B,), one loss for each"
-                    " example; take the mean over each example's own tokens and not over the batch."
-                )
+            per_example = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=records)
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):
                 norms.append(clipper.backward(per_example).detach())

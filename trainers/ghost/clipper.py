@@ -352,7 +352,10 @@ class GhostClipping:
                 "losses do not require a gradient; run the forward pass with gradients enabled and the clipper open."
             )
         if self._size is not None and self._size != len(losses):
-            raise InvalidValue(f"losses of length {len(losses)} must have one loss for each of {self._size} examples.")
+            raise InvalidValue(
+                f"{len(losses)} losses stand against a forward pass of {self._size} examples just before; give one loss"
+                " for each example (row) of the last forward pass with gradients."
+            )
         current = {p for p in self.model.parameters() if p.requires_grad}
         if current - self._names.keys():
             name = next(n for n, p in self.model.named_parameters() if p in current - self._names.keys())
@@ -360,6 +363,8 @@ class GhostClipping:
 
     # -- hooks on the model -----------------------------------------------------------------------------------------
     def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return  # an evaluation between forward and backward says nothing about the losses
         named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")]
         for value in (*named, *args, *kwargs.values()):
             if isinstance(value, Tensor) and value.dim():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dpaudit import Clip, Mechanism
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.zeroth_order.coordinates import Mask, Masks, sizes
 from dpaudit.trainers.zeroth_order.directions import Buffer, Directions, block_size
 from dpaudit.trainers.zeroth_order.perturb import BitCache, Perturbation
@@ -69,10 +70,19 @@ def refuse_data_dependent(directions: object) -> None:
         )
 
 
+class Chunk(NamedTuple):
+    """One physical batch, of which the first ``real`` rows count."""
+
+    batch: Any
+    real: int
+    collated: int | None = None
+    """Records given to the collator, repeated ones included, each of which must have one loss; None if unknown."""
+
+
 @torch.no_grad()
 def loss_differences(
     model: nn.Module,
-    chunks: Sequence[tuple[Any, int]],
+    chunks: Sequence[Chunk | tuple[Any, int]],
     loss_fn: LossFunction,
     perturb: Perturbation,
     *,
@@ -84,7 +94,7 @@ def loss_differences(
 
     Parameters
     ----------
-    chunks : sequence of (batch, real)
+    chunks : sequence of Chunk, or of (batch, real)
         Physical batches; only the first ``real`` losses of each count, the rest is padding.
     directions : sequence of int
         Numbers of the directions to evaluate (all P of a step, or one process's share).
@@ -100,7 +110,7 @@ def loss_differences(
     """
     validate.positive(scale=scale)
     rows = []
-    total = torch.zeros(sum(real for _, real in chunks), dtype=torch.float64)
+    total = torch.zeros(sum(chunk[1] for chunk in chunks), dtype=torch.float64)
     for direction in directions:
         with perturb.at(step=step, direction=direction, alpha=scale):
             above = _losses(model, chunks, loss_fn)
@@ -111,10 +121,13 @@ def loss_differences(
     return torch.stack(rows) if rows else torch.zeros(0, total.numel(), dtype=torch.float64), total
 
 
-def _losses(model: nn.Module, chunks: Sequence[tuple[Any, int]], loss_fn: LossFunction) -> Tensor:
+def _losses(model: nn.Module, chunks: Sequence[Chunk | tuple[Any, int]], loss_fn: LossFunction) -> Tensor:
     found = []
-    for batch, real in chunks:
+    for chunk in chunks:
+        batch, real, collated = Chunk(*chunk)
         losses = loss_fn(model, batch)
+        if collated is not None:
+            one_loss_per_record(losses, records=collated)
         if losses.ndim != 1 or losses.shape[0] < real:
             raise InvalidValue(
                 f"loss_fn returned shape {tuple(losses.shape)} for {real} examples and must return one loss per"

@@ -30,6 +30,7 @@ from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
 from dpaudit.trainers.zeroth_order.pruning import MaskRule, pruning_mask
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, as_plan
 from dpaudit.trainers.zeroth_order.step import (
+    Chunk,
     LossFunction,
     Noise,
     apply_update,
@@ -398,13 +399,14 @@ def _spans(plan: ZOPlan, start: tuple[int, int], stop: tuple[int, int] | None) -
 
 def _chunks(
     records: Sequence[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any], size: int, pad: bool
-) -> Iterator[tuple[Any, int]]:
+) -> Iterator[Chunk]:
     for at in range(0, len(indices), size):
         part = [records[i] for i in indices[at : at + size]]
         real = len(part)
         if pad:
             part += [part[0]] * (size - real)
-        yield collate(part), real
+        collated = len(part)
+        yield Chunk(collate(part), real, collated)
 
 
 @contextmanager
