@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.privacy.rounding import exact_text, lower_text, percent_lower, upper_text
 from dpaudit.reports import figures
 from dpaudit.reports.page import HEADLINES
-from dpaudit.reports.text import delta_text, eps, percent, plain_value, relation_text
+from dpaudit.reports.text import plain_value, relation_text
 
 BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
@@ -20,22 +21,26 @@ def model_card(certificate: Mapping[str, Any]) -> str:
     claim, result = body["claim"], (body["audit"] or {}).get("result") or {}
     primary = result.get("primary") or {}
     best = figures.tightest(body["accounting"]["guarantees"])
+    limit = claim["epsilon"] if claim else None
     verdict = body["verdict"]["name"]
     valid = verdict != "invalid_audit"
     word, headline = HEADLINES[verdict]
     rows = [("Verdict", f"**{word}.** {headline}")]
     if claim:
         relation = relation_text(claim["relation"], claim["unit"])
-        rows.append(("Claim", f"ε ≤ {eps(claim['epsilon'])} at δ = {delta_text(claim['delta'])}, {escape(relation)}"))
-    if best:
-        rows.append(("Accounting", f"ε ≤ {eps(best['epsilon_upper'])} ({escape(best['accountant'])})"))
-    if valid and primary.get("epsilon_lower") is not None:
-        sure = percent(primary.get("confidence"))
         rows.append(
-            ("Attack", f"ε ≥ {eps(primary['epsilon_lower'])} ({sure} sure); ceiling {eps(result.get('ceiling'))}")
+            ("Claim", f"ε ≤ {exact_text(claim['epsilon'])} at δ = {exact_text(claim['delta'])}, {escape(relation)}")
         )
+    if best:
+        rows.append(
+            ("Accounting", f"ε ≤ {upper_text(best['epsilon_upper'], within=limit)} ({escape(best['accountant'])})")
+        )
+    if valid and primary.get("epsilon_lower") is not None:
+        sure = percent_lower(primary.get("confidence"))
+        shown = lower_text(primary["epsilon_lower"], beyond=limit)
+        rows.append(("Attack", f"ε ≥ {shown} ({sure} sure); ceiling {lower_text(result.get('ceiling'))}"))
         power = result.get("power")
-        rows.append(("Power of the attack", percent(power) if power is not None else "not measured"))
+        rows.append(("Power of the attack", percent_lower(power) if power is not None else "not measured"))
     mechanism = body["mechanism"]
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:
@@ -43,7 +48,8 @@ def model_card(certificate: Mapping[str, Any]) -> str:
     if body["ledger"]:
         for stage in body["ledger"]["stages"]:
             text = (
-                f"{stage['steps']} steps, σ = {stage['noise_multiplier']:.6g}, q = {stage['sampling_probability']:.6g}"
+                f"{stage['steps']} steps, σ = {lower_text(stage['noise_multiplier'], 6)},"
+                f" q = {upper_text(stage['sampling_probability'], 6)}"
             )
             rows.append(("Stage", f"{text}, {escape(stage['sampling'])}"))
     rows.append(("Trust model", escape(body["scope"]["trust_model"] or "not stated")))

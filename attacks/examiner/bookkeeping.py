@@ -13,6 +13,7 @@ from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence
+from dpaudit.privacy.rounding import exact_text, upper_text
 
 Accountant = Callable[[Ledger, float], float]
 """``accountant(ledger, delta)``: a certified upper bound on ε."""
@@ -71,13 +72,13 @@ def _book(name: str, words: str, **witness: Any) -> ExamFinding:
 
 def _claim(plan: ExamPlan, accountant: Accountant | None) -> Iterator[ExamFinding]:
     if plan.delta is not None and plan.size is not None and plan.delta >= 1 / plan.size:
-        text = f"delta={plan.delta:g} with {plan.size} records, bound 1/N={1 / plan.size:g}"
+        text = f"delta={exact_text(plan.delta)} with {plan.size} records, bound 1/N={1 / plan.size:g}"
         yield _book("claimed_delta", text, measured=plan.delta, bound=1 / plan.size)
     if plan.epsilon is None or plan.delta is None or accountant is None:
         return
     accounted = accountant(plan.ledger(), plan.delta)
     if not accounted <= plan.epsilon * (1 + SLACK):
-        text = f"ε ≤ {accounted:.4g} at δ={plan.delta:g} ({plan.relation}), claimed {plan.epsilon:.4g}"
+        text = f"ε ≤ {upper_text(accounted)} at δ={plan.delta:g} ({plan.relation}), claimed {exact_text(plan.epsilon)}"
         yield _book("claimed_epsilon", text, measured=accounted, bound=plan.epsilon)
 
 

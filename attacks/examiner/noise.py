@@ -25,6 +25,7 @@ from dpaudit.attacks.examiner.statistics import (
     variance_ratio,
 )
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
+from dpaudit.privacy.rounding import lower_text
 
 COORDINATES = 20_000
 """Noise values wanted from empty minibatches: a 5% shortfall is then convicted almost surely."""
@@ -105,7 +106,7 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     tests = [
         ExamTest(
             name="noise_scale", group="noise", evidence=f"{count} values of {steps} steps on empty minibatches",
-            alpha=3 * each, excludes=f"noise below {shrink:.3f} of the plan's", power=0.99,
+            alpha=3 * each, excludes=f"noise below {lower_text(shrink, 3)} of the plan's", power=0.99,
         ),
         ExamTest(
             name="noise_law_and_independence", group="noise", alpha=6 * each,
@@ -120,7 +121,10 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
             ExamTest(
                 name="noise_with_records", group="noise", alpha=3 * each,
                 evidence=f"at least {fewest} values on minibatches of {sizes} records",
-                excludes=f"noise below {excluded_shrink(fewest, each / len(evidence.loaded)):.3f} of the plan's",
+                excludes=(
+                    f"noise below {lower_text(excluded_shrink(fewest, each / len(evidence.loaded)), 3)} of the"
+                    " plan's"
+                ),
                 power=0.99,
             )
         )  # fmt: skip

@@ -21,6 +21,7 @@ from dpaudit.attacks.examiner.statistics import (
     two_sided,
 )
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
+from dpaudit.privacy.rounding import upper_text
 
 INCLUSIONS = 6_000
 """Participations wanted: a rate 11% off is then convicted almost surely."""
@@ -66,7 +67,7 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
     test = ExamTest(
         name="sampler", group="sampler", alpha=alpha, power=0.99,
         evidence=f"{steps} minibatches of {n} records, {sum(map(len, draws))} participations",
-        excludes=f"a sampling probability above {1 + off:.3f} q",
+        excludes=f"a sampling probability above {upper_text(1 + off)} q",
     )  # fmt: skip
     return findings, [test], []
 

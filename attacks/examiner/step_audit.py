@@ -20,6 +20,7 @@ from dpaudit.attacks.examiner.adapters import Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import CAUSES, ExamFinding, ExamTest
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 
 STEPS = 1_000
 """Coins, at most."""
@@ -72,18 +73,19 @@ def step_audit(probe: Probe, plan: ExamPlan, alpha: float) -> StepAudit | str:
     strict = _mu_lower(wrong, total, alpha)
     findings = []
     if strict > plan.mu:
-        text = f"{sum(wrong)} of {steps} coins guessed wrong, so μ ≥ {strict:.3g}; the plan's is {plan.mu:.3g}"
+        shown = lower_text(strict, 3, beyond=plan.mu)
+        text = f"{sum(wrong)} of {steps} coins guessed wrong, so μ ≥ {shown}; the plan's is {exact_text(plan.mu)}"
         findings.append(
             ExamFinding(
                 name="step_audit", status="violated", claim="declared mechanism", p_value=alpha,
-                text=f"{CAUSES['step_audit']} Measured: {text} (p ≤ {alpha:.2g} for a correct step).",
+                text=f"{CAUSES['step_audit']} Measured: {text} (p ≤ {upper_text(alpha, 2)} for a correct step).",
                 detail={"records": (*rest, canary), "without": rest, "measured": strict, "bound": plan.mu},
             )
         )  # fmt: skip
     factor = _convicted(steps, plan.mu, alpha)
     test = ExamTest(
         name="step_audit", group="step_audit", evidence=f"{steps} steps with a fair coin each", alpha=alpha,
-        excludes=f"a step with μ above {factor:.3g} (plan {plan.mu:.3g})", power=0.99,
+        excludes=f"a step with μ above {upper_text(factor, 3)} (plan {nearest_text(plan.mu, 3)})", power=0.99,
     )  # fmt: skip
     return StepAudit(findings, [test], max(mu, 0.0))
 
@@ -124,7 +126,10 @@ def paired_sensitivity(
     spread = math.sqrt(2) * plan.noise_std / math.sqrt(pairs / 2)
     test = ExamTest(
         name="paired_sensitivity", group="replay", alpha=alpha, evidence=f"{pairs} pairs of noisy steps a record",
-        excludes=f"a contribution above about {1 + (6 + math.sqrt(size)) * spread / bound:.2f} C", power=0.99,
+        excludes=(
+            f"a contribution above about {upper_text(1 + (6 + math.sqrt(size)) * spread / bound, 3)}"
+            " C"
+        ), power=0.99,
     )  # fmt: skip
     return findings, [test], []
 
@@ -155,6 +160,6 @@ def _sensitivity(index: int, rest: tuple[int, ...], measured: float, bound: floa
     return ExamFinding(
         name="sensitivity", status="violated", claim="step function", p_value=p,
         text=f"{CAUSES['sensitivity']} Measured: record {index} moves the mean release by {measured:.3g} C"
-        f" (p ≤ {p:.2g} for a correct step).",
+        f" (p ≤ {upper_text(p, 2)} for a correct step).",
         detail={"records": (*rest, index), "without": rest, "measured": measured, "bound": bound},
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.privacy import validate
+from dpaudit.privacy.rounding import upper_text
 
 STATUSES = ("violated", "accounting_mismatch", "note")
 """``violated``: the step function breaks its plan; ``accounting_mismatch``: the bookkeeping does; ``note``: a
@@ -212,7 +213,7 @@ def found(
     **witness: Any,
 ) -> ExamFinding:
     """A finding whose text is the cause's standing text, what was measured, and the chance of that."""
-    chance = "" if p_value is None else f" (p ≤ {p_value:.2g} for a correct step)"
+    chance = "" if p_value is None else f" (p ≤ {upper_text(p_value, 2)} for a correct step)"
     return ExamFinding(
         name=name,
         status=status,

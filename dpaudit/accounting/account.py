@@ -14,6 +14,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 from dpaudit.privacy.guarantee import Guarantee
 from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.rounding import upper_text
 
 BUILT_IN = ("prv", "rdp", "pld", "gdp", "gdp-clt")
 
@@ -131,13 +132,14 @@ def _built_in(name: str, ledger: Ledger, cost: Charges, delta: float, tuning: Tu
             if exact is not None:
                 return _Found(
                     math.inf if math.isinf(exact) else gaussian_epsilon(exact, delta),
-                    notes=[f"exact Gaussian DP with mu={exact:.6g}"],
+                    notes=[f"exact Gaussian DP with mu={upper_text(exact, 6)}"],
                 )
             from dpaudit.accounting.mu import certified_mu
 
             mu, _ = certified_mu(cost, delta)
             return _Found(
-                gaussian_epsilon(mu, delta), notes=[f"mu={mu:.6g} certified for delta >= {delta:g} from the prv curve"]
+                gaussian_epsilon(mu, delta),
+                notes=[f"mu={upper_text(mu, 6)} certified for delta >= {delta:g} from the prv curve"],
             )
         case _:
             from dpaudit.accounting.prv.curves import epsilon_interval

@@ -24,6 +24,7 @@ from dpaudit.auditing.verdict import Finding, decide
 from dpaudit.auditing.words import summarise
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 
 COINS = ("verified", "asserted", "none")
 LIVE_P_VALUE = 1e-6
@@ -202,8 +203,10 @@ def _accounting(plan: AuditPlan, accounted_upper: float | None) -> list[Finding]
             claim="ledger",
             deterministic=True,
             text=(
-                f"The ledger accounts for epsilon={accounted_upper:.4g} at delta={plan.delta:g}, above the claimed"
-                f" {plan.claimed_epsilon:g}: the claim does not follow from what was recorded, whatever leaked."
+                f"The ledger accounts for epsilon <= {upper_text(accounted_upper)} at"
+                f" delta={exact_text(plan.delta)}, above"
+                f" the claimed {exact_text(plan.claimed_epsilon)}: the claim does not follow from what was"
+                " recorded, whatever leaked."
             ),
         )
     ]
@@ -265,9 +268,10 @@ def _judge(
         only_ledger = plan.copies == 1 and bound <= plan.claimed_epsilon
         claim = "ledger" if only_ledger else "(epsilon, delta)" if plan.copies == 1 else claim_name
         what = (
-            f"the epsilon={tested:.4g} that the ledger accounts for (though not the claimed {plan.claimed_epsilon:g})"
+            f"the epsilon <= {upper_text(tested, within=bound)} that the ledger accounts for (though not the claimed"
+            f" {exact_text(plan.claimed_epsilon)})"
             if only_ledger
-            else f"epsilon={tested:.4g} at delta={plan.delta:g}"
+            else f"epsilon={upper_text(tested, within=bound)} at delta={exact_text(plan.delta)}"
             + (f" for groups of {plan.copies} records" if plan.copies > 1 else "")
         )
         return [
@@ -277,8 +281,9 @@ def _judge(
                 claim=claim,
                 p_value=primary.p_value,
                 text=(
-                    f"{primary.evidence}, which shows epsilon >= {bound:.4g}"
-                    f" with confidence {1 - plan.alpha_split.primary:.3g} and contradicts {what}. It does not say what"
+                    f"{primary.evidence}, which shows epsilon >= {lower_text(bound, beyond=tested)}"
+                    f" with confidence {lower_text(1 - plan.alpha_split.primary, 3)} and contradicts {what}."
+                    " It does not say what"
                     " the fault is, nor how large the true epsilon is."
                 ),
             )
@@ -290,8 +295,9 @@ def _judge(
                 status="inconclusive",
                 claim=claim_name,
                 text=(
-                    f"Even a perfect attack could have shown only epsilon={primary.ceiling_at_verdict:.4g} with this"
-                    f" design (m={plan.m}), not above {tested:.4g}: it cannot decide the claim" + _remedy(plan)
+                    "Even a perfect attack could have shown only epsilon >="
+                    f" {lower_text(primary.ceiling_at_verdict)} with this"
+                    f" design (m={plan.m}), not above {upper_text(tested)}: it cannot decide the claim" + _remedy(plan)
                 ),
             )
         ]
@@ -322,7 +328,7 @@ def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> l
             p_value=p,
             text=(
                 f"The guesses {'contradict' if rejected else 'do not contradict'} the declared mechanism's trade-off"
-                f" curve (p={p:.3g}, level {level:g})."
+                f" curve (p={upper_text(p, 3)}, level {level:g})."
                 + (
                     " The run did not behave as the declared sampling, noise and steps; the (epsilon, delta) claim"
                     " itself is not thereby refuted."
@@ -357,8 +363,8 @@ def _control_finding(measured: ControlPower) -> Finding:
         excludes=measured.fault,
         text=(
             f"On a control with a planted fault ({measured.fault}) the attack was right in {measured.correct} of"
-            f" {measured.guesses} guesses: it would convict such a run with probability {measured.power:.3g}"
-            f" (between {low:.2g} and {high:.2g})."
+            f" {measured.guesses} guesses: it would convict such a run with probability {lower_text(measured.power, 3)}"
+            f" (between {lower_text(low, 2)} and {upper_text(high, 2)})."
         ),
         detail={"guesses": measured.guesses, "correct": measured.correct, "interval": list(measured.interval)},
     )

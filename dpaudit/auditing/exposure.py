@@ -18,6 +18,7 @@ from dpaudit.auditing.rates import rate_lower
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.rounding import upper_text
 
 FEWEST_REFERENCES = 1000
 """Below this many references a fitted tail is guesswork, and the extrapolation is refused."""
@@ -114,7 +115,9 @@ def fit_references(references: ArrayLike) -> SkewNormalFit:
         ks_statistic=float(test.statistic),
         ks_p_value=float(test.pvalue),
         used=used,
-        reason="" if used else f"the references are not skew-normal (KS p={test.pvalue:.2g} < {FIT_P_VALUE})",
+        reason=""
+        if used
+        else f"the references are not skew-normal (KS p={upper_text(test.pvalue, 2)} < {FIT_P_VALUE})",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dpaudit.auditing.sequential import SequentialTest
 from dpaudit.auditing.steps import StepBound, smallest_visible_fault
 from dpaudit.auditing.verdict import Finding
+from dpaudit.privacy.rounding import lower_text, upper_text
 
 
 def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit", power: float = 0.8) -> Finding:
@@ -18,13 +19,16 @@ def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit
             name=name,
             status="note",
             claim="declared mechanism",
-            text=f"{bound.releases} releases of the step show mu >= {bound.mu_lower:.4g}; no declared value was given.",
+            text=(
+                f"{bound.releases} releases of the step show mu >= {lower_text(bound.mu_lower)}; no declared"
+                " value was given."
+            ),
         )
     rejected = bound.contradicts(alpha)
     excludes, lent = "", None
     if not rejected and bound.estimator == "noise":
         factor = smallest_visible_fault(bound.releases, alpha, power)
-        excludes, lent = f"noise smaller than declared by a factor of {factor:.3g} or more", power
+        excludes, lent = f"noise smaller than declared by a factor of {upper_text(factor, 3)} or more", power
     return Finding(
         name=name,
         status="violated" if rejected else "note",
@@ -34,7 +38,8 @@ def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit
         excludes=excludes,
         text=(
             f"{bound.releases} releases of the step {'contradict' if rejected else 'do not contradict'} its declared"
-            f" ratio of sensitivity to noise (mu >= {bound.mu_lower:.4g}, p={bound.p_value:.3g}, level {alpha:g})."
+            f" ratio of sensitivity to noise (mu >= {lower_text(bound.mu_lower)},"
+            f" p={upper_text(bound.p_value, 3)}, level {alpha:g})."
             + (" The (epsilon, delta) claim itself is not thereby refuted." if rejected else "")
         ),
         detail={"estimator": bound.estimator, "mu": bound.mu, "mu_lower": bound.mu_lower, "releases": bound.releases},
@@ -56,7 +61,7 @@ def finding_from_sequence(test: SequentialTest, alpha: float, *, name: str = "se
         text=(
             f"The sequential test {'refutes' if rejected else 'does not refute'} {test.refutes}"
             + (f" after {test.stopped_at} observations" if test.stopped_at is not None else "")
-            + f" (anytime-valid p={test.p_value:.3g}, level {alpha:g})."
+            + f" (anytime-valid p={upper_text(test.p_value, 3)}, level {alpha:g})."
         ),
         detail={"stopped_at": test.stopped_at},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dpaudit.auditing.verdict import explain
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_text, upper_text
 
 if TYPE_CHECKING:
     from dpaudit.auditing.result import AuditResult
@@ -30,7 +31,7 @@ def _violated(result: AuditResult) -> str:
 def _consistent(result: AuditResult) -> str:
     return (
         f"Consistent: no violation was found, by an attack that would have caught the control's fault with probability"
-        f" {result.power:.2f}."
+        f" {lower_text(result.power, 2)}."
         if result.power is not None
         else "Consistent: no violation was found."
     )
@@ -40,16 +41,17 @@ def _numbers(result: AuditResult) -> str:
     if result.epsilon_lower is None or result.tested_epsilon is None:
         return ""
     text = (
-        f"At {result.confidence:.0%} confidence the attack shows epsilon >= {result.epsilon_lower:.3g} against"
-        f" {result.tested_epsilon:.4g} at delta={result.delta:g}."
+        f"At {percent_text(result.confidence)} confidence the attack shows epsilon >="
+        f" {lower_text(result.epsilon_lower, beyond=result.tested_epsilon)} against"
+        f" {upper_text(result.tested_epsilon, within=result.epsilon_lower)} at delta={exact_text(result.delta)}."
     )
     if result.ceiling is not None and result.expected_epsilon_lower is not None:
         text += (
-            f" A perfect attack could have shown {result.ceiling:.3g}, and the optimal one"
-            f" {result.expected_epsilon_lower:.3g} on average if the mechanism were exactly as claimed."
+            f" A perfect attack could have shown {lower_text(result.ceiling)}, and the optimal one"
+            f" {nearest_text(result.expected_epsilon_lower, 3)} on average if the mechanism were exactly as claimed."
         )
     if result.power is None:
         text += " The power of this attack is unknown: no positive control was given."
     else:
-        text += f" The power of this attack is {result.power:.2f}."
+        text += f" The power of this attack is {lower_text(result.power, 2)}."
     return text

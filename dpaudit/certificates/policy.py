@@ -27,6 +27,7 @@ from dpaudit.certificates.verdict import VERDICTS, exceeds
 from dpaudit.certificates.verify.report import EQUAL, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation
 from dpaudit.storage.readers import read_bytes, read_toml
 
@@ -100,20 +101,22 @@ def _claim_failures(
     uppers = [to_float(g["epsilon_upper"]) for g in recomputed.values() if g and g.get("epsilon_upper") is not None]
     if policy.max_epsilon is not None:
         if claim["epsilon"] > policy.max_epsilon:
-            yield f"claimed epsilon={claim['epsilon']:.6g} exceeds max_epsilon={policy.max_epsilon:.6g}."
+            yield (
+                f"claimed epsilon={exact_text(claim['epsilon'])} exceeds max_epsilon={exact_text(policy.max_epsilon)}."
+            )
         if not uppers or exceeds(min(uppers), policy.max_epsilon):
-            shown = f"{min(uppers):.6g}" if uppers else "not recomputable"
-            yield f"recomputed epsilon={shown} is not shown to be within max_epsilon={policy.max_epsilon:.6g}."
+            shown = upper_text(min(uppers), 6) if uppers else "not recomputable"
+            yield f"recomputed epsilon={shown} is not shown to be within max_epsilon={exact_text(policy.max_epsilon)}."
     if policy.max_delta is not None and claim["delta"] > policy.max_delta:
-        yield f"delta={claim['delta']:.3g} exceeds max_delta={policy.max_delta:.3g}."
+        yield f"delta={exact_text(claim['delta'])} exceeds max_delta={exact_text(policy.max_delta)}."
     if policy.max_delta_times_records is not None:
         sizes = [] if body["ledger"] is None else [s.get("public_size") for s in body["ledger"]["stages"]]
         if not sizes or any(size is None for size in sizes):
             yield "max_delta_times_records needs public_size in every stage of the ledger, and one lacks it."
         elif claim["delta"] * max(sizes) > policy.max_delta_times_records:
             yield (
-                f"delta x records = {claim['delta'] * max(sizes):.3g} exceeds"
-                f" max_delta_times_records={policy.max_delta_times_records:.3g}."
+                f"delta x records = {upper_text(claim['delta'] * max(sizes), 3)} exceeds"
+                f" max_delta_times_records={exact_text(policy.max_delta_times_records)}."
             )
     if policy.relations and claim["relation"] not in policy.relations:
         yield f"relation={claim['relation']!r} is not among {', '.join(policy.relations)}."
@@ -125,8 +128,8 @@ def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Ste
     result = (body["audit"] or {}).get("result") or {}
     power = result.get("power")
     if policy.minimum_power is not None and (power is None or to_float(power) < policy.minimum_power):
-        shown = "unknown" if power is None else f"{to_float(power):.3g}"
-        yield f"power={shown} of the attack is below minimum_power={policy.minimum_power:.3g}."
+        shown = "unknown" if power is None else lower_text(to_float(power), 3)
+        yield f"power={shown} of the attack is below minimum_power={exact_text(policy.minimum_power)}."
     equal = {step.name for step in steps if step.outcome == EQUAL}
     for name in policy.required_steps:
         if name not in equal:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
+
 VERDICTS = ("violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent")
 
 EXIT_CODES = {"consistent": 0, "violated": 1, "accounting_mismatch": 1, "inconclusive": 2, "invalid_audit": 3}
@@ -93,7 +95,8 @@ def derive_verdict(
     found["accounting_mismatch"] += list(mismatches)
     if claim_epsilon is not None and epsilon_upper is not None and exceeds(epsilon_upper, claim_epsilon):
         found["accounting_mismatch"].append(
-            f"the recorded steps cost ε={epsilon_upper:.6g}, more than the claimed {claim_epsilon:.6g}"
+            f"the recorded steps cost up to ε={upper_text(epsilon_upper, 6)}, more than the claimed"
+            f" {exact_text(claim_epsilon)}"
         )
     found["invalid_audit"] += list(audit_faults)
     limits = (claim_epsilon, epsilon_upper) if tested_epsilon is None else (tested_epsilon, None)
@@ -122,10 +125,14 @@ def _judge_audit(
         return
     lower = lower_at_verdict(audit)
     if lower is not None and claim is not None and exceeds(lower, claim):
-        found["violated"].append(f"the attack shows ε ≥ {lower:.4g}, above the claimed {claim:.4g}")
+        found["violated"].append(
+            f"the attack shows ε ≥ {lower_text(lower, beyond=claim)}, above the claimed {exact_text(claim)}"
+        )
     elif lower is not None and upper is not None and exceeds(lower, upper):
         found["violated"].append(
-            f"the attack shows ε ≥ {lower:.4g}, above the {upper:.4g} of the ledger: the steps were not run as recorded"
+            f"the attack shows ε ≥ {lower_text(lower, beyond=upper)}, above the"
+            f" {upper_text(upper, within=lower)} of the"
+            " ledger: the steps were not run as recorded"
         )
     elif verdict == "violated":
         found["violated"].extend(_own_reasons(audit, "the audit refutes the declared mechanism"))
@@ -153,5 +160,5 @@ def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
     if verdict == "inconclusive" and power is None:
         texts.append("the power of this attack is unknown, since no positive control was made")
     elif verdict == "inconclusive" and isinstance(power, (int, float)) and power < ENOUGH_POWER:
-        texts.append(f"this attack would notice a broken run with probability {power:.2g} only")
+        texts.append(f"this attack would notice a broken run with probability {lower_text(power, 2)} only")
     return texts or [fallback]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import click
 from dpaudit.cli.common import delta_option, emit, json_option, table
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, upper_text
 from dpaudit.privacy.stage import Relation, Sampling, Stage
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,9 +130,12 @@ def make_ledger(
     return ledger, echo
 
 
-def number(value: float | None, digits: int = 6) -> str:
-    """A number for people; a dash for None."""
-    return "–" if value is None else f"{value:.{digits}g}"
+def shown(result: Mapping[str, Any]) -> list[str]:
+    """Cells of one accountant's answer: lower bound, upper bound, estimate, and what kind of answer it is."""
+    lower, upper, estimate = (result[f"epsilon_{kind}"] for kind in ("lower", "upper", "estimate"))
+    refused = lower is None and upper is None and estimate is None
+    kind = "refused" if refused else "yes" if result["rigorous"] else "NO"
+    return [lower_text(lower, 6), upper_text(upper, 6), nearest_text(estimate, 6), kind]
 
 
 @click.command("account")
@@ -187,13 +191,10 @@ def command(
         rows.append(
             [
                 g.accountant,
-                number(g.epsilon_lower),
-                number(g.epsilon_upper),
-                number(g.epsilon_estimate),
-                "yes" if g.rigorous else "NO",
+                *shown(g.to_dict()),
                 f"{g.seconds:.3f}",
-                g.assumption or "–",
+                g.assumption or ABSENT,
             ]
         )
     said = f" ({', '.join(echo['defaulted_fields'])} by default)" if "defaulted" in echo else ""
-    emit(payload, as_json, f"ε at δ={delta:g} under {echo['relation']}{said}\n{table(rows)}")
+    emit(payload, as_json, f"ε at δ={exact_text(delta)} under {echo['relation']}{said}\n{table(rows)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpaudit.cli.common import delta_option, emit, json_option, table
+from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, percent_lower, upper_text
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan, AuditResult, Control, TradeOff
@@ -201,8 +202,8 @@ def _read_plan(path: Path, claimed_epsilon: float, delta: float) -> AuditPlan:
         raise InvalidEvidence(f"{path.name} is not a valid audit plan ({error}).") from None
     if (plan.claimed_epsilon, plan.delta) != (claimed_epsilon, delta):
         raise InvalidValue(
-            f"claimed-epsilon={claimed_epsilon:g} at delta={delta:g} is not the plan's {plan.claimed_epsilon:g} at"
-            f" {plan.delta:g}; audit the claim that was planned."
+            f"claimed-epsilon={exact_text(claimed_epsilon)} at delta={exact_text(delta)} is not the plan's"
+            f" {exact_text(plan.claimed_epsilon)} at {exact_text(plan.delta)}; audit the claim that was planned."
         )
     return plan
 
@@ -257,24 +258,30 @@ def _read_control(path: Path, attack: str | None, fault: str, relation: str) -> 
 def to_text(result: AuditResult) -> str:
     """The result for people: verdict, the numbers in two columns, then every finding in words."""
 
-    def show(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4g}"
-
     rows = [
-        ("tested claim", f"{show(result.tested_epsilon)} at delta {result.delta:g} ({result.claim_tested})"),
-        (f"epsilon >= ({result.confidence:.0%})", f"{show(result.epsilon_lower)}  [{result.estimator}]"),
-        (f"epsilon >= ({result.confidence_at_verdict:.0%}, verdict)", show(result.epsilon_lower_at_verdict)),
-        ("right guesses", "-" if result.guesses is None else f"{result.correct} of {result.guesses}"),
-        ("ceiling (perfect attack)", show(result.ceiling)),
-        ("expected if exactly as claimed", show(result.expected_epsilon_lower)),
-        ("power of this attack", show(result.power)),
-        ("power if attack were optimal", show(result.power_if_attack_were_optimal)),
+        (
+            "tested claim",
+            f"{upper_text(result.tested_epsilon)} at delta {exact_text(result.delta)} ({result.claim_tested})",
+        ),
+        (
+            f"epsilon >= ({percent_lower(result.confidence)})",
+            f"{lower_text(result.epsilon_lower)}  [{result.estimator}]",
+        ),
+        (
+            f"epsilon >= ({percent_lower(result.confidence_at_verdict)}, verdict)",
+            lower_text(result.epsilon_lower_at_verdict),
+        ),
+        ("right guesses", ABSENT if result.guesses is None else f"{result.correct} of {result.guesses}"),
+        ("ceiling (perfect attack)", lower_text(result.ceiling)),
+        ("expected if exactly as claimed", nearest_text(result.expected_epsilon_lower)),
+        ("power of this attack", lower_text(result.power)),
+        ("power if attack were optimal", lower_text(result.power_if_attack_were_optimal)),
         ("coins", str(result.design["coins"])),
     ]
     if result.auc is not None:
         low, high = result.auc["interval"]
-        rows.append(("AUC", f"{result.auc['value']:.3f} ({low:.3f} to {high:.3f})"))
+        rows.append(("AUC", f"{nearest_text(result.auc['value'], 3)} ({lower_text(low, 3)} to {upper_text(high, 3)})"))
     for bound in result.secondary:
-        rows.append((f"{bound.kind}: {bound.estimator}", f"{show(bound.epsilon_lower)}  (no verdict)"))
+        rows.append((f"{bound.kind}: {bound.estimator}", f"{lower_text(bound.epsilon_lower)}  (no verdict)"))
     parts = [f"verdict: {result.verdict}", table(rows), *(f"- {f.text}" for f in result.findings), result.summary]
     return "\n".join(parts)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dpaudit.cli.common import delta_option, emit, json_option
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation, Sampling, Stage
 
 
@@ -103,5 +104,10 @@ def command(
     }
     if missing:
         payload |= {"defaulted": True, "defaulted_fields": sorted(missing)}
-    text = f"{wanted[0]} = {found:.8g}   certified ε ≤ {guarantee.epsilon_upper:.6g} at δ={delta:g} under {chosen}"
+    # Less noise, more steps or a larger share than was found would miss the target, so each is rounded away from that.
+    cautious = upper_text if wanted[0] == "noise_multiplier" else lower_text
+    text = (
+        f"{wanted[0]} = {cautious(found, 8)}   certified ε ≤ {upper_text(guarantee.epsilon_upper, 6, within=epsilon)}"
+        f" at δ={exact_text(delta)} under {chosen}"
+    )
     emit(payload, as_json, text)

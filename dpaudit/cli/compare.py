@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.account import ledger_options, make_ledger, number
+from dpaudit.cli.account import ledger_options, make_ledger, shown
 from dpaudit.cli.common import delta_option, emit, json_option, table
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.rounding import ABSENT, exact_text
 
 
 def read_points(path: Path) -> list[tuple[float, float]]:
@@ -73,13 +74,10 @@ def command(
         rows.append(
             [
                 row["accountant"],
-                number(row["epsilon_lower"]),
-                number(row["epsilon_upper"]),
-                number(row["epsilon_estimate"]),
-                "yes" if row["rigorous"] else "NO",
-                "–" if row["seconds"] is None else f"{row['seconds']:.3f}",
+                *shown(row),
+                ABSENT if row["seconds"] is None else f"{row['seconds']:.3f}",
                 row["remark"],
             ]
         )
     written = f"\npage: {out}" if out else ""
-    emit(payload, as_json, f"ε at δ={delta:g} under {payload['relation']}\n{table(rows)}{written}")
+    emit(payload, as_json, f"ε at δ={exact_text(delta)} under {payload['relation']}\n{table(rows)}{written}")

@@ -15,6 +15,7 @@ import click
 from dpaudit import Ledger
 from dpaudit.cli.common import emit, json_option, quiet_transformers
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.rounding import lower_text, upper_text
 
 if TYPE_CHECKING:
     from dpaudit.attacks import Findings, FirstOrderAdapter, ZerothOrderAdapter
@@ -217,7 +218,12 @@ def _text(found: Findings) -> str:
     for test in found.tests:
         lines.append(f"  {test.name}: {test.evidence}; excludes {test.excludes or 'nothing further'}")
     lines += [f"  not tested: {reason}" for reason in found.untested]
-    lines.append(f"false alarms of all tests together: at most {found.alpha:.2g}; took {found.seconds:.0f} s")
+    lines.append(
+        f"false alarms of all tests together: at most {upper_text(found.alpha, 2)}; took {found.seconds:.0f} s"
+    )
     if found.epsilon_lower is not None:
-        lines.append(f"step audit: μ ≥ {found.mu_lower:.3g} per step, which composes to ε ≥ {found.epsilon_lower:.3g}")
+        lines.append(
+            f"step audit: μ ≥ {lower_text(found.mu_lower, 3)} per step, which composes to"
+            f" ε ≥ {lower_text(found.epsilon_lower, 3)}"
+        )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dpaudit.cli.common import emit, json_option, table
+from dpaudit.privacy.rounding import ABSENT, nearest_text, upper_text
 
 if TYPE_CHECKING:
     from dpaudit.auditing import ExposureReport
@@ -89,26 +90,28 @@ def to_text(report: ExposureReport) -> str:
     """The report for people: one line per canary, then the tests."""
     rows = [("id", "copies", "rank", "exposure", "extrapolated", "p-value")]
     for i, name in enumerate(report.ids):
-        far = "-" if report.extrapolated is None else f"{report.extrapolated[i]:.2f}"
+        far = ABSENT if report.extrapolated is None else nearest_text(report.extrapolated[i], 3)
         rows.append(
             (
                 name,
                 str(report.copies[i]),
                 str(report.ranks[i]),
-                f"{report.exposures[i]:.2f}",
+                nearest_text(report.exposures[i], 3),
                 far,
-                f"{report.p_values[i]:.3g}",
+                upper_text(report.p_values[i], 3),
             )
         )
     lines = [table(rows)]
     for group in report.by_copies:
         lines.append(
             f"{group['canaries']} canaries with {group['copies']} copies ({group['claim']}): mean exposure"
-            f" {group['mean_exposure']:.2f} bits, rank-sum p={group['p_value']:.3g}"
+            f" {nearest_text(group['mean_exposure'], 3)} bits, rank-sum p={upper_text(group['p_value'], 3)}"
             + ("" if group["exact"] else " (normal approximation)")
-            + (f", p={p:.3g} under the claim" if (p := group["p_value_under_claim"]) is not None else "")
+            + (f", p={upper_text(p, 3)} under the claim" if (p := group["p_value_under_claim"]) is not None else "")
         )
-    lines.append(f"all canaries: rank-sum p={report.combined_p_value:.3g} against {report.references} references")
+    lines.append(
+        f"all canaries: rank-sum p={upper_text(report.combined_p_value, 3)} against {report.references} references"
+    )
     if not report.fit.used:
         lines.append(f"no extrapolation: {report.fit.reason}")
     lines.append("Without leakage the mean exposure is 1.44 bits. This is evidence of memorisation, not a bound on ε.")

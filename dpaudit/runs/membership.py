@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpaudit.privacy.rounding import lower_text
 from dpaudit.runs.config import Config
 from dpaudit.runs.sources import Records
 from dpaudit.storage.run_folder import RunFolder, read_json, write_json
@@ -98,8 +99,10 @@ def membership_finding(folder: RunFolder) -> list[dict[str, Any]]:
     found = read_json(path)
     text = (
         f"{found['candidates']} real records were put to a fair coin before training; of {found['guesses']} guesses"
-        f" at their membership {found['correct']} were right, which shows ε >= {found['epsilon_lower']:.3f} with"
-        f" confidence {found['confidence']:g} (a perfect attack could have shown {found['ceiling']:.3f}). Secondary:"
+        f" at their membership {found['correct']} were right, which shows ε >="
+        f" {lower_text(found['epsilon_lower'])} with"
+        f" confidence {found['confidence']:g} (a perfect attack could have shown"
+        f" {lower_text(found['ceiling'])}). Secondary:"
         " it decides no verdict, and who was held out stays private."
     )
     return [{"name": "real_record_membership", "verdict": "note", "text": text}]

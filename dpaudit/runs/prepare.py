@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit import Guarantee, Ledger, Relation
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.runs.config import Config
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
 from dpaudit.runs.sources import Records, load_tokenizer, private_and_public
@@ -213,8 +214,9 @@ def refuse_overspending(config: Config, ledger: Ledger) -> None:
     upper = min(g.epsilon_upper for g in account_for(config, ledger) if g.epsilon_upper is not None)
     if upper > config.claim.epsilon:
         raise PrivacyRefusal(
-            f"the planned run has epsilon <= {upper:.4g} at delta={config.claim.delta:g}, above claim.epsilon="
-            f"{config.claim.epsilon:g}; raise privacy.noise_multiplier (or leave it out to calibrate), or claim less."
+            f"the planned run has epsilon <= {upper_text(upper)} at delta={exact_text(config.claim.delta)}, above"
+            f" claim.epsilon={exact_text(config.claim.epsilon)}; raise privacy.noise_multiplier (or leave it"
+            " out to calibrate), or claim less."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpaudit.cli.common import progress, quiet_transformers
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
 from dpaudit.storage.run_folder import RunFolder, RunRecord, new_record, read_record, update_record, write_json
@@ -143,32 +144,31 @@ def summary(job: Job, published: Published) -> str:
     claim = config.claim
     facts = job.record.facts
     accounted = "; ".join(
-        f"{g.accountant} ε {'≤' if g.epsilon_upper is not None else '≈'} {_number(g.epsilon_upper, g.epsilon_estimate)}"
+        f"{g.accountant} ε ≤ {upper_text(g.epsilon_upper, within=claim.epsilon)}"
+        if g.epsilon_upper is not None
+        else f"{g.accountant} ε ≈ {nearest_text(g.epsilon_estimate)} (an estimate)"
         for g in published.guarantees
     )
     exposure = published.exposure
+    power = "unknown (no positive control was run)" if result.power is None else lower_text(result.power, 2)
     what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
     before, after = facts.get("heldout_before"), facts.get("heldout_after")
     verdict = published.certificate["predicate"]["verdict"]
     return "\n".join(
         [
-            f"claim       ε ≤ {claim.epsilon:g} at δ = {claim.delta:g}, {claim.relation}, unit: {claim.unit}",
+            f"claim       ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
+            f" unit: {claim.unit}",
             f"accounted   {accounted}",
             f"attack      {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries",
-            f"lower bound ε ≥ {_number(result.epsilon_lower)} with confidence {result.confidence:g}",
-            f"ceiling     ε ≥ {_number(result.ceiling)} is the most a perfect attack could have shown",
-            f"power       {'unknown (no positive control was run)' if result.power is None else f'{result.power:.2f}'}",
-            f"exposure    median {_number(exposure.get('median'))} bits of at most"
-            f" {_number(exposure.get('largest_possible'))}; its mean is 1.44 without leakage",
-            f"public text {what} {_number(before)} before, {_number(after)} after private fine-tuning",
+            f"lower bound ε ≥ {lower_text(result.epsilon_lower, beyond=claim.epsilon)} with confidence"
+            f" {exact_text(result.confidence)}",
+            f"ceiling     ε ≥ {lower_text(result.ceiling)} is the most a perfect attack could have shown",
+            f"power       {power}",
+            f"exposure    median {nearest_text(exposure.get('median'))} bits of at most"
+            f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
+            f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
+            f"public text {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
             f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
             f"files       {job.folder.certificate} and {job.folder.report}",
         ]
     )
-
-
-def _number(*values: float | None) -> str:
-    for value in values:
-        if value is not None:
-            return f"{value:.3f}"
-    return "none"

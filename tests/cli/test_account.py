@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,48 @@ def test_prv_starts_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("stage", [STAGE, "q=1,sigma=3,steps=1,sampling=none", "q=0.02,sigma=2,steps=7"])
+@pytest.mark.parametrize("command", ["account", "compare"])
+def test_printed_bounds_lie_on_their_side_of_the_value(
+    capsys: pytest.CaptureFixture[str], command: str, stage: str
+) -> None:
+    arguments = [command, "--stage", stage, "--delta", "1e-5"]
+    for name in ("prv", "rdp", "gdp-clt") if "none" not in stage else ("prv", "rdp"):
+        arguments += ["--accountant", name]
+    values = as_json(capsys, *arguments)["results"]
+    printed = {line.split()[0]: re.split(r"  +", line) for line in call(capsys, *arguments)[0].splitlines()}
+    for value in values:
+        _, lower, upper, *_ = printed[value["accountant"]]
+        if value["epsilon_upper"] is not None:
+            assert float(upper) >= value["epsilon_upper"]
+        if value["epsilon_lower"] is not None:
+            assert float(lower) <= value["epsilon_lower"]
+
+
+def test_a_refused_accountant_is_neither_an_estimate_nor_a_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--stage", STAGE, "--delta", "1e-5", "--relation", "replace_one"]
+    out, _ = call(capsys, *arguments, "--accountant", "prv", "--accountant", "rdp")
+    row = next(line for line in out.splitlines() if line.startswith("rdp"))
+    assert re.split(r"  +", row)[1:5] == ["—", "—", "—", "refused"]
+    assert "replace_one" in row
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["--sampling-probability", "0.0152", "--steps", "1320"], "noise_multiplier"),
+        (["--sampling-probability", "0.02", "--noise-multiplier", "1.3"], "steps"),
+        (["--steps", "700", "--noise-multiplier", "1.1"], "sampling_probability"),
+    ],
+)
+def test_the_printed_calibration_meets_the_target(
+    capsys: pytest.CaptureFixture[str], given: list[str], name: str
+) -> None:
+    arguments = ["calibrate", "--epsilon", "3", "--delta", "1e-5", *given]
+    found = as_json(capsys, *arguments)
+    words = call(capsys, *arguments)[0].split()
+    printed, bound = float(words[2]), float(words[6])
+    assert (printed >= found[name]) if name == "noise_multiplier" else (printed <= found[name])
+    assert found["epsilon_upper"] <= bound <= 3

@@ -10,6 +10,7 @@ from dpaudit.certificates.verdict import exceeds
 from dpaudit.certificates.verify.files import embedded_ledger
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
 from dpaudit.privacy.errors import DpauditError, UnsupportedStage
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 
 # Same accountant, same version: only the last digits may differ between machines. Another version may discretise
 # differently, so its answer may move by a tenth of a percent, and may be tighter than what was stored by one percent.
@@ -17,6 +18,8 @@ SAME_VERSION = 1e-6
 OTHER_VERSION = 1e-3
 TIGHTER = 1e-2
 MAX_STEPS = 10**9
+PRINTED = {"epsilon_upper": upper_text, "epsilon_lower": lower_text, "epsilon_estimate": nearest_text}
+"""Numbers of a guarantee, and how each is rounded in print."""
 
 Recomputed = dict[str, dict[str, Any] | None]
 
@@ -62,7 +65,13 @@ def claim_step(body: dict[str, Any], recomputed: Recomputed) -> list[Step]:
         return [Step("claim", ABSENT, "no certified upper bound could be recomputed here")]
     claim, upper = body["claim"]["epsilon"], min(uppers)
     relation = "does not exceed" if not exceeds(upper, claim) else "exceeds"
-    return [Step("claim", EQUAL, f"recomputed ε = {upper:.6g} {relation} the claimed {claim:.6g}")]
+    return [
+        Step(
+            "claim",
+            EQUAL,
+            f"recomputed ε ≤ {upper_text(upper, 6, within=claim)} {relation} the claimed {exact_text(claim)}",
+        )
+    ]
 
 
 def _run(name: str, ledger: Any, delta: float) -> dict[str, Any] | None:
@@ -87,7 +96,7 @@ def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
         return Step(name, DIFFERENT, "the stored value is called rigorous and the accountant proves no bound")
     tolerance = SAME_VERSION if stored["version"] == fresh["version"] else OTHER_VERSION
     shown = []
-    for field in ("epsilon_upper", "epsilon_lower", "epsilon_estimate"):
+    for field in PRINTED:
         a, b = stored[field], fresh[field]
         if (a is None) != (b is None):
             return Step(name, DIFFERENT, f"{field} is {a} in the certificate and {b} recomputed")
@@ -98,8 +107,10 @@ def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
         near = a == b or (finite and abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-9)
         looser = tolerance == OTHER_VERSION and field == "epsilon_upper" and b <= a <= b * (1 + TIGHTER)
         if not near and not looser:
-            return Step(name, DIFFERENT, f"{field} is {a:.9g} in the certificate and {b:.9g} recomputed")
-        shown.append(f"{field} {b:.6g}")
+            return Step(
+                name, DIFFERENT, f"{field} is {exact_text(a)} in the certificate and {exact_text(b)} recomputed"
+            )
+        shown.append(f"{field} {PRINTED[field](b, 6)}")
     if tolerance == OTHER_VERSION:
         shown.append(f"version {stored['version']} stored, {fresh['version']} here")
     return Step(name, EQUAL, ", ".join(shown))

@@ -9,6 +9,7 @@ from dpaudit.certificates.build import open_commitment, plain_json, plan_commitm
 from dpaudit.certificates.verify.audit_result import group_step, result_steps, verdict_step
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.rounding import exact_text, lower_text
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit.storage.readers import MAX_TABLE_BYTES, number, parse_json, read_bytes, read_table
 
@@ -152,9 +153,8 @@ def _bound_steps(body: dict[str, Any]) -> list[Step]:
 
 def _number_step(name: str, stated: Any, found: float) -> Step:
     if stated is None:
-        return Step(name, ABSENT, f"the certificate states no value; the evidence gives {found:.6g}")
+        return Step(name, ABSENT, f"the certificate states no value; the evidence gives {lower_text(found, 6)}")
     if abs(to_float(stated) - found) > TOLERANCE * max(1.0, abs(found)):
-        return Step(
-            name, DIFFERENT, f"the evidence gives {found:.6g} and the certificate states {to_float(stated):.6g}"
-        )
-    return Step(name, EQUAL, f"{found:.6g}")
+        shown = exact_text(to_float(stated))
+        return Step(name, DIFFERENT, f"the evidence gives {exact_text(found)} and the certificate states {shown}")
+    return Step(name, EQUAL, lower_text(found, 6))

@@ -13,6 +13,7 @@ from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.verify.files import embedded_ledger
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
 from dpaudit.privacy.errors import DpauditError
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.readers import MAX_TABLE_BYTES, number, read_table
 
@@ -107,8 +108,8 @@ def group_step(body: dict[str, Any]) -> list[Step]:
         return [Step("audit.group_claim", ABSENT, "no accountant here can treat groups of this ledger")]
     # The plan's value comes from the planned steps; a run that stopped early costs less, never more.
     same = best <= to_float(stated) * (1 + TOLERANCE)
-    equal = f"ε for {section['copies']} records is {best:.6g}"
-    return [judge("audit.group_claim", same, equal, f"{equal}, above the plan's {to_float(stated):.6g}")]
+    equal = f"ε for {section['copies']} records is at most {upper_text(best, 6)}"
+    return [judge("audit.group_claim", same, equal, f"{equal}, above the plan's {exact_text(to_float(stated))}")]
 
 
 def verdict_step(result: dict[str, Any]) -> Step:
@@ -153,9 +154,16 @@ def _power_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     )
     tested = to_float((section["result"].get("claim") or {})["tested_epsilon"])
     found = control_power(AuditPlan.from_dict(section["plan"]), tested, control).power
-    equal = f"{found:.4g}, from {len(control.ids)} control scores"
+    equal = f"{lower_text(found)}, from {len(control.ids)} control scores"
     same = abs(found - to_float(stated)) <= TOLERANCE
-    return [judge("audit.power", same, equal, f"the control gives {found:.4g} and {to_float(stated):.4g} is stated")]
+    return [
+        judge(
+            "audit.power",
+            same,
+            equal,
+            f"the control gives {exact_text(found)} and {exact_text(to_float(stated))} is stated",
+        )
+    ]
 
 
 def _first_difference(stated: Any, fresh: Any, where: str) -> str:
@@ -171,5 +179,5 @@ def _first_difference(stated: Any, fresh: Any, where: str) -> str:
         return next((d for i, (a, b) in pairs if (d := _first_difference(a, b, f"{where}.{i}"))), "")
     if isinstance(stated, (int, float)) and isinstance(fresh, (int, float)) and not isinstance(stated, bool):
         near = abs(stated - fresh) <= TOLERANCE * abs(fresh) + 1e-15
-        return "" if near else f"{where} is {fresh:.6g} by the evidence and {stated:.6g} is stated"
+        return "" if near else f"{where} is {exact_text(fresh)} by the evidence and {exact_text(stated)} is stated"
     return "" if stated == fresh else f"{where} is {str(fresh)[:60]} by the evidence and {str(stated)[:60]} is stated"
