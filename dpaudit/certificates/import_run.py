@@ -17,7 +17,8 @@ from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.journal import DiskJournal, read_journal
-from dpaudit.storage.readers import number, read_json, read_table
+from dpaudit.storage.readers import read_json
+from dpaudit.storage.tables import number, read_table
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan

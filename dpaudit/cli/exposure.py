@@ -40,8 +40,7 @@ def command(
     """
     from dpaudit.auditing import exposure_report
     from dpaudit.privacy.errors import InvalidEvidence
-    from dpaudit.storage.readers import read_table
-    from dpaudit.storage.scores import numbers
+    from dpaudit.storage.tables import numbers, read_table
 
     cells = read_table(canaries, columns=("id", "loss"), optional=("copies",))
     ids = [str(i) for i in cells["id"]]

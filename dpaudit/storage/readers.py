@@ -1,4 +1,4 @@
-"""Bounded readers for files that somebody else wrote: JSON, TOML and score tables.
+"""Bounded readers for files that somebody else wrote: bytes, JSON and TOML.
 
 Every reader states its limits and refuses beyond them with one sentence. Nothing here unpickles, evaluates, follows
 a link out of the folder it was given, or reads a file whose size it has not checked first.
@@ -6,24 +6,22 @@ a link out of the folder it was given, or reads a file whose size it has not che
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import math
+import re
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dpaudit.privacy.errors import InvalidEvidence
-from dpaudit.storage.parquet import read_parquet
+from dpaudit.storage.text import read_text
 
 MAX_JSON_BYTES = 64 * 2**20
-MAX_TABLE_BYTES = 256 * 2**20
+MAX_TOML_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_NODES = 4_000_000
-MAX_ROWS = 2_000_000
-MAX_CELL = 10_000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_bytes(path: Path, *, limit: int = MAX_JSON_BYTES) -> bytes:
@@ -74,6 +72,8 @@ def parse_json(data: bytes, *, name: str = "the file", limit: int = MAX_JSON_BYT
             f"{name} is not valid JSON ({_reason(error)}); give the file as it was written."
         ) from None
     _check_shape(value, name)
+    if _SURROGATE.search(data):
+        _refuse_half_characters(value, name)
     return value
 
 
@@ -82,15 +82,31 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit=limit), name=path.name, limit=limit)
 
 
-def read_toml(path: Path, *, limit: int = 2**20) -> dict[str, Any]:
-    """Read one TOML file (1 MiB at most)."""
+def parse_toml(data: bytes, *, name: str) -> dict[str, Any]:
+    """Parse TOML: UTF-8 without a byte-order mark.
+
+    Raises
+    ------
+    InvalidEvidence
+        Names the mark, the encoding or the line, and the remedy.
+    """
     import tomllib
 
-    data = read_bytes(path, limit=limit)
+    if data.startswith(codecs.BOM_UTF8):
+        raise InvalidEvidence(
+            f"{name} begins with a byte-order mark (BOM), which TOML does not allow; save it as UTF-8 without BOM."
+        )
+    text = read_text(data, name=name, limit=MAX_TOML_BYTES)
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidEvidence(f"{path.name} is not valid TOML ({_reason(error)}); mend the line it names.") from None
+        remedy = "write / for \\ in paths" if "\\" in str(error) else "mend the line it names"
+        raise InvalidEvidence(f"{name} is not valid TOML ({_reason(error)}); {remedy}.") from None
+
+
+def read_toml(path: Path, *, limit: int = MAX_TOML_BYTES) -> dict[str, Any]:
+    """Read one TOML file (1 MiB at most)."""
+    return parse_toml(read_bytes(path, limit=limit), name=path.name)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -107,73 +123,14 @@ def inside(folder: Path, relative: str) -> Path:
     return target
 
 
-def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """Read named columns of a CSV or Parquet file.
-
-    Parameters
-    ----------
-    columns, optional : names
-        Required columns, and those taken when present. Other columns are ignored.
-
-    Returns
-    -------
-    dict
-        Column name to list of cells, all of equal length (2,000,000 rows at most). CSV cells are strings.
-    """
-    if path.suffix.lower() in {".parquet", ".pq"}:
-        data = read_bytes(path, limit=MAX_TABLE_BYTES)
-        wanted = (*columns, *optional)
-        table = read_parquet(data, wanted, name=path.name, rows=MAX_ROWS, size=2 * MAX_TABLE_BYTES)
-    else:
-        table = _read_csv(path)
-    if missing := [c for c in columns if c not in table]:
+def _refuse_half_characters(value: Any, name: str) -> None:
+    """An escape such as ``\\ud800`` alone is half a character: no file, digest or tokenizer can hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
         raise InvalidEvidence(
-            f"{path.name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {', '.join(table)[:200]}."
-        )
-    return {c: table[c] for c in (*columns, *optional) if c in table}
-
-
-def number(value: Any, *, name: str) -> float:
-    """Read a finite number from a cell (a string or a number)."""
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidEvidence(f"{name}={str(value)[:40]!r} must be a number; mend that cell.") from None
-    if not math.isfinite(result):
-        raise InvalidEvidence(f"{name}={value} must be finite; remove NaN and infinite values.")
-    return result
-
-
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    text = read_bytes(path, limit=MAX_TABLE_BYTES)
-    try:
-        decoded = text.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidEvidence(f"{path.name} is not UTF-8 text; save it as UTF-8 CSV or as Parquet.") from None
-    rows = csv.reader(io.StringIO(decoded, newline=""))
-    try:
-        header = next(rows, [])
-        if not header or len(set(header)) != len(header):
-            raise InvalidEvidence(f"{path.name} needs a header line with unique column names; add one.")
-        body: list[list[str]] = []
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InvalidEvidence(
-                    f"{path.name} line {rows.line_num} has {len(row)} cells and the header has {len(header)};"
-                    " mend that line."
-                )
-            if len(body) >= MAX_ROWS:
-                raise InvalidEvidence(f"{path.name} has more than {MAX_ROWS} rows; split the file.")
-            if any(len(cell) > MAX_CELL for cell in row):
-                raise InvalidEvidence(f"{path.name} line {rows.line_num} has a cell above {MAX_CELL} characters.")
-            body.append(row)
-    except csv.Error as error:
-        raise InvalidEvidence(f"{path.name} is not valid CSV ({_reason(error)}); mend that line.") from None
-    return {name: [row[i] for row in body] for i, name in enumerate(header)}
+            f"{name} holds half of a surrogate pair, which is no character; write the whole character."
+        ) from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
-from dpaudit.storage.readers import read_json, read_table
+from dpaudit.storage.readers import read_json
+from dpaudit.storage.tables import coins as read_flips
+from dpaudit.storage.tables import format_of, identifiers, numbers, read_table
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -38,41 +40,20 @@ class Coins:
     published: str | None
 
 
-def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str]) -> NDArray[np.float64]:
-    """Cells as floats; the first that is not a number, or is empty, is named with its id."""
-    try:
-        return np.array(cells, dtype=np.float64)
-    except (TypeError, ValueError):
-        for i, cell in enumerate(cells):
-            try:
-                float(cell)
-            except (TypeError, ValueError):
-                raise InvalidEvidence(
-                    f"{name}={str(cell)[:40]!r} of id {ids[i]!r} must be a number; mend that cell."
-                ) from None
-        raise InvalidEvidence(f"column {name} cannot be read as numbers; mend it.") from None
-
-
 def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = True) -> ScoreFile:
-    """Read ``id, member, score[, run][, copies][, pair][, attack]`` from CSV or Parquet."""
+    """Read ``id, member, score[, run][, copies][, pair][, attack]`` from CSV, JSON lines or Parquet."""
     required = ("id", "member", "score") if needs_member else ("id", "score")
     optional = ("run", "copies", "pair", "attack") if needs_member else ("member", "run", "copies", "pair", "attack")
     table = read_table(path, columns=required, optional=optional)
     table = _one_attack(table, path, attack)
-    ids = [str(i) for i in table["id"]]
-    if not ids:
+    if not table["id"]:
         raise InvalidEvidence(f"{path.name} holds no rows; give one row for each canary.")
-    member = None
-    if "member" in table:
-        coins = numbers(table["member"], name="member", ids=ids)
-        if not np.all((coins == 0) | (coins == 1)):
-            bad = int(np.flatnonzero(~((coins == 0) | (coins == 1)))[0])
-            raise InvalidEvidence(f"member={table['member'][bad]} of id {ids[bad]!r} must be 0 or 1; give its coin.")
-        member = coins == 1
+    ids = identifiers(table["id"], name=path.name)
+    member = read_flips(table["member"], name="member", ids=ids) if "member" in table else None
     copies = 1
     if "copies" in table:
         counts = np.unique(numbers(table["copies"], name="copies", ids=ids))
-        if counts.size != 1 or counts[0] < 1 or counts[0] != int(counts[0]):
+        if counts.size != 1 or not 1 <= counts[0] < 2**31 or counts[0] != int(counts[0]):
             shown = ", ".join(f"{c:g}" for c in counts[:5])
             raise InvalidValue(
                 f"column copies holds {shown}; all canaries of one audit need the same whole number >= 1, so split the"
@@ -84,8 +65,8 @@ def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = T
         scores=numbers(table["score"], name="score", ids=ids),
         member=member,
         copies=copies,
-        runs=[str(r) for r in table["run"]] if "run" in table else None,
-        pairs=[str(p) for p in table["pair"]] if "pair" in table else None,
+        runs=identifiers(table["run"], name=path.name, column="run") if "run" in table else None,
+        pairs=identifiers(table["pair"], name=path.name, column="pair") if "pair" in table else None,
         attack=str(table["attack"][0]) if "attack" in table else None,
     )
 
@@ -94,7 +75,7 @@ def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> 
     """Rows of one attack; several without a choice are refused, since choosing afterwards is not an audit."""
     if "attack" not in table:
         return table
-    names = sorted({str(a) for a in table["attack"]})
+    names = sorted(set(identifiers(table["attack"], name=path.name, column="attack")))
     if wanted is None and len(names) > 1:
         raise InvalidValue(
             f"{path.name} holds {len(names)} attacks ({', '.join(names)[:100]}); name the pre-registered one with"
@@ -109,21 +90,13 @@ def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> 
 
 
 def read_coins(path: Path) -> Coins:
-    """Read coins from a JSON manifest, or from the secret canary file (Parquet with id, coin, nonce, copies).
+    """Read coins from a JSON manifest, or from a table id, coin[, nonce][, copies] such as the secret canary file.
 
     JSON: the manifest of ``dpaudit.storage.commitment.manifest`` (``canaries``: [[id, coin], …], ``copies``), bare or
     under the key ``manifest``, with optional ``nonce`` (hexadecimal) and ``commitment`` (published beforehand).
     """
-    if path.suffix.lower() in {".parquet", ".pq", ".csv"}:
-        table = read_table(path, columns=("id", "coin"), optional=("nonce", "copies"))
-        nonces = {bytes(n) if isinstance(n, (bytes, bytearray)) else bytes.fromhex(n) for n in table.get("nonce", [])}
-        rows = list(zip(table["id"], table["coin"], strict=True))
-        copies = {int(c) for c in table.get("copies", [1])}
-        if len(copies) != 1 or len(nonces) > 1:
-            raise InvalidEvidence(
-                f"{path.name} holds {len(copies)} copy counts and {len(nonces)} nonces; it needs one each."
-            )
-        return _coins(path, rows, copies.pop(), nonces.pop() if nonces else None, None)
+    if format_of(path) in ("parquet", "csv", "jsonl") and path.suffix.lower() != ".json":
+        return _coins_of_table(path)
     value = read_json(path)
     inner = value.get("manifest", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("canaries"), list):
@@ -131,23 +104,49 @@ def read_coins(path: Path) -> Coins:
     rows = inner["canaries"]
     if not all(isinstance(r, list) and len(r) == 2 for r in rows):
         raise InvalidEvidence(f"{path.name} has a canary that is not [id, coin]; restore the manifest.")
-    nonce = value.get("nonce")
-    try:
-        secret = None if nonce is None else bytes.fromhex(nonce)
-        copies_count = int(inner.get("copies", 1))
-    except (TypeError, ValueError):
-        raise InvalidEvidence(f"{path.name} has a nonce or copies that cannot be read; restore the manifest.") from None
     published = value.get("commitment")
-    return _coins(path, rows, copies_count, secret, None if published is None else str(published))
+    copies = _whole(inner.get("copies", 1), path)
+    return _coins(path, rows, copies, _nonce(value.get("nonce"), path), None if published is None else str(published))
+
+
+def _coins_of_table(path: Path) -> Coins:
+    table = read_table(path, columns=("id", "coin"), optional=("nonce", "copies"), binary=("nonce",))
+    ids = identifiers(table["id"], name=path.name)
+    flips = read_flips(table["coin"], name="coin", ids=ids)
+    copies = set(numbers(table["copies"], name="copies", ids=ids).tolist()) if table.get("copies") else {1.0}
+    nonces = set(identifiers(table["nonce"], name=path.name, column="nonce")) if "nonce" in table else set()
+    if len(copies) > 1 or len(nonces) > 1:
+        raise InvalidEvidence(
+            f"{path.name} holds {len(copies)} copy counts and {len(nonces)} nonces; it needs one each."
+        )
+    nonce = _nonce(nonces.pop() if nonces else None, path)
+    rows = list(zip(ids, flips.astype(int).tolist(), strict=True))
+    return _coins(path, rows, _whole(copies.pop(), path), nonce, None)
+
+
+def _whole(copies: Any, path: Path) -> int:
+    known = isinstance(copies, (int, float)) and not isinstance(copies, bool)
+    if not known or not 1 <= copies < 2**31 or copies != int(copies):
+        raise InvalidEvidence(
+            f"{path.name} has copies={str(copies)[:40]}, which is no whole number >= 1; restore the file."
+        )
+    return int(copies)
+
+
+def _nonce(text: Any, path: Path) -> bytes | None:
+    try:
+        return None if text is None else bytes.fromhex(text)
+    except (TypeError, ValueError):
+        raise InvalidEvidence(f"{path.name} has a nonce that is not hexadecimal; restore the file.") from None
 
 
 def _coins(path: Path, rows: Sequence[Any], copies: int, nonce: bytes | None, published: str | None) -> Coins:
-    ids = [str(row[0]) for row in rows]
+    ids = identifiers([row[0] for row in rows], name=path.name)
     if len(set(ids)) != len(ids) or not ids:
         raise InvalidEvidence(
             f"{path.name} holds {len(ids)} canaries with {len(set(ids))} ids; every id needs one coin."
         )
-    if any(row[1] not in (0, 1) for row in rows):
+    if any(isinstance(row[1], bool) or row[1] not in (0, 1) for row in rows):
         raise InvalidEvidence(f"{path.name} holds a coin other than 0 and 1; restore the manifest.")
     if nonce is not None and len(nonce) != NONCE_BYTES:
         raise InvalidEvidence(

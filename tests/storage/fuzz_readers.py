@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["dpaudit", "json", "csv", "tomllib"]):
     from dpaudit.certificates.sign import signature_steps
     from dpaudit.certificates.verify.verify import verify_certificate
     from dpaudit.storage.journal import read_journal
-    from dpaudit.storage.readers import read_table
+    from dpaudit.storage.tables import read_table
 
 COLUMNS = ("id", "score")
 TARGETS: dict[str, tuple[str, Callable[[Path], Any]]] = {

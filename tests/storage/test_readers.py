@@ -20,7 +20,8 @@ from dpaudit.certificates.policy import read_policy
 from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.storage.journal import read_journal
-from dpaudit.storage.readers import MAX_DEPTH, inside, number, parse_json, read_bytes, read_table, read_toml
+from dpaudit.storage.readers import MAX_DEPTH, inside, parse_json, read_bytes, read_toml
+from dpaudit.storage.tables import number, read_table
 from tests import DATA
 from tests.certificates import certificate_run as run
 

@@ -11,7 +11,8 @@ from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, j
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.rounding import exact_text, lower_text
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
-from dpaudit.storage.readers import MAX_TABLE_BYTES, number, parse_json, read_bytes, read_table
+from dpaudit.storage.readers import parse_json, read_bytes
+from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
 
 TOLERANCE = 1e-6
 

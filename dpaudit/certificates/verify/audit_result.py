@@ -15,7 +15,7 @@ from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, j
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.storage.commitment import sha256_file
-from dpaudit.storage.readers import MAX_TABLE_BYTES, number, read_table
+from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
 
 TOLERANCE = 1e-6
 # These decide; the others describe, and a later dpaudit may compute them better.
