@@ -31,15 +31,17 @@ def main(ledger: Path, steps: int = 30) -> float:
             expected_batch_size=60, steps=steps, clipping_norm=1.0, target_epsilon=3.0,
         )
     )  # fmt: skip
-    journal = DiskJournal(
-        ledger, relation=str(plan.relation), unit=plan.unit, max_records_per_unit=1, audit_plan_sha256=None
-    )
     parameters = list(trainable(model).values())
     optimizer = DPOptimizer(parameters, OptimizerSettings(learning_rate=1e-2))
     sampler, noise = sampler_for(plan, len(labels)), NoiseSource()
 
-    journal.begin(plan.stage(0))
-    with GhostClipping(model, max_grad_norm=plan.clipping_norm) as clipper:
+    with (
+        DiskJournal(
+            ledger, relation=str(plan.relation), unit=plan.unit, max_records_per_unit=1, audit_plan_sha256=None
+        ) as journal,  # the ledger's only writer; sealed and given up at the end
+        GhostClipping(model, max_grad_norm=plan.clipping_norm) as clipper,
+    ):
+        journal.begin(plan.stage(0))
         for _ in range(plan.steps):
             indices = torch.as_tensor(sampler.draw())
             for p in parameters:
@@ -52,7 +54,6 @@ def main(ledger: Path, steps: int = 30) -> float:
             release = noisy_mean(sums, noise=noise, noise_std=plan.noise_std, normaliser=plan.normaliser)
             optimizer.receive(release, plan.noise_std / plan.normaliser)
             optimizer.step()
-    journal.seal("finished")
 
     (guarantee,) = account(read_journal(ledger).ledger, delta=plan.delta)
     print(f"epsilon <= {guarantee.epsilon_upper:.4f} after {plan.steps} steps with sigma {plan.noise_multiplier:.4f}")

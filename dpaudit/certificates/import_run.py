@@ -167,7 +167,8 @@ def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | No
         audit_plan_sha256=plan_digest,
     )
     for stage in ledger.stages:
-        journal._append(stage, f"imported from {source}")
+        journal.append(stage, f"imported from {source}")
+    journal.close()
     return journal.head
 
 

@@ -5,6 +5,7 @@
     ├── UnsupportedStage         64  an accountant cannot treat this stage
     ├── UnsupportedModel         64  a parameter whose per-example gradient cannot be bounded
     ├── PrivacyRefusal           64  a request that would break the guarantee
+    ├── StorageFailed            64  a file that cannot be written or locked: a full disk, a missing folder
     └── InvalidEvidence           3  a record, ledger, certificate or score file that does not hold
 
 Every message is one sentence that names the thing, its value, the bound, and the next step.
@@ -33,6 +34,13 @@ class UnsupportedModel(DpauditError):
 
 class PrivacyRefusal(DpauditError):
     """The request would break the privacy guarantee; the message says how, and the remedy."""
+
+
+class StorageFailed(DpauditError, OSError):
+    """A file could not be written or locked: a full or failing disk, a missing folder, missing permissions.
+
+    What was being written is not to be relied on; ``errno`` is the operating system's number, where it gave one.
+    """
 
 
 class InvalidEvidence(DpauditError):

@@ -125,7 +125,14 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     model = load_model(config, prepared.base)
     before = public_quality(prepared, model)
     model = select_trainable(model, config)
-    journal = open_journal(prepared)
+    with open_journal(prepared) as journal:
+        return _continue(prepared, model, journal, before, advance)
+
+
+def _continue(
+    prepared: Prepared, model: Any, journal: DiskJournal, before: float, advance: Callable[[int], None]
+) -> Fitted:
+    config = prepared.config
     state = _restore(prepared, model)
     counted = journal.ledger().steps
     lost = counted - int(state["steps"])

@@ -113,7 +113,7 @@ def publish(
     from dpaudit.certificates.sign import envelope_path, sign
     from dpaudit.reports import model_card, render_report
     from dpaudit.runs.control import read_control
-    from dpaudit.storage.journal import write_atomically
+    from dpaudit.storage.files import write_atomically
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
     journal = read_journal(folder.ledger)

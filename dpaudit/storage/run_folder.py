@@ -22,7 +22,7 @@ from typing import Any
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
-from dpaudit.storage.journal import write_atomically
+from dpaudit.storage.files import write_atomically
 
 RUN_SCHEMA = "dpaudit.run/1"
 STATUSES = ("planned", "training", "trained", "attacked", "certified", "failed")

@@ -52,7 +52,8 @@ def test_an_unclean_stop_is_recovered_and_never_under_counts(tmp_path: Path) -> 
     log = journal(tmp_path)
     log.begin(STAGE)
     run_steps(log, 4)
-    again = journal(tmp_path)  # as after a SIGKILL: nothing was sealed
+    log.close()  # as after a SIGKILL: nothing was sealed
+    again = journal(tmp_path)
     assert again.recovered_steps >= 4
     assert read_journal(tmp_path / "ledger.jsonl").reasons == ("recovered after an unclean stop",)
     again.begin(STAGE)
@@ -67,6 +68,7 @@ def test_a_crash_between_append_and_removal_counts_once(tmp_path: Path) -> None:
     run_steps(log, 4)
     left = (tmp_path / "ledger.open").read_bytes()
     log.seal("finished")
+    log.close()
     (tmp_path / "ledger.open").write_bytes(left)
     assert read_ledger(tmp_path / "ledger.jsonl").steps == 4
     assert journal(tmp_path).recovered_steps == 0

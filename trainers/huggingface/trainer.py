@@ -166,8 +166,12 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 self._clipper.close()
                 self._clipper = None
             assert self._journal is not None
-            self._journal.seal(reason)
-            self._past, self._counted = self.ledger.stages, 0
+            try:
+                self._journal.seal(reason)
+            finally:
+                self._past, self._counted = self.ledger.stages, 0
+                if not self._given_journal and isinstance(self._journal, DiskJournal):
+                    self._journal.close()  # so that a resume in this process finds the ledger free
         return output
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
@@ -345,7 +349,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         temporary.write_text(json.dumps(record, indent=2) + "\n")
         temporary.replace(folder / RECORD)
         if isinstance(self._journal, DiskJournal):
-            shutil.copyfile(Path(self.args.output_dir) / "privacy" / LEDGER, folder / LEDGER)
+            self._journal.copy_to(folder / LEDGER)
 
 
 class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]

@@ -114,7 +114,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.private_logs: list[dict[str, Any]] = []
         self.result: ZOResult | None = None
         self._loss = per_example_loss or per_example_losses
-        self._journal, self._sampler, self._noise = journal, sampler, noise
+        self._journal, self._given_journal = journal, journal is not None
+        self._sampler, self._noise = sampler, noise
         self.control: Any
         super().__init__(model=model, args=args, **kwargs)
 
@@ -168,6 +169,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             )
         finally:
             log.close()
+            if not self._given_journal and isinstance(self._journal, DiskJournal):
+                self._journal.close()  # so that a resume in this process finds the ledger free
         self.control = handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, {"train_runtime": self.result.seconds})
 
@@ -178,13 +181,13 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
         """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LEDGER).exists() and not resume and self._journal is None:
+        if (folder / LEDGER).exists() and not resume and not self._given_journal:
             raise PrivacyRefusal(
                 f"output_dir={self.args.output_dir!r} already holds a ledger; call train(resume_from_checkpoint=True)"
                 " with the base model, or give a new output_dir."
             )
         plan = self.plan.stages[0].plan
-        if self._journal is None:
+        if not self._given_journal:
             self._journal = DiskJournal(
                 folder / LEDGER,
                 relation=plan.relation,

@@ -1,0 +1,81 @@
+"""Writing a file whole or not at all, and one sentence for what a disk refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from dpaudit.privacy.errors import StorageFailed
+
+PRIVATE_MODE = 0o600
+"""Permissions of every file in ``private/``: its owner alone reads it, also after the folder was copied elsewhere."""
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write under a temporary name, flush to disk, rename: a crash leaves the old file or the new one.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder must exist.
+    content : bytes
+        The whole file.
+    mode : int or None
+        Permissions, such as :data:`PRIVATE_MODE`; by default those of the process's umask.
+
+    Raises
+    ------
+    StorageFailed
+        When any part of it failed. The old file may then still stand; the new one is not to be relied on.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode or 0o666)
+        with os.fdopen(handle, "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)  # the temporary of an earlier crash may have been wider
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # a half-written file takes the space that the next try needs
+        raise storage_failure(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's own entry, so that a rename or removal in it survives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def storage_failure(path: Path, error: BaseException, *, what: str = "") -> StorageFailed:
+    """The error for a write that failed: one sentence with the file, the cause and the next step.
+
+    Parameters
+    ----------
+    path : Path
+        File or folder that was being written.
+    error : BaseException
+        What was raised; for an :class:`OSError` its number is kept as ``errno``.
+    what : str
+        Replaces ``path`` as the subject of the sentence.
+    """
+    number = getattr(error, "errno", None)
+    lines = str(error).splitlines() or [type(error).__name__]
+    cause = (getattr(error, "strerror", None) or lines[0])[:160].rstrip(".")
+    remedy = "check the disk and its permissions, then try again"
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in cause or "StorageFull" in cause:
+        cause, remedy = "no space left on the disk", "free space, then run the same again"
+    elif number == errno.ENOENT and not path.parent.exists():
+        cause, remedy = f"its folder {path.parent} does not exist", "create the folder first"
+    failure = StorageFailed(f"{what or path} cannot be written: {cause}; {remedy}.")
+    failure.errno = number
+    return failure
