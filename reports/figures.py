@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpaudit.privacy.guarantee import tightest
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 from dpaudit.reports.text import delta_text, eps
 
@@ -327,12 +328,6 @@ def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawin
         caption="A point of the attack below the certified curve would contradict the declared mechanism."
         + (f" δ\u00a0=\u00a0{delta_text(delta)} is one point of this curve." if delta else ""),
     )
-
-
-def tightest(guarantees: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The certified guarantee with the smallest upper bound; None without any."""
-    certified = [g for g in guarantees if g.get("rigorous") and g.get("epsilon_upper") is not None]
-    return min(certified, key=lambda g: _number(g["epsilon_upper"]), default=None)
 
 
 def _number(value: Any) -> float:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.certificates.build import certificate_bytes
+from dpaudit.certificates.lower_bound import usable_lower
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.reports import figures
+from dpaudit.privacy.guarantee import tightest
 from dpaudit.reports.page import render_report, report_drawings
 
 
@@ -65,10 +66,11 @@ def log_to_mlflow(
 
 def _numbers(body: Mapping[str, Any]) -> dict[str, float]:
     result = (body["audit"] or {}).get("result") or {}
-    best = figures.tightest(body["accounting"]["guarantees"])
+    lower = usable_lower(body)
+    best = tightest(body["accounting"]["guarantees"])
     found = {
         "epsilon_upper": None if best is None else best["epsilon_upper"],
-        "epsilon_lower": (result.get("primary") or {}).get("epsilon_lower"),
+        "epsilon_lower": None if lower is None else lower.epsilon_lower,
         "ceiling": result.get("ceiling"),
         "power": result.get("power"),
     }

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.certificates.lower_bound import usable_lower
+from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.rounding import exact_text, lower_text, percent_lower, upper_text
-from dpaudit.reports import figures
 from dpaudit.reports.page import HEADLINES
 from dpaudit.reports.text import plain_value, relation_text
 
@@ -19,11 +20,10 @@ def model_card(certificate: Mapping[str, Any]) -> str:
     """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
     body = certificate["predicate"]
     claim, result = body["claim"], (body["audit"] or {}).get("result") or {}
-    primary = result.get("primary") or {}
-    best = figures.tightest(body["accounting"]["guarantees"])
     limit = claim["epsilon"] if claim else None
+    lower = usable_lower(body)
+    best = tightest(body["accounting"]["guarantees"])
     verdict = body["verdict"]["name"]
-    valid = verdict != "invalid_audit"
     word, headline = HEADLINES[verdict]
     rows = [("Verdict", f"**{word}.** {headline}")]
     if claim:
@@ -35,9 +35,9 @@ def model_card(certificate: Mapping[str, Any]) -> str:
         rows.append(
             ("Accounting", f"ε ≤ {upper_text(best['epsilon_upper'], within=limit)} ({escape(best['accountant'])})")
         )
-    if valid and primary.get("epsilon_lower") is not None:
-        sure = percent_lower(primary.get("confidence"))
-        shown = lower_text(primary["epsilon_lower"], beyond=limit)
+    if lower is not None:
+        sure = percent_lower(lower.confidence)
+        shown = lower_text(lower.epsilon_lower, beyond=limit)
         rows.append(("Attack", f"ε ≥ {shown} ({sure} sure); ceiling {lower_text(result.get('ceiling'))}"))
         power = result.get("power")
         rows.append(("Power of the attack", percent_lower(power) if power is not None else "not measured"))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
+from dpaudit.privacy.guarantee import tightest
 from dpaudit.reports import figures
 from dpaudit.reports.svg import Drawing
 from dpaudit.reports.text import delta_text, eps, factor, p_value, percent, plain_value, relation_text
@@ -51,11 +53,11 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
     body = certificate["predicate"]
     audit = body["audit"] or {}
     result = audit.get("result") or {}
-    primary = result.get("primary") or {}
-    best = figures.tightest(body["accounting"]["guarantees"])
+    best = tightest(body["accounting"]["guarantees"])
     claim = body["claim"]
-    valid = body["verdict"]["name"] != "invalid_audit" and result.get("verdict") != "invalid_audit"
-    lower = primary.get("epsilon_lower") if valid else None
+    usable = usable_lower(body)
+    valid = audit_is_valid(body)
+    lower = None if usable is None else usable.epsilon_lower
     verdict = body["verdict"]["name"]
     word, headline = HEADLINES[verdict]
     relation = relation_text(claim["relation"], claim["unit"]) if claim else ""
@@ -105,7 +107,7 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
     claim = body["claim"]
     result = (body["audit"] or {}).get("result") or {}
     primary = result.get("primary") or {}
-    valid = body["verdict"]["name"] != "invalid_audit" and result.get("verdict") != "invalid_audit"
+    usable = usable_lower(body)
     made: list[Drawing] = []
     copies = (body["audit"] or {}).get("copies", 1)
     tested = None if claim is None else claim["epsilon"]
@@ -117,7 +119,7 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
                 claim=tested,
                 guarantees=body["accounting"]["guarantees"] if copies == 1 else (),
                 copies=copies,
-                lower=_float(primary.get("epsilon_lower")) if valid else None,
+                lower=None if usable is None else usable.epsilon_lower,
                 ceiling=_float(result.get("ceiling")),
                 confidence=primary.get("confidence"),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.privacy.guarantee import tightest
 from dpaudit.reports import curves, figures
 from dpaudit.reports.page import STAGE_DEFAULTS, render
 from dpaudit.reports.text import relation_text
@@ -37,7 +38,7 @@ def compare_page(payload: Mapping[str, Any]) -> str:
         relation=relation_text(str(payload["relation"]), str(payload.get("unit", "record"))),
         group_size=payload.get("group_size", 1),
         results=[{"remark": r.get("remark") or r.get("assumption") or "", **_blank(r)} for r in results],
-        best=figures.tightest(results),
+        best=tightest(results),
         least=_least(results),
         spread=_spread(results),
         loose=[r for r in results if not r.get("rigorous")],

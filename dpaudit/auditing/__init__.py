@@ -56,6 +56,7 @@ from dpaudit.auditing.one_run import snj_epsilon_lower as snj_epsilon_lower
 from dpaudit.auditing.one_run import snj_p_value as snj_p_value
 from dpaudit.auditing.plan import AlphaSplit as AlphaSplit
 from dpaudit.auditing.plan import AuditPlan as AuditPlan
+from dpaudit.auditing.power import control_canaries_needed as control_canaries_needed
 from dpaudit.auditing.power import expected_epsilon_lower as expected_epsilon_lower
 from dpaudit.auditing.power import expected_mu_lower as expected_mu_lower
 from dpaudit.auditing.power import power_from_control as power_from_control
@@ -85,10 +86,10 @@ from dpaudit.auditing.steps import smallest_visible_fault as smallest_visible_fa
 from dpaudit.auditing.steps import step_means_bound as step_means_bound
 from dpaudit.auditing.steps import step_noise_bound as step_noise_bound
 from dpaudit.auditing.steps import step_rates_bound as step_rates_bound
-from dpaudit.auditing.verdict import EXIT_CODES as EXIT_CODES
-from dpaudit.auditing.verdict import VERDICTS as VERDICTS
-from dpaudit.auditing.verdict import Finding as Finding
-from dpaudit.auditing.verdict import decide as decide
-from dpaudit.auditing.verdict import explain as explain
+from dpaudit.auditing.words import explain as explain
 from dpaudit.auditing.xiang import accuracy_mu_lower as accuracy_mu_lower
 from dpaudit.auditing.xiang import xiang_mu_lower as xiang_mu_lower
+from dpaudit.privacy.finding import Finding as Finding
+from dpaudit.privacy.verdict import EXIT_CODES as EXIT_CODES
+from dpaudit.privacy.verdict import VERDICTS as VERDICTS
+from dpaudit.privacy.verdict import decide as decide

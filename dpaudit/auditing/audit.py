@@ -20,18 +20,19 @@ from dpaudit.auditing.primary import Primary, many_runs_primary, one_run_primary
 from dpaudit.auditing.result import AuditResult, Bound
 from dpaudit.auditing.roc import auc_summary
 from dpaudit.auditing.secondary import many_runs_secondary, one_run_secondary
-from dpaudit.auditing.verdict import Finding, decide
 from dpaudit.auditing.words import summarise
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.finding import Finding
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
+from dpaudit.privacy.tolerance import exceeds
+from dpaudit.privacy.verdict import ENOUGH_POWER, decide, enough_power
 
 COINS = ("verified", "asserted", "none")
 LIVE_P_VALUE = 1e-6
 """Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
 
 CONTROL = "positive_control"
-_ACCOUNTING_TOL = 1e-6
 
 
 def audit(
@@ -126,15 +127,10 @@ def audit(
     if auc["p_value"] > LIVE_P_VALUE:
         found.append(_dead_scores(auc["p_value"]))
 
-    power, source = None, None
     if control is not None and tested is not None and primary is not None:
-        found.append(_control_finding(control_power(plan, tested, control)))
-    measured = [f for f in found if f.power is not None]
-    if measured:
-        # A control measures this very attack and goes before white-box tests.
-        best = max(measured, key=lambda f: (f.name == CONTROL, f.power or 0.0))
-        power, source = best.power, f"{best.name}: {best.excludes}"
-    verdict = decide(found, power=power)
+        found.append(_control_finding(control_power(plan, tested, control), plan))
+    power, power_lower, source = _power_of(found)
+    verdict = decide(found, power=power_lower)
     design: dict[str, Any] = {
         "kind": plan.kind,
         "coins": coins,
@@ -174,6 +170,7 @@ def audit(
         ceiling_at_verdict=primary.ceiling_at_verdict if primary else None,
         expected_epsilon_lower=primary.expected if primary else None,
         power=power,
+        power_lower=power_lower,
         power_source=source,
         power_if_attack_were_optimal=primary.optimal if primary else None,
         design=design,
@@ -194,7 +191,7 @@ def _what_is_tested(plan: AuditPlan, accounted_upper: float | None, group: float
 
 
 def _accounting(plan: AuditPlan, accounted_upper: float | None) -> list[Finding]:
-    if accounted_upper is None or accounted_upper <= plan.claimed_epsilon + _ACCOUNTING_TOL:
+    if accounted_upper is None or not exceeds(accounted_upper, plan.claimed_epsilon):
         return []
     return [
         Finding(
@@ -264,8 +261,8 @@ def _judge(
                 ),
             )
         ]
-    if bound > tested:
-        only_ledger = plan.copies == 1 and bound <= plan.claimed_epsilon
+    if exceeds(bound, tested):
+        only_ledger = plan.copies == 1 and not exceeds(bound, plan.claimed_epsilon)
         claim = "ledger" if only_ledger else "(epsilon, delta)" if plan.copies == 1 else claim_name
         what = (
             f"the epsilon <= {upper_text(tested, within=bound)} that the ledger accounts for (though not the claimed"
@@ -288,7 +285,7 @@ def _judge(
                 ),
             )
         ]
-    if primary.ceiling_at_verdict <= tested:
+    if not exceeds(primary.ceiling_at_verdict, tested):
         return [
             Finding(
                 name="ceiling",
@@ -353,8 +350,26 @@ def _dead_scores(p: float) -> Finding:
     )
 
 
-def _control_finding(measured: ControlPower) -> Finding:
+def _power_of(found: Sequence[Finding]) -> tuple[float | None, float | None, str | None]:
+    """Power, its lower limit, and what supplied it; None where nothing measured it."""
+    measured = [f for f in found if f.power is not None]
+    if not measured:
+        return None, None, None
+    # A control measures this very attack and goes before white-box tests, whose power is known exactly.
+    best = max(measured, key=lambda f: (f.name == CONTROL, f.power or 0.0))
+    lower = best.detail["interval"][0] if best.name == CONTROL else best.power
+    return best.power, lower, f"{best.name}: {best.excludes}"
+
+
+def _control_finding(measured: ControlPower, plan: AuditPlan) -> Finding:
     low, high = measured.interval
+    remedy = ""
+    if not enough_power(low):
+        needed = f"; this plan takes at least {plan.control_canaries}" if plan.control_canaries else ""
+        remedy = (
+            f" A verdict rests on the lower end, which must be at least {ENOUGH_POWER:g}: these {measured.canaries}"
+            f" control canaries do not show that{needed}."
+        )
     return Finding(
         name=CONTROL,
         status="note",
@@ -364,7 +379,7 @@ def _control_finding(measured: ControlPower) -> Finding:
         text=(
             f"On a control with a planted fault ({measured.fault}) the attack was right in {measured.correct} of"
             f" {measured.guesses} guesses: it would convict such a run with probability {lower_text(measured.power, 3)}"
-            f" (between {lower_text(low, 2)} and {upper_text(high, 2)})."
+            f" (between {lower_text(low, 2)} and {upper_text(high, 2)} with 95 % confidence)." + remedy
         ),
         detail={"guesses": measured.guesses, "correct": measured.correct, "interval": list(measured.interval)},
     )

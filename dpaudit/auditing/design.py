@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from dpaudit.auditing.control import many_runs_control_needed
 from dpaudit.auditing.gaussian import gdp_mu
 from dpaudit.auditing.many_runs import cp_ceiling, cp_expected, cp_power
 from dpaudit.auditing.one_run import snj_ceiling
 from dpaudit.auditing.plan import KINDS, AlphaSplit, AuditPlan
-from dpaudit.auditing.power import expected_epsilon_lower, expected_mu_lower, power_of_optimal_attack
+from dpaudit.auditing.power import (
+    control_canaries_needed,
+    expected_epsilon_lower,
+    expected_mu_lower,
+    power_of_optimal_attack,
+)
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -140,7 +146,8 @@ def design(
     Returns
     -------
     AuditPlan
-        With ``decidable`` False, and ``m_needed``, where no number of guesses can decide the claim.
+        With ``decidable`` False, and ``m_needed``, where no number of guesses can decide the claim, and with the
+        least size of a positive control that can support a verdict.
 
     >>> plan = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
     >>> plan.decidable, plan.ceiling > 3.3
@@ -203,6 +210,7 @@ def _forecast_one_run(
         "decidable": decidable,
         "m_needed": None if decidable else canaries_needed(epsilon, delta, level),
         "guesses_mechanism": choose_mechanism_guesses(m, gdp_mu(epsilon, delta), level),
+        "control_canaries": control_canaries_needed(m, k, k, epsilon, delta, level),
     }
 
 
@@ -230,4 +238,5 @@ def _forecast_many_runs(
         "power_if_attack_were_optimal": cp_power(n, 2 * mu, epsilon, delta, level),
         "decidable": decidable,
         "m_needed": needed,
+        "control_canaries": many_runs_control_needed(m, epsilon, delta, level),
     }

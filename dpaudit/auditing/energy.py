@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammainc, ndtr, ndtri
 
-from dpaudit.auditing.verdict import Finding
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.finding import Finding
 
 ROUNDING = 2.0**-20
 """Relative slack on a mean square: releases are fp32, and each coordinate is rounded by at most 2^-24 of itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpaudit.auditing.sequential import SequentialTest
 from dpaudit.auditing.steps import StepBound, smallest_visible_fault
-from dpaudit.auditing.verdict import Finding
+from dpaudit.privacy.finding import Finding
 from dpaudit.privacy.rounding import lower_text, upper_text
 
 

@@ -83,6 +83,10 @@ class AuditPlan:
         About how many canaries would make an undecidable claim decidable; None where decidable, or no number does.
     guesses_mechanism : int or None
         Guesses per side of the declared-mechanism test and of bounds that assume Gaussian noise; None: as the primary.
+    control_canaries : int or None
+        Fewest canaries of a positive control (over all its runs) that can show a power of at least 0.8 at the lower end
+        of its 95 % interval, every guess right; with fewer no verdict is ``consistent``. None where no control can, and
+        in plans written before this was stated.
     """
 
     m: int
@@ -109,6 +113,7 @@ class AuditPlan:
     decidable: bool
     m_needed: int | None = None
     guesses_mechanism: int | None = None
+    control_canaries: int | None = None
 
     def __post_init__(self) -> None:
         validate.integer_at_least(1, m=self.m, copies=self.copies)
@@ -120,6 +125,8 @@ class AuditPlan:
             )
         if self.guesses_mechanism is not None and not 1 <= self.guesses_mechanism <= self.m // 2:
             raise InvalidValue(f"guesses_mechanism={self.guesses_mechanism} per side must be in 1..{self.m // 2}.")
+        if self.control_canaries is not None:
+            validate.integer_at_least(1, control_canaries=self.control_canaries)
         validate.one_of(KINDS, kind=self.kind)
         validate.one_of([KINDS[self.kind]], primary=self.primary)
         validate.positive(claimed_epsilon=self.claimed_epsilon)
@@ -147,6 +154,8 @@ class AuditPlan:
         values["attack_parameters"] = dict(self.attack_parameters)
         values["alpha_split"] = dataclasses.asdict(self.alpha_split)
         values["relation"] = self.relation.value
+        if self.control_canaries is None:
+            del values["control_canaries"]  # a plan written before this was stated keeps its bytes
         return {"schema": PLAN_SCHEMA, **values}
 
     @classmethod

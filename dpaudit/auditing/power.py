@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc
+from scipy.special import bdtrc, betaincinv
 
 from dpaudit.auditing.f_dp import f_dp_mu_lower
 from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_mu
@@ -15,6 +15,12 @@ from dpaudit.auditing.one_run import snj_critical_count, snj_epsilon_lower
 from dpaudit.auditing.rates import rate_lower, rate_upper
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
+from dpaudit.privacy.verdict import ENOUGH_POWER
+
+MINIMUM_CONTROL_GUESSES = 30
+"""A control with fewer guesses says nothing on the rate of right ones: the lower limit of its power is then 0."""
+
+_TAIL = 0.025  # each end of a 95 % interval
 
 # Nodes and weights for a mean over a normal variable: Gauss-Hermite.
 _SEVEN = np.polynomial.hermite_e.hermegauss(7)
@@ -104,7 +110,13 @@ def power_from_control(
     -------
     (float, (float, float))
         The plug-in estimate, and the powers at the ends of p's 95 % Clopper-Pearson interval: a control shows the
-        power of its own fault, and is itself one run.
+        power of its own fault, and is itself one run. The LOWER end is what a verdict may rest on; it is 0 below
+        :data:`MINIMUM_CONTROL_GUESSES`.
+
+    Notes
+    -----
+    An attack that guesses blindly is right with p = 1/2, and its true power is at most α. Its lower end therefore
+    reaches 0.8 in at most 2.5 % of controls, whatever m, the claim and the control's size are.
     """
     whole_at_least(1, control_guesses=control_guesses)
     whole_at_least(0, control_correct=control_correct)
@@ -115,6 +127,46 @@ def power_from_control(
     def power(p: float) -> float:
         return float(bdtrc(critical - 1, guesses, p))
 
-    low = rate_lower(control_correct, control_guesses, 0.025)
-    high = rate_upper(control_correct, control_guesses, 0.025)
-    return power(control_correct / control_guesses), (power(low), power(high))
+    low = power(rate_lower(control_correct, control_guesses, _TAIL))
+    high = power(rate_upper(control_correct, control_guesses, _TAIL))
+    enough = control_guesses >= MINIMUM_CONTROL_GUESSES
+    return power(control_correct / control_guesses), (low if enough else 0.0, high)
+
+
+def control_canaries_needed(
+    m: int, guesses_in: int, guesses_out: int, epsilon: float, delta: float, alpha: float
+) -> int | None:
+    """Fewest canaries of a positive control that can show a power of at least 0.8 for a one-run design.
+
+    Even a control whose every guess is right shows the attack's accuracy only up to its 95 % interval. The fewer errors
+    the design allows before it no longer convicts, the more guesses that takes: about 16 times the design's own where
+    it allows none.
+
+    Parameters
+    ----------
+    m, guesses_in, guesses_out
+        The audit's design; the control is guessed at the same shares.
+    epsilon, delta, alpha
+        Tested claim, and level of the verdict.
+
+    Returns
+    -------
+    int or None
+        Canaries, over all control runs together; None where the design cannot convict at all.
+    """
+    guesses = guesses_in + guesses_out
+    critical = snj_critical_count(m, guesses, epsilon, delta, alpha)
+    if critical is None:
+        return None
+    accuracy = float(betaincinv(critical, guesses - critical + 1, ENOUGH_POWER))
+    needed = max(MINIMUM_CONTROL_GUESSES, math.ceil(math.log(_TAIL) / math.log(accuracy)))
+    n = max(2, needed * m // guesses - 2 * m // guesses)
+    while sum(control_guesses(n, m, guesses_in, guesses_out)) < needed:
+        n += 1
+    return n
+
+
+def control_guesses(n: int, m: int, guesses_in: int, guesses_out: int) -> tuple[int, int]:
+    """Guesses in and out on a control of n canaries, at the shares of a plan for m."""
+    share = n / m
+    return min(round(guesses_in * share), n // 2), min(round(guesses_out * share), n // 2)

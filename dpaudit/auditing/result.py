@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dpaudit.auditing.verdict import EXIT_CODES, Finding
+from dpaudit.privacy.finding import Finding
+from dpaudit.privacy.verdict import EXIT_CODES
 
 AUDIT_SCHEMA = "dpaudit.audit/1"
 
@@ -65,8 +66,9 @@ class AuditResult:
         What a perfect attack could have shown at ``confidence``, and at the verdict's stricter level.
     expected_epsilon_lower : float or None
         Mean bound at ``confidence`` of the optimal attack on a Gaussian mechanism exactly as claimed.
-    power : float or None
-        Power of this attack, from a positive control or from white-box findings (``power_source``).
+    power, power_lower : float or None
+        Power of this attack, from a positive control or from white-box findings (``power_source``), and the lower end
+        of its 95 % interval, which is what the verdict rests on.
     """
 
     verdict: str
@@ -88,6 +90,7 @@ class AuditResult:
     ceiling_at_verdict: float | None
     expected_epsilon_lower: float | None
     power: float | None
+    power_lower: float | None
     power_source: str | None
     power_if_attack_were_optimal: float | None
     design: Mapping[str, Any]
@@ -128,6 +131,7 @@ class AuditResult:
             "ceiling_at_verdict": self.ceiling_at_verdict,
             "expected_epsilon_lower": self.expected_epsilon_lower,
             "power": self.power,
+            "power_lower": self.power_lower,
             "power_source": self.power_source,
             "power_if_attack_were_optimal": self.power_if_attack_were_optimal,
             "design": dict(self.design),

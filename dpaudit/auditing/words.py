@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dpaudit.auditing.verdict import explain
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_text, upper_text
 
 if TYPE_CHECKING:
     from dpaudit.auditing.result import AuditResult
+
+_CLOSING = {
+    "violated": "A correct implementation shows such evidence with probability at most alpha.",
+    "accounting_mismatch": "This is a fault of the bookkeeping, whatever the attack showed.",
+    "invalid_audit": "Nothing about privacy follows from it, in either direction; mend the design and repeat it.",
+    "inconclusive": "This is no evidence of privacy: a weak attack, or too few canaries, looks exactly the same.",
+    "consistent": "It proves nothing, and says nothing of stronger attacks, other data or other units of privacy.",
+}
+
+
+def explain(verdict: str) -> str:
+    """What a verdict does not mean, in one sentence."""
+    return _CLOSING[verdict]
 
 
 def summarise(result: AuditResult) -> str:
@@ -31,8 +43,8 @@ def _violated(result: AuditResult) -> str:
 def _consistent(result: AuditResult) -> str:
     return (
         f"Consistent: no violation was found, by an attack that would have caught the control's fault with probability"
-        f" {lower_text(result.power, 2)}."
-        if result.power is not None
+        f" {lower_text(result.power_lower, 2)} or more."
+        if result.power_lower is not None
         else "Consistent: no violation was found."
     )
 
@@ -53,5 +65,8 @@ def _numbers(result: AuditResult) -> str:
     if result.power is None:
         text += " The power of this attack is unknown: no positive control was given."
     else:
-        text += f" The power of this attack is {lower_text(result.power, 2)}."
+        text += f" The power of this attack is {lower_text(result.power, 2)}"
+        if result.power_lower is not None:
+            text += f", and at least {lower_text(result.power_lower, 2)} with 95% confidence"
+        text += "."
     return text

@@ -16,7 +16,7 @@ from dpaudit._version import __version__
 from dpaudit.certificates.verdict import MEANING, derive_verdict
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.privacy.guarantee import Guarantee
+from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
 from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, manifest, sha256_bytes
@@ -218,12 +218,7 @@ def statement_digest(statement: Mapping[str, Any]) -> str:
 
 def epsilon_upper(body: Mapping[str, Any]) -> float | None:
     """Smallest certified upper bound among the stored guarantees (each is a bound on its own); None without any."""
-    uppers = [
-        to_float(g["epsilon_upper"])
-        for g in body["accounting"]["guarantees"]
-        if g["rigorous"] and g["epsilon_upper"] is not None
-    ]
-    return min(uppers, default=None)
+    return smallest_upper(body["accounting"]["guarantees"])
 
 
 def missing_fields(body: Mapping[str, Any], subject: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.journal import DiskJournal, read_journal
@@ -131,8 +132,7 @@ def certify_run(
     plan_digest = sha256_file(plan_path) if plan_path.exists() else None
     head = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
-    uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
-    audited = {} if canaries is None else _audit(release, canaries, ledger, min(uppers, default=None))
+    audited = {} if canaries is None else _audit(release, canaries, ledger, smallest_upper(guarantees))
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,

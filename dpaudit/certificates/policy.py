@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.build import to_float
-from dpaudit.certificates.verdict import VERDICTS, exceeds
 from dpaudit.certificates.verify.report import EQUAL, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation
+from dpaudit.privacy.tolerance import exceeds
+from dpaudit.privacy.verdict import VERDICTS
 from dpaudit.storage.readers import read_bytes, read_toml
 
 
@@ -98,14 +100,14 @@ def _claim_failures(
     if claim is None:
         yield "the certificate makes no claim; ask for one that states epsilon and delta."
         return
-    uppers = [to_float(g["epsilon_upper"]) for g in recomputed.values() if g and g.get("epsilon_upper") is not None]
+    upper = smallest_upper(g for g in recomputed.values() if g)
     if policy.max_epsilon is not None:
         if claim["epsilon"] > policy.max_epsilon:
             yield (
                 f"claimed epsilon={exact_text(claim['epsilon'])} exceeds max_epsilon={exact_text(policy.max_epsilon)}."
             )
-        if not uppers or exceeds(min(uppers), policy.max_epsilon):
-            shown = upper_text(min(uppers), 6) if uppers else "not recomputable"
+        if upper is None or exceeds(upper, policy.max_epsilon):
+            shown = "not recomputable" if upper is None else upper_text(upper, 6)
             yield f"recomputed epsilon={shown} is not shown to be within max_epsilon={exact_text(policy.max_epsilon)}."
     if policy.max_delta is not None and claim["delta"] > policy.max_delta:
         yield f"delta={exact_text(claim['delta'])} exceeds max_delta={exact_text(policy.max_delta)}."

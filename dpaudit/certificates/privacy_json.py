@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpaudit.certificates.build import epsilon_upper
-from dpaudit.certificates.verdict import lower_at_verdict
+from dpaudit.certificates.build import epsilon_upper, plain_json
+from dpaudit.certificates.lower_bound import usable_lower
 from dpaudit.storage.commitment import canonical_json
 
 SCHEMA = "dpaudit.privacy/1"
@@ -19,8 +19,7 @@ def privacy_json(certificate: Mapping[str, Any]) -> bytes:
     therefore not among the certificate's subjects.
     """
     body = certificate["predicate"]
-    audit = body["audit"]
-    result = None if audit is None else audit["result"]
+    lower = usable_lower(body)
     value = {
         "schema": SCHEMA,
         "statement_sha256": body["digest"],
@@ -28,11 +27,14 @@ def privacy_json(certificate: Mapping[str, Any]) -> bytes:
         "meaning": body["verdict"]["meaning"],
         "claim": body["claim"],
         "epsilon_upper": epsilon_upper(body),
-        "epsilon_lower": None if result is None else lower_at_verdict(result),
+        "epsilon_lower": None if lower is None else lower.epsilon_lower,
+        "confidence": None if lower is None else lower.confidence,
+        "epsilon_lower_at_verdict": None if lower is None else lower.epsilon_lower_at_verdict,
+        "confidence_at_verdict": None if lower is None else lower.confidence_at_verdict,
         "ledger": body["ledger"],
         "mechanism": body["mechanism"],
         "scope": body["scope"],
         "limits": body["limits"],
         "verify": "dpaudit verify certificate.json",
     }
-    return canonical_json(value) + b"\n"
+    return canonical_json(plain_json(value)) + b"\n"

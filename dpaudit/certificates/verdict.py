@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
-
-VERDICTS = ("violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent")
-
-EXIT_CODES = {"consistent": 0, "violated": 1, "accounting_mismatch": 1, "inconclusive": 2, "invalid_audit": 3}
+from dpaudit.privacy.tolerance import exceeds
+from dpaudit.privacy.verdict import ENOUGH_POWER, VERDICTS
 
 MEANING = {
     "violated": (
@@ -40,10 +38,6 @@ MEANING = {
     ),
 }
 
-# A claim equal to the accounted bound must survive printing and reading back; nothing beyond that is forgiven.
-RELATIVE_TOLERANCE = 1e-9
-ENOUGH_POWER = 0.8
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VerdictReasons:
@@ -51,11 +45,6 @@ class VerdictReasons:
 
     name: str
     reasons: tuple[str, ...]
-
-
-def exceeds(value: float, bound: float) -> bool:
-    """Whether ``value`` lies above ``bound`` by more than rounding."""
-    return value > bound * (1 + RELATIVE_TOLERANCE)
 
 
 def derive_verdict(

@@ -42,7 +42,7 @@ RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 @click.option("--group-claim", type=float, help="ε for groups of that many records (dpaudit account --group-size).")
 @click.option("--ledger", "ledger_path", type=FILE, help="Ledger or run folder: accounted ε, group ε, declared curve.")
 @click.option("--accounted-upper", type=float, help="The accountant's certified ε; the bound is tested against it too.")
-@click.option("--control", type=FILE, help="Scores of a positive control: same attack, planted fault.")
+@click.option("--control", type=FILE, help="Scores of a positive control, column run for several.")
 @click.option("--fault", default="unspecified", help="The control's planted fault, in words.")
 @json_option
 def command(scores: Path, as_json: bool, **options: Any) -> None:
@@ -252,7 +252,8 @@ def _read_control(path: Path, attack: str | None, fault: str, relation: str) -> 
         if file.pairs is None:
             raise InvalidValue(f"{path.name} needs a column pair, as the audited scores have.")
         ids, values, member = pair_scores(file.pairs, ids, values, member)
-    return Control(ids=ids, scores=values, member=member, fault=fault)
+    runs = file.runs if relation != "replace_one" else None  # a pair has no run column of its own
+    return Control(ids=ids, scores=values, member=member, fault=fault, runs=runs)
 
 
 def to_text(result: AuditResult) -> str:
@@ -274,7 +275,7 @@ def to_text(result: AuditResult) -> str:
         ("right guesses", ABSENT if result.guesses is None else f"{result.correct} of {result.guesses}"),
         ("ceiling (perfect attack)", lower_text(result.ceiling)),
         ("expected if exactly as claimed", nearest_text(result.expected_epsilon_lower)),
-        ("power of this attack", lower_text(result.power)),
+        ("power of this attack", f"{lower_text(result.power)}, at least {lower_text(result.power_lower)} (95%)"),
         ("power if attack were optimal", lower_text(result.power_if_attack_were_optimal)),
         ("coins", str(result.design["coins"])),
     ]

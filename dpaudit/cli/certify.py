@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import EXIT_CODES, emit, json_option
+from dpaudit.cli.common import emit, json_option
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.privacy.verdict import EXIT_CODES
 
 
 @click.command("certify")
@@ -57,12 +59,11 @@ def command(source: Path, out: Path | None, control: bool, examine: bool, sign_k
         "report": str(job.folder.report),
         "claimed_epsilon": job.config.claim.epsilon,
         "delta": job.config.claim.delta,
-        "epsilon_upper": min(
-            (g.epsilon_upper for g in published.guarantees if g.epsilon_upper is not None), default=None
-        ),
+        "epsilon_upper": smallest_upper(published.guarantees),
         "epsilon_lower": published.result.epsilon_lower,
         "ceiling": published.result.ceiling,
         "power": published.result.power,
+        "power_lower": published.result.power_lower,
     }
     emit(payload, as_json, summary(job, published))
     raise SystemExit(EXIT_CODES[verdict])

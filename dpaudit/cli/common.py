@@ -14,8 +14,6 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-EXIT_CODES = {"consistent": 0, "violated": 1, "accounting_mismatch": 1, "inconclusive": 2, "invalid_audit": 3}
-
 
 def json_option(function: F) -> F:
     """Add ``--json``: one JSON object on standard output and nothing else there."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.stage import Relation
@@ -66,3 +67,38 @@ class Guarantee:
             "assumption": self.assumption,
             "seconds": self.seconds,
         }
+
+
+G = TypeVar("G", Guarantee, Mapping[str, Any])
+
+
+def certified_upper(guarantee: Guarantee | Mapping[str, Any]) -> float | None:
+    """Certified upper bound on ε of a guarantee, or of its plain JSON form; None where it proves none."""
+    if isinstance(guarantee, Guarantee):
+        return guarantee.epsilon_upper if guarantee.rigorous else None
+    value = guarantee.get("epsilon_upper")
+    return float(value) if guarantee.get("rigorous") and value is not None else None
+
+
+def tightest(guarantees: Iterable[G]) -> G | None:
+    """The guarantee with the smallest certified upper bound on ε; None where none certifies any.
+
+    Each certified bound holds by itself, so the smallest decides, whatever order the accountants were named in. An
+    estimate never decides.
+
+    Parameters
+    ----------
+    guarantees : iterable of Guarantee, or of their plain JSON form
+        For one ledger at one δ and one relation; infinity may stand there as "inf".
+    """
+    best: tuple[float, G] | None = None
+    for guarantee in guarantees:
+        upper = certified_upper(guarantee)
+        if upper is not None and (best is None or upper < best[0]):
+            best = upper, guarantee
+    return None if best is None else best[1]
+
+
+def smallest_upper(guarantees: Iterable[Guarantee | Mapping[str, Any]]) -> float | None:
+    """Smallest certified upper bound on ε, the one that decides; None where none certifies any."""
+    return min((upper for g in guarantees if (upper := certified_upper(g)) is not None), default=None)

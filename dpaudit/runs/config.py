@@ -79,7 +79,7 @@ class Privacy(_Section):
     """σ; when left out it is calibrated so that the accounted ε meets the claim."""
     calibrate_with: Literal["prv", "pld", "rdp"] = "prv"
     accountants: tuple[str, ...] = ("prv", "rdp")
-    """Accountants in the certificate; the first one decides."""
+    """Accountants in the certificate; the smallest certified bound decides, whatever their order."""
 
 
 class ZerothOrder(_Section):

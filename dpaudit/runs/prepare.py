@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit import Guarantee, Ledger, Relation
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, upper_text
+from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
 from dpaudit.runs.sources import Records, load_tokenizer, private_and_public
@@ -211,8 +213,13 @@ def account_for(config: Config, ledger: Ledger, *, group_size: int = 1) -> tuple
 
 def refuse_overspending(config: Config, ledger: Ledger) -> None:
     """Refuse a plan whose own accountants put it above the claim, before the first step."""
-    upper = min(g.epsilon_upper for g in account_for(config, ledger) if g.epsilon_upper is not None)
-    if upper > config.claim.epsilon:
+    upper = smallest_upper(account_for(config, ledger))
+    if upper is None:
+        raise PrivacyRefusal(
+            f"privacy.accountants={list(config.privacy.accountants)} prove no upper bound on epsilon, so that nothing"
+            " supports the claim; add 'prv', 'pld', 'rdp' or 'gdp'."
+        )
+    if exceeds(upper, config.claim.epsilon):
         raise PrivacyRefusal(
             f"the planned run has epsilon <= {upper_text(upper)} at delta={exact_text(config.claim.delta)}, above"
             f" claim.epsilon={exact_text(config.claim.epsilon)}; raise privacy.noise_multiplier (or leave it"
@@ -224,8 +231,7 @@ def group_claim(config: Config, ledger: Ledger) -> float | None:
     """ε that k copies of one canary may reach: what a k-copy canary tests instead of the claim."""
     if config.canaries.copies == 1:
         return None
-    found = account_for(config, ledger, group_size=config.canaries.copies)
-    return min(g.epsilon_upper for g in found if g.epsilon_upper is not None)
+    return smallest_upper(account_for(config, ledger, group_size=config.canaries.copies))
 
 
 def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:

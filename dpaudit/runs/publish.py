@@ -13,6 +13,7 @@ import numpy as np
 
 from dpaudit import Guarantee, Ledger
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.config import Config
 from dpaudit.runs.membership import membership_finding
 from dpaudit.runs.prepare import Prepared
@@ -119,7 +120,6 @@ def publish(
     journal = read_journal(folder.ledger)
     ledger = journal.ledger.merged()
     guarantees = account(ledger, delta=config.claim.delta, accountants=config.privacy.accountants)
-    uppers = [g.epsilon_upper for g in guarantees if g.epsilon_upper is not None]
     secret = read_secret(folder.canaries)
     if secret.commitment != plan.coin_commitment:
         raise InvalidEvidence(f"{folder.canaries} does not open the commitment in audit_plan.json; restore the file.")
@@ -134,7 +134,7 @@ def publish(
         secret.coins,
         plan,
         coins="verified",
-        accounted_upper=min(uppers, default=None),
+        accounted_upper=smallest_upper(guarantees),
         control=control,
         curve=declared_curve(ledger, plan.delta, plan.copies),
     )

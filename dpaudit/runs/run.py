@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpaudit.cli.common import progress, quiet_transformers
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
-from dpaudit.storage.run_folder import RunFolder, RunRecord, new_record, read_record, update_record, write_json
+from dpaudit.storage.run_folder import (
+    RunFolder,
+    RunRecord,
+    new_record,
+    read_json,
+    read_record,
+    update_record,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import AuditResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +162,6 @@ def summary(job: Job, published: Published) -> str:
         for g in published.guarantees
     )
     exposure = published.exposure
-    power = "unknown (no positive control was run)" if result.power is None else lower_text(result.power, 2)
     what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
     before, after = facts.get("heldout_before"), facts.get("heldout_after")
     verdict = published.certificate["predicate"]["verdict"]
@@ -163,7 +174,7 @@ def summary(job: Job, published: Published) -> str:
             f"lower bound ε ≥ {lower_text(result.epsilon_lower, beyond=claim.epsilon)} with confidence"
             f" {exact_text(result.confidence)}",
             f"ceiling     ε ≥ {lower_text(result.ceiling)} is the most a perfect attack could have shown",
-            f"power       {power}",
+            f"power       {_power(result, job)}",
             f"exposure    median {nearest_text(exposure.get('median'))} bits of at most"
             f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
             f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
@@ -172,3 +183,13 @@ def summary(job: Job, published: Published) -> str:
             f"files       {job.folder.certificate} and {job.folder.report}",
         ]
     )
+
+
+def _power(result: AuditResult, job: Job) -> str:
+    from dpaudit.auditing import AuditPlan
+
+    needed = AuditPlan.from_dict(read_json(job.folder.audit_plan)).control_canaries
+    least = "" if needed is None else f"; a verdict takes a control of at least {needed} canaries"
+    if result.power is None or result.power_lower is None:
+        return f"unknown (no positive control was run{least})"
+    return f"{lower_text(result.power, 2)}, at least {lower_text(result.power_lower, 2)} with 95 % confidence{least}"

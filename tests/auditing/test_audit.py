@@ -85,11 +85,13 @@ def test_without_control_at_most_inconclusive():
 
 
 def test_consistent_needs_a_control_with_power():
-    ids, scores, member = simulate(1000, gdp_mu(3.0, 1e-5))
+    ids, scores, member = simulate(1000, 0.45)
     strong = Control(ids=ids, scores=simulate(1000, 12.0, 1)[1], member=simulate(1000, 12.0, 1)[2], fault="no noise")
-    assert audit(ids, scores, member, plan_for(), control=strong).verdict == "consistent"
+    plan = plan_for(claim=2.0)
+    assert plan.control_canaries is not None and plan.control_canaries < 1000
+    assert audit(ids, scores, member, plan, control=strong).verdict == "consistent"
     weak = Control(ids=ids, scores=simulate(1000, 0.0, 1)[1], member=simulate(1000, 0.0, 1)[2])
-    result = audit(ids, scores, member, plan_for(), control=weak)
+    result = audit(ids, scores, member, plan, control=weak)
     assert result.verdict == "inconclusive" and result.power < 0.01
 
 

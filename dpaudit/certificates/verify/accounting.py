@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from dpaudit.certificates.build import to_float
-from dpaudit.certificates.verdict import exceeds
 from dpaudit.certificates.verify.files import embedded_ledger
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
 from dpaudit.privacy.errors import DpauditError, UnsupportedStage
+from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
+from dpaudit.privacy.tolerance import exceeds
 
 # Same accountant, same version: only the last digits may differ between machines. Another version may discretise
 # differently, so its answer may move by a tenth of a percent, and may be tighter than what was stored by one percent.
@@ -56,14 +57,10 @@ def accounting_steps(body: dict[str, Any], recomputed: Recomputed) -> list[Step]
 
 def claim_step(body: dict[str, Any], recomputed: Recomputed) -> list[Step]:
     """Claim against the smallest bound that was recomputed here."""
-    uppers = [
-        to_float(fresh["epsilon_upper"])
-        for fresh in recomputed.values()
-        if fresh and fresh.get("epsilon_upper") is not None
-    ]
-    if body["claim"] is None or not uppers:
+    upper = smallest_upper(fresh for fresh in recomputed.values() if fresh)
+    if body["claim"] is None or upper is None:
         return [Step("claim", ABSENT, "no certified upper bound could be recomputed here")]
-    claim, upper = body["claim"]["epsilon"], min(uppers)
+    claim = body["claim"]["epsilon"]
     relation = "does not exceed" if not exceeds(upper, claim) else "exceeds"
     return [
         Step(

@@ -117,7 +117,7 @@ def verdict_step(result: dict[str, Any]) -> Step:
     from dpaudit.auditing import Finding, decide
 
     findings = [Finding(**finding) for finding in result.get("findings") or ()]
-    derived = decide(findings, power=result.get("power"))
+    derived = decide(findings, power=result.get("power_lower"))
     stated = result.get("verdict")
     return judge("audit.verdict", derived == stated, derived, f"its findings give {derived} and it states {stated}")
 
@@ -136,7 +136,8 @@ def _power_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     section = body["audit"]
     stated = section["result"].get("power")
     if stated is None:
-        return []
+        lower = section["result"].get("power_lower")
+        return [] if lower is None else [Step("audit.power", DIFFERENT, "a lower limit is stated without a power")]
     path = folder / "control_scores.parquet"
     if section["control_digest"] is None:
         return [Step("audit.power", ABSENT, "the power rests on evidence that the certificate does not bind")]
@@ -153,17 +154,13 @@ def _power_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         member=[int(number(c, name="control member")) for c in table["member"]],
     )
     tested = to_float((section["result"].get("claim") or {})["tested_epsilon"])
-    found = control_power(AuditPlan.from_dict(section["plan"]), tested, control).power
+    measured = control_power(AuditPlan.from_dict(section["plan"]), tested, control)
+    found, lower = measured.power, section["result"].get("power_lower")
     equal = f"{lower_text(found)}, from {len(control.ids)} control scores"
     same = abs(found - to_float(stated)) <= TOLERANCE
-    return [
-        judge(
-            "audit.power",
-            same,
-            equal,
-            f"the control gives {exact_text(found)} and {exact_text(to_float(stated))} is stated",
-        )
-    ]
+    same = same and lower is not None and abs(measured.lower - to_float(lower)) <= TOLERANCE
+    different = f"the control gives {exact_text(found)} and {exact_text(to_float(stated))} is stated"
+    return [judge("audit.power", same, equal, different)]
 
 
 def _first_difference(stated: Any, fresh: Any, where: str) -> str:

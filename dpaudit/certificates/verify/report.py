@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from dpaudit.certificates.verdict import EXIT_CODES
+from dpaudit.privacy.verdict import EXIT_CODES
 
 Outcome = Literal["recomputed and equal", "recomputed and different", "not recomputable"]
 

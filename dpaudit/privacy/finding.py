@@ -1,21 +1,19 @@
-"""The verdict: findings and a bound in, one of five words out, by a fixed precedence."""
+"""A finding: one thing that an audit, an examination or a check found, and what it says about the verdict."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.privacy import validate
+from dpaudit.privacy.errors import InvalidEvidence
 
 VERDICTS = ("violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent")
 """In order of precedence: the first that any finding asks for is the verdict."""
 
-EXIT_CODES = {"consistent": 0, "violated": 1, "accounting_mismatch": 1, "inconclusive": 2, "invalid_audit": 3}
-"""What a command line returns for each verdict."""
-
-ENOUGH_POWER = 0.8
-"""Below this power of the attack an audit that found nothing is inconclusive."""
+STATUSES = (*VERDICTS, "note")
+"""What a finding may ask for; ``note`` asks for nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ class Finding:
     detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        validate.one_of((*VERDICTS, "note"), status=self.status)
+        validate.one_of(STATUSES, status=self.status)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -66,35 +64,30 @@ class Finding:
         return values
 
 
-def decide(findings: Sequence[Finding], *, power: float | None) -> str:
-    """Verdict of a list of findings.
+def finding_status(row: Any) -> str:
+    """Status of a recorded finding; anything that is not a known status is refused, never ignored.
 
-    ``consistent`` needs three things: nothing found, a known power of at least 0.8, and no finding that asks for
-    ``inconclusive``. An invalid audit's own statistics must not be among the findings; other witnesses stay.
+    Parameters
+    ----------
+    row : mapping
+        A finding as it stands in a certificate. Certificates written before the key ``status`` was settled carry it
+        as ``verdict``; where both stand they must agree.
 
-    >>> decide([], power=None)
-    'inconclusive'
-    >>> decide([], power=0.9)
-    'consistent'
+    Raises
+    ------
+    InvalidEvidence
+        When the finding has no name or no status, or a status that no verdict follows from.
     """
-    asked = {finding.status for finding in findings}
-    for verdict in VERDICTS[:-1]:
-        if verdict in asked:
-            return verdict
-    if power is None or not power >= ENOUGH_POWER:
-        return "inconclusive"
-    return "consistent"
-
-
-_CLOSING = {
-    "violated": "A correct implementation shows such evidence with probability at most alpha.",
-    "accounting_mismatch": "This is a fault of the bookkeeping, whatever the attack showed.",
-    "invalid_audit": "Nothing about privacy follows from it, in either direction; mend the design and repeat it.",
-    "inconclusive": "This is no evidence of privacy: a weak attack, or too few canaries, looks exactly the same.",
-    "consistent": "It proves nothing, and says nothing of stronger attacks, other data or other units of privacy.",
-}
-
-
-def explain(verdict: str) -> str:
-    """What a verdict does not mean, in one sentence."""
-    return _CLOSING[verdict]
+    if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+        raise InvalidEvidence("a finding has no name; every finding needs name, status and text.")
+    name = row["name"][:60]
+    given = [row[key] for key in ("status", "verdict") if row.get(key) is not None]
+    if not given:
+        raise InvalidEvidence(f"finding {name!r} has no status; give one of {', '.join(STATUSES)}.")
+    for status in given:
+        if not isinstance(status, str) or status not in STATUSES:
+            known = ", ".join(STATUSES)
+            raise InvalidEvidence(f"finding {name!r} has status={status!r:.60}; it must be one of {known}.")
+    if len(set(given)) > 1:
+        raise InvalidEvidence(f"finding {name!r} says {given[0]!r} and {given[1]!r}; a finding has one status.")
+    return str(given[0])

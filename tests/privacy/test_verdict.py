@@ -1,0 +1,74 @@
+"""One tolerance, one tightest bound, one verdict, and findings whose status is never ignored."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from dpaudit import Guarantee, InvalidEvidence, InvalidValue, Relation
+from dpaudit.privacy.finding import STATUSES, VERDICTS, Finding, finding_status
+from dpaudit.privacy.guarantee import smallest_upper, tightest
+from dpaudit.privacy.tolerance import exceeds
+from dpaudit.privacy.verdict import decide, worse
+
+
+def guarantee(name: str, upper: float | None, *, rigorous: bool = True) -> Guarantee:
+    return Guarantee(
+        accountant=name,
+        version="1",
+        delta=1e-5,
+        relation=Relation.ADD_OR_REMOVE_ONE,
+        epsilon_upper=upper,
+        epsilon_estimate=None if rigorous else 0.5,
+        rigorous=rigorous,
+    )
+
+
+def test_the_smallest_certified_bound_decides_whatever_the_order() -> None:
+    every = [guarantee("a", 3.0), guarantee("b", 2.0), guarantee("c", None), guarantee("e", None, rigorous=False)]
+    for order in itertools.permutations(every):
+        best = tightest(order)
+        assert best is not None and best.accountant == "b" and smallest_upper(order) == 2.0
+    rows = [{**g.to_dict()} for g in every]
+    assert smallest_upper(rows) == 2.0
+    assert smallest_upper([{"rigorous": False, "epsilon_upper": 0.1}, {"rigorous": True, "epsilon_upper": "inf"}]) == (
+        float("inf")
+    )
+    assert tightest([]) is None and smallest_upper([guarantee("c", None)]) is None
+
+
+def test_one_tolerance() -> None:
+    assert not exceeds(3.0, 3.0) and not exceeds(3.0 * (1 + 1e-10), 3.0)
+    assert exceeds(3.0000005, 3.0) and not exceeds(float("inf"), float("inf")) and exceeds(float("inf"), 3.0)
+
+
+def test_precedence() -> None:
+    def found(status: str) -> Finding:
+        return Finding(name="x", status=status, claim="audit", text="")
+
+    for first, second in itertools.product(VERDICTS[:-1], repeat=2):
+        assert decide([found(first), found(second)], power=1.0) == worse(first, second)
+    assert decide([found("note")], power=0.8) == "consistent"
+    assert decide([found("note")], power=0.7999) == decide([], power=None) == "inconclusive"
+    assert decide([], power=float("nan")) == "inconclusive"
+
+
+def test_status_of_a_recorded_finding_is_never_ignored() -> None:
+    for status in STATUSES:
+        assert finding_status({"name": "x", "status": status}) == status
+    assert finding_status({"name": "x", "verdict": "note"}) == "note"
+    for row in (
+        {"name": "x", "status": "Violated"},
+        {"name": "x", "status": "fine"},
+        {"name": "x", "status": ["violated"]},
+        {"name": "x", "text": "no status"},
+        {"name": "x", "status": "note", "verdict": "violated"},
+        {"status": "note"},
+        "violated",
+        None,
+    ):
+        with pytest.raises(InvalidEvidence):
+            finding_status(row)
+    with pytest.raises(InvalidValue):
+        Finding(name="x", status="Violated", claim="", text="")
