@@ -17,6 +17,11 @@ _UNBOUNDED = 10**9  # tokenizers without a limit report about 1e30
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The folder's ``config.json``; an adapter folder's comes from the base model that it names."""
     path = Path(folder)
+    if not path.is_dir():
+        raise InvalidValue(
+            f"model folder {str(folder)!r} does not exist; names of the Hugging Face hub are not downloaded: save the"
+            " model with save_pretrained and give its folder."
+        )
     own, adapter = path / "config.json", path / "adapter_config.json"
     try:
         if own.is_file():
@@ -47,6 +52,15 @@ def is_causal(folder: str | os.PathLike[str]) -> bool:
         f"{folder} holds {', '.join(names)}, which is neither a causal language model nor a sequence classifier; "
         "attacks score next tokens or labels."
     )
+
+
+def class_names(folder: str | os.PathLike[str]) -> tuple[dict[str, int], int]:
+    """Class numbers by the names that a classifier's configuration gives, and the number of classes."""
+    config = read_config(folder)
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        return {}, int(config.get("num_labels") or 2)
+    return {str(name): int(number) for number, name in names.items()}, len(names)
 
 
 def load_model(folder: str | os.PathLike[str], *, device: str | None = None) -> Any:

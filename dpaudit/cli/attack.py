@@ -14,14 +14,14 @@ ATTACKS = (
     "grad-norm", "lira-offline", "loss", "loss-drop", "loss-residual", "min-k", "min-k++", "neighbourhood",
     "rmia-offline", "zlib",
 )  # fmt: skip
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(name="attack")
 @click.argument("model_dir", type=FOLDER)
 @click.option(
-    "--canaries", "canaries_path", type=FILE, required=True, help="Secret file, or CSV/Parquet id,text[,label]."
+    "--canaries", "canaries_path", type=FILE, required=True, help="Secret file, or CSV, JSONL, Parquet id,text[,label]."
 )
 @click.option("--attack", "attack_name", type=click.Choice(ATTACKS), help="Default: loss-drop with --base, else loss.")
 @click.option("--base", "base_dir", type=FOLDER, help="The model before fine-tuning, for loss-drop and grad-norm.")
@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """Score canaries or members under MODEL_DIR; higher = member.
 
-    Reads ids and texts and never the coins, even where they stand in the same file. Writes the columns id, score,
-    attack. One attack per file: choosing among attacks after looking at the coins is what audits must not do.
+    Scores from ids and texts, never from coins. Writes the columns id, score, attack, and copies member, run, copies
+    and pair where a table has them, for dpaudit audit; nothing of the secret file is copied. One attack per file:
+    choosing among attacks after looking at the coins is what audits must not do.
 
     \b
     Example:
@@ -68,22 +69,15 @@ def command(
         --base base-model --out scores.parquet
     """
     quiet_transformers()
-    from dpaudit.attacks.records import (
-        SUFFIXES,
-        holds_secret,
-        join,
-        load_canaries,
-        read_ids,
-        read_values,
-        write_scores,
-    )
+    from dpaudit.attacks.records import join
     from dpaudit.attacks.scores.functions import loss_drop_scores, residual_scores
     from dpaudit.attacks.scores.models import is_causal, load_model, load_tokenizer, longest_record, perturb
     from dpaudit.attacks.scores.score_model import score_model
     from dpaudit.privacy.errors import InvalidValue
+    from dpaudit.runs.attack import holds_secret, kept_columns, load_canaries
+    from dpaudit.storage.records import check_out, read_ids, read_values, write_scores
 
-    if out.suffix not in SUFFIXES:
-        raise InvalidValue(f"out={str(out)!r} must end in .csv or .parquet.")
+    check_out(out)
     if base_dir is not None and reference_losses is not None:
         raise InvalidValue("base and reference-losses both name what losses are compared with; give one.")
     compared = base_dir is not None or reference_losses is not None
@@ -93,12 +87,13 @@ def command(
     if name == "neighbourhood" and masked_model is None:
         raise InvalidValue("attack=neighbourhood perturbs texts with a masked language model; give --masked-model.")
 
-    causal = is_causal(model_dir)
+    for folder in (model_dir, *([base_dir] if base_dir else []), *reference_dirs):
+        is_causal(folder)  # a folder of another kind, or none, is refused before anything is loaded
     tokenizer = load_tokenizer(
         model_dir, needed=population is not None or masked_model is not None or not holds_secret(canaries_path)
     )
     limit = longest_record(model_dir, tokenizer, max_length)
-    canaries, ids = load_canaries(canaries_path, tokenizer, max_length=limit, causal=causal)
+    canaries, ids = load_canaries(canaries_path, tokenizer, model=model_dir, max_length=limit)
     if expect is not None:
         join(ids, dict.fromkeys(read_ids(expect), 0.0), str(expect))
     model = load_model(model_dir, device=device)
@@ -109,7 +104,7 @@ def command(
     else:
         others: Any = None
         if population is not None:
-            others, _ = load_canaries(population, tokenizer, max_length=limit, causal=causal)
+            others, _ = load_canaries(population, tokenizer, model=model_dir, max_length=limit)
         around: list[list[list[int]]] = []
         if name == "neighbourhood" and masked_model is not None:
             filled = perturb(masked_model, canaries.texts, n=neighbours, device=device)
@@ -126,7 +121,8 @@ def command(
             offline_a=offline_a,
             batch_size=batch_size,
         )
-    write_scores(out, ids, scores, name)
+    kept = kept_columns(canaries_path, ids)
+    write_scores(out, ids, scores, name, kept)
     distinct = len(set(scores.tolist()))
     payload = {
         "schema": "dpaudit.attack/1",
@@ -135,11 +131,12 @@ def command(
         "kind": canaries.kind,
         "tied": len(ids) - distinct,
         "score": {"min": float(scores.min()), "mean": float(scores.mean()), "max": float(scores.max())},
+        "kept": list(kept),
         "out": str(out),
     }
     emit(
         payload,
         as_json,
         f"{len(ids)} scores by {name} (higher = member), {scores.min():.4g} to {scores.max():.4g}, "
-        f"{len(ids) - distinct} tied; written to {out}",
+        f"{len(ids) - distinct} tied; written to {out}" + (f" with {', '.join(kept)}" if kept else ""),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import click
@@ -15,11 +14,12 @@ from dpaudit.privacy.rounding import ABSENT, exact_text
 
 def read_points(path: Path) -> list[tuple[float, float]]:
     """Empirical (fpr, tpr) points from a CSV file with these two columns."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            points = [(float(row["fpr"]), float(row["tpr"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidValue(f"points {str(path)!r} must be a CSV with numeric columns fpr,tpr ({error}).") from None
+    from dpaudit.storage.tables import numbers, read_table
+
+    table = read_table(path, columns=("fpr", "tpr"))
+    rows = [f"row {i + 1}" for i in range(len(table["fpr"]))]
+    fpr, tpr = (numbers(table[name], name=name, ids=rows).tolist() for name in ("fpr", "tpr"))
+    points = list(zip(fpr, tpr, strict=True))
     if any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
         raise InvalidValue(f"points {str(path)!r} hold a rate outside [0, 1]; write probabilities.")
     return points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dpaudit.privacy.errors import InvalidValue
 
@@ -55,3 +55,12 @@ def one_of(allowed: Collection[str], **values: str) -> None:
     for name, value in values.items():
         if value not in allowed:
             raise InvalidValue(f"{name}={value!r} is unknown; choose one of {', '.join(sorted(allowed))}.")
+
+
+def name_some(names: Sequence[object], limit: int = 5) -> str:
+    """The first few names, for a message.
+
+    >>> name_some(["a", "b", "c"], limit=2)
+    'a, b, …'
+    """
+    return ", ".join(str(name) for name in names[:limit]) + (", …" if len(names) > limit else "")

@@ -148,6 +148,21 @@ def is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
+def label_text(cell: Any) -> str | None:
+    """A cell as the name of a class, None where it is missing; whole numbers in one spelling.
+
+    Blanks around a name do not count, and ``1``, ``1.0`` and ``" 1"`` are one class: a spreadsheet that once held an
+    empty cell writes 1.0 for 1.
+
+    >>> label_text(" 1.0"), label_text(1), label_text("ham "), label_text("")
+    ('1', '1', 'ham', None)
+    """
+    if is_missing(cell) or not isinstance(cell, (str, int, float)):
+        return None
+    text = str(cell).strip()
+    return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text, re.ASCII) else text
+
+
 def identifiers(cells: Sequence[Any], *, name: str, column: str = "id") -> list[str]:
     """Cells as ids; a missing one is refused, since it would read as the id ``None``."""
     for i, cell in enumerate(cells):

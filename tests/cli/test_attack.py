@@ -253,14 +253,79 @@ def test_adapter_folder_is_scored_with_its_base(
     assert code == 0, err
     found = pd.read_csv(out, dtype={"id": str})
     from dpaudit.attacks import loss_drop_scores
-    from dpaudit.attacks.records import load_canaries
+    from dpaudit.runs.attack import load_canaries
 
-    canaries, ids = load_canaries(texts, words_tokenizer(), max_length=12, causal=True)
+    canaries, ids = load_canaries(texts, words_tokenizer(), model=folders["target"], max_length=12)
     plain = AutoModelForCausalLM.from_pretrained(folders["target"])
     expected = loss_drop_scores(canary_losses(adapted, canaries), canary_losses(plain, canaries))
     assert list(found["id"]) == sorted(ids)
     np.testing.assert_allclose(found["score"], expected[np.argsort(ids)], rtol=1e-4, atol=1e-5)
     assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_attack_keeps_what_the_audit_needs(ending: str, folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    """Members and non-members in, scores out, and the audit reads them without a join by hand."""
+    path, out = tmp_path / f"people.{ending}", tmp_path / "scores.csv"
+    rows = {"id": ["007", "b", "c"], "text": ["the dog sat", "a cat ran", "then on"], "member": [1, 0, 1], "coin": 0}
+    frame = pd.DataFrame({**rows, "copies": 1, "secret": "x"})
+    writer = {"csv": frame.to_csv, "parquet": frame.to_parquet}.get(ending)
+    frame.to_json(path, orient="records", lines=True) if writer is None else writer(path, index=False)
+    code, shown, err = call(capsys, folders["target"], "--canaries", path, "--out", out, "--json")
+    assert code == 0, err
+    assert json.loads(shown)["kept"] == ["member", "copies"]
+    found = pd.read_csv(out, dtype=str)
+    assert list(found.columns) == ["id", "score", "attack", "member", "copies"]
+    assert dict(zip(found["id"], found["member"], strict=True)) == {"007": "1", "b": "0", "c": "1"}
+    with pytest.raises(SystemExit) as stopped:
+        run(["audit", str(out), "--claimed-epsilon", "4", "--delta", "1e-5", "--coins", "none", "--json"])
+    assert stopped.value.code == 2 and json.loads(capsys.readouterr().out)["auc"] is not None
+
+
+def test_scores_do_not_depend_on_the_membership(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    scores = []
+    for i, member in enumerate([[1, 0, 1], [0, 1, 0]]):
+        frame = pd.DataFrame({"id": list("abc"), "text": ["the dog sat", "a cat ran", "then on"], "member": member})
+        frame.to_csv(tmp_path / f"{i}.csv", index=False)
+        call(capsys, folders["target"], "--canaries", tmp_path / f"{i}.csv", "--out", tmp_path / f"s{i}.csv")
+        scores.append(pd.read_csv(tmp_path / f"s{i}.csv")["score"].tolist())
+    assert scores[0] == scores[1]
+
+
+def test_labels_are_numbers_or_names_of_the_model(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    import shutil
+
+    named = tmp_path / "named"
+    shutil.copytree(folders["classifier"], named)
+    config = json.loads((named / "config.json").read_text())
+    config |= {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}
+    (named / "config.json").write_text(json.dumps(config))
+    found = []
+    for i, labels in enumerate([["spam", "ham"], [" spam", "ham "], ["1", "0"], ["1.0", "0.0"]]):
+        path, out = tmp_path / f"{i}.csv", tmp_path / f"s{i}.csv"
+        pd.DataFrame({"id": ["a", "b"], "text": ["the dog", "a cat"], "label": labels}).to_csv(path, index=False)
+        code, _, err = call(capsys, named, "--canaries", path, "--out", out)
+        assert code == 0, err
+        found.append(pd.read_csv(out)["score"].tolist())
+    assert all(scores == found[0] for scores in found)
+    for label, words in (
+        ("eggs", "1 labels name no class of the model (b: 'eggs')"),
+        ("2", "b: '2'"),
+        ("", "no label"),
+    ):
+        path.write_text(f"id,text,label\na,the dog,ham\nb,a cat,{label}\n")
+        code, _, err = call(capsys, named, "--canaries", path, "--out", tmp_path / "x.csv")
+        assert code == 3 and words in err
+
+
+def test_names_of_the_hub_are_not_downloaded(
+    folders: dict[str, Path], texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "s.csv"
+    code, _, err = call(capsys, "gpt2", "--canaries", texts, "--out", out)
+    assert code == 64 and "names of the Hugging Face hub are not downloaded" in err
+    code, _, err = call(capsys, folders["target"], "--base", "gpt2", "--canaries", texts, "--out", out)
+    assert code == 64 and "names of the Hugging Face hub are not downloaded" in err
 
 
 def test_help_lists_the_library_attacks(capsys: Any) -> None:
