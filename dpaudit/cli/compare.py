@@ -14,11 +14,15 @@ from dpaudit.privacy.rounding import ABSENT, exact_text
 
 def read_points(path: Path) -> list[tuple[float, float]]:
     """Empirical (fpr, tpr) points from a CSV file with these two columns."""
+    from dpaudit.privacy.errors import InvalidEvidence
     from dpaudit.storage.tables import numbers, read_table
 
-    table = read_table(path, columns=("fpr", "tpr"))
-    rows = [f"row {i + 1}" for i in range(len(table["fpr"]))]
-    fpr, tpr = (numbers(table[name], name=name, ids=rows).tolist() for name in ("fpr", "tpr"))
+    try:
+        table = read_table(path, columns=("fpr", "tpr"))
+        rows = [f"row {i + 1}" for i in range(len(table["fpr"]))]
+        fpr, tpr = (numbers(table[name], name=name, ids=rows).tolist() for name in ("fpr", "tpr"))
+    except InvalidEvidence as error:
+        raise InvalidValue(str(error)) from None
     points = list(zip(fpr, tpr, strict=True))
     if any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
         raise InvalidValue(f"points {str(path)!r} hold a rate outside [0, 1]; write probabilities.")

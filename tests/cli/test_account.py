@@ -155,7 +155,7 @@ def test_compare_prints_remarks_and_writes_its_page(capsys: pytest.CaptureFixtur
     points.write_text("fpr,tpr\n0.01,0.05\n")
     options = ("compare", "--stage", "q=0.1,sigma=3,steps=40", "--delta", "1e-5", "--accountant", "prv")
     points.with_name("semi.csv").write_text("fpr;tpr\n0,01;0,05\n")
-    refused = call(capsys, *options, "--points", str(points.with_name("semi.csv")), code=3)[1]
+    refused = call(capsys, *options, "--points", str(points.with_name("semi.csv")), code=64)[1]
     assert "separates its columns with semicolons" in refused
     found = as_json(capsys, *options, "--accountant", "gdp-clt", "--points", str(points), "--out", str(page))
     assert found["schema"] == "dpaudit.compare/1"
