@@ -13,7 +13,7 @@ import dataclasses
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import gammainc, ndtr, ndtri
 
 from dpaudit.privacy import validate
@@ -28,9 +28,11 @@ _LARGE = 1_000_000
 """Degrees of freedom above which SciPy's incomplete gamma function loses digits in the tail (25% at 1e8)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ReleaseEnergy:
     """Sums of squares of the noisy sums that a run released, in units of the declared noise variance.
+
+    r_t is the noisy SUM of step t (not the mean) divided by σ_t C_t, the declared deviation of its noise.
 
     Attributes
     ----------
@@ -38,41 +40,57 @@ class ReleaseEnergy:
         Names of the K parameter blocks, such as the trained tensors.
     sizes : int64 array (K,)
         Coordinates in each block.
-    squares : float64 array (T, K)
-        |r_tk|² / (σ_t C_t)² for the part of step t's noisy SUM (not the mean) in block k.
+    step_squares : float64 array (T,)
+        |r_t|², over all blocks.
+    block_squares : float64 array (K,)
+        Sum over the steps of the squares in each block.
+    probe : int64 array (K,)
+        Leading coordinates of each block that the products below are taken over; all of them in a small model.
+    probe_squares : float64 array (T,)
+        Sum of squares of the probed coordinates of each step.
     lagged : float64 array (T,)
-        ⟨r_t, r_{t-1}⟩ / (σ_t C_t σ_{t-1} C_{t-1}); 0 at the first step and after a resume, where none is known.
+        ⟨r_t, r_{t-1}⟩ over the probe; 0 at the first step and after a resume, where no predecessor is known.
     within : float64 array (T, 2)
-        Products of parts of one release that must be independent, over (σ_t C_t)²: the sum over neighbouring blocks of
-        the product of their first coordinates (as many as the smaller block has), and the product of the two halves of
-        the whole vector.
+        Products of parts of one release that must be independent: the sum over neighbouring blocks of the product of
+        their leading probed coordinates (as many as the smaller of the two has), and the product of the two halves of
+        the probed vector.
     """
 
     blocks: tuple[str, ...]
     sizes: NDArray[np.int64]
-    squares: NDArray[np.float64]
+    step_squares: NDArray[np.float64]
+    block_squares: NDArray[np.float64]
+    probe: NDArray[np.int64]
+    probe_squares: NDArray[np.float64]
     lagged: NDArray[np.float64]
     within: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        steps, blocks = self.squares.shape if self.squares.ndim == 2 else (-1, -1)
-        if blocks != len(self.blocks) or self.sizes.shape != (blocks,) or self.lagged.shape != (steps,):
-            raise InvalidEvidence(
-                f"squares of shape {self.squares.shape} must be (steps, blocks) with {len(self.blocks)} blocks,"
-                f" {self.sizes.shape} sizes and {self.lagged.shape} lagged products; record every step alike."
-            )
-        if not steps or not blocks or (self.sizes < 1).any():
-            raise InvalidEvidence("an energy record needs at least one step and one coordinate in every block.")
-        if self.within.shape != (steps, 2):
-            raise InvalidEvidence(f"within of shape {self.within.shape} must be ({steps}, 2), two products a step.")
-        finite = all(np.isfinite(a).all() for a in (self.squares, self.lagged, self.within))
-        if not finite or (self.squares < 0).any():
-            raise InvalidEvidence("squares and products must be finite, and squares at least 0.")
+        steps, blocks = len(self.step_squares), len(self.blocks)
+        if not steps or not blocks:
+            raise InvalidEvidence(f"an energy record of {steps} steps and {blocks} blocks is empty; record every step.")
+        expected = {
+            "sizes": (blocks,), "step_squares": (steps,), "block_squares": (blocks,), "probe": (blocks,),
+            "probe_squares": (steps,), "lagged": (steps,), "within": (steps, 2),
+        }  # fmt: skip
+        for name, shape in expected.items():
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise InvalidEvidence(
+                    f"{name} has shape {values.shape} and must have {shape}; record every step alike."
+                )
+            if not np.isfinite(values).all() or (name not in ("lagged", "within") and (values < 0).any()):
+                raise InvalidEvidence(f"{name} must be finite, and sums of squares and sizes at least 0.")
+        if (self.sizes < 1).any() or (self.probe > self.sizes).any() or not self.probe.any():
+            raise InvalidEvidence("every block needs a coordinate, and the probe is a part of the blocks.")
+        whole, parts = float(self.step_squares.sum()), float(self.block_squares.sum())
+        if abs(whole - parts) > 1e-6 * max(whole, parts):
+            raise InvalidEvidence(f"the steps' squares add up to {whole:.6g} and the blocks' to {parts:.6g}.")
 
     @property
     def pairs(self) -> tuple[int, int]:
         """Number of coordinate pairs behind each column of ``within``."""
-        return int(np.minimum(self.sizes[1:], self.sizes[:-1]).sum()), int(self.sizes.sum()) // 2
+        return int(np.minimum(self.probe[1:], self.probe[:-1]).sum()), int(self.probe.sum()) // 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +168,7 @@ def _lag_p_values(energy: ReleaseEnergy) -> tuple[NDArray[np.float64], NDArray[n
     Given r_{t-1}, the product is ⟨s_t, r_{t-1}⟩ plus a normal variable of deviation |r_{t-1}|, and the first part is
     at most |s_t|·|r_{t-1}|. |s_t| is bounded from the energy of step t itself, at a level that joins the p-value.
     """
-    totals, degrees = energy.squares.sum(axis=1), float(energy.sizes.sum())
+    totals, degrees = energy.probe_squares, float(energy.probe.sum())
     pairs = np.flatnonzero(energy.lagged != 0)
     pairs = pairs[pairs > 0]
     p, z = np.ones(len(pairs)), np.zeros(len(pairs))
@@ -174,7 +192,7 @@ def _within_p_values(energy: ReleaseEnergy) -> tuple[NDArray[np.float64], NDArra
     V products of normals, for which P[|Q| ≥ √(2 V x) + 2 x] ≤ 2 e^-x (Laurent and Massart 2000, lemma 1), and each
     mixed term is normal with deviation at most √λ.
     """
-    totals, degrees = energy.squares.sum(axis=1), float(energy.sizes.sum())
+    totals, degrees = energy.probe_squares, float(energy.probe.sum())
     p, z = np.ones_like(energy.within), np.zeros_like(energy.within)
     for column, pairs in enumerate(energy.pairs):
         if not pairs:
@@ -209,7 +227,7 @@ def energy_test(energy: ReleaseEnergy) -> EnergyTest:
     EnergyTest
         Compare ``p_value`` with the level that the audit plan set aside.
     """
-    steps, blocks = energy.squares.sum(axis=1), energy.squares.sum(axis=0)
+    steps, blocks = energy.step_squares, energy.block_squares
     per_step, count = float(energy.sizes.sum()), len(steps)
     shrink = 1 + ROUNDING
     p_run = chi_square_lower_tail(float(steps.sum()) * shrink, per_step * count)
@@ -274,7 +292,8 @@ def smallest_visible_shortfall(energy: ReleaseEnergy, alpha: float, *, power: fl
         1 − f, where noise of f times the declared deviation would be refuted; 1 when nothing would be.
     """
     validate.open_unit(alpha=alpha, power=power)
-    total, degrees = float(energy.squares.sum()), float(energy.sizes.sum()) * len(energy.squares)
+    total = float(energy.step_squares.sum())
+    degrees = float(energy.sizes.sum()) * len(energy.step_squares)
     added = max(0.0, total - degrees) + float(ndtri(0.95)) * math.sqrt(2 * degrees)
     critical = degrees - float(-ndtri(alpha / 5)) * math.sqrt(2 * degrees)
     # f²·n + added + z √(2 n f⁴ + 4 f² added) ≤ critical; the variance is taken at f = 1, its largest value
@@ -318,12 +337,3 @@ def finding_from_energy(test: EnergyTest, alpha: float, *, shortfall: float) -> 
             "where": test.where,
         },
     )
-
-
-def pooled(records: ArrayLike) -> NDArray[np.float64]:
-    """Sums of squares of a sharded run: the shards' (T, K) records added up."""
-    stacked = np.asarray(records, dtype=np.float64)
-    if stacked.ndim != 3:
-        raise InvalidEvidence(f"records of shape {stacked.shape} must be (shards, steps, blocks).")
-    total: NDArray[np.float64] = stacked.sum(axis=0)
-    return total

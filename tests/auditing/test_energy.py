@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -19,7 +21,6 @@ from dpaudit.auditing.energy import (
     chi_square_lower_tail,
     energy_test,
     finding_from_energy,
-    pooled,
     smallest_visible_shortfall,
 )
 
@@ -30,7 +31,6 @@ SIZES = np.array([7000, 3000, 10000])
 def record(releases: Array, sizes: NDArray[np.int64] = SIZES) -> ReleaseEnergy:
     """Energy record of releases (T, d) in units of σC."""
     parts = np.split(releases, np.cumsum(sizes)[:-1], axis=1)
-    squares = np.stack([(part**2).sum(axis=1) for part in parts], axis=1)
     lagged = np.r_[0.0, (releases[1:] * releases[:-1]).sum(axis=1)]
     near = np.zeros(len(releases))
     for a, b in itertools.pairwise(parts):
@@ -38,7 +38,17 @@ def record(releases: Array, sizes: NDArray[np.int64] = SIZES) -> ReleaseEnergy:
         near += (a[:, :m] * b[:, :m]).sum(axis=1)
     half = releases.shape[1] // 2
     folded = (releases[:, :half] * releases[:, half : 2 * half]).sum(axis=1)
-    return ReleaseEnergy(tuple("abc"), sizes, squares, lagged, np.stack([near, folded], axis=1))
+    steps = (releases**2).sum(axis=1)
+    return ReleaseEnergy(
+        blocks=tuple("abc"),
+        sizes=sizes,
+        step_squares=steps,
+        block_squares=np.array([(part**2).sum() for part in parts]),
+        probe=sizes,
+        probe_squares=steps,
+        lagged=lagged,
+        within=np.stack([near, folded], axis=1),
+    )
 
 
 def run(rng: np.random.Generator, *, steps: int = 20, noise: Callable[[int, Array], Array] | None = None) -> Array:
@@ -155,10 +165,17 @@ def test_stated_shortfall_is_what_the_test_sees() -> None:
     assert np.mean(seen) >= 0.9 and np.mean(unseen) <= 0.5
 
 
-def test_shards_add_up_and_shapes_are_checked() -> None:
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"blocks": ("a",)}, "shape"),
+        ({"lagged": np.zeros(3)}, "lagged"),
+        ({"step_squares": np.full(4, np.nan)}, "finite"),
+        ({"block_squares": np.ones(3)}, "add up"),
+        ({"probe": np.array([8000, 3000, 10000])}, "part"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(change: dict[str, Any], word: str) -> None:
     energy = record(np.random.default_rng(0).standard_normal((4, SIZES.sum())))
-    assert np.allclose(pooled([energy.squares / 2, energy.squares / 2]), energy.squares)
-    with pytest.raises(InvalidEvidence, match="blocks"):
-        ReleaseEnergy(("a",), SIZES, energy.squares, energy.lagged, energy.within)
-    with pytest.raises(InvalidEvidence, match="finite"):
-        ReleaseEnergy(tuple("abc"), SIZES, energy.squares * np.nan, energy.lagged, energy.within)
+    with pytest.raises(InvalidEvidence, match=word):
+        dataclasses.replace(energy, **change)
