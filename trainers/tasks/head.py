@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.ghost.head import frozen_head_losses, losses_in_chunks
 from dpaudit.trainers.ghost.sites import LinearSite, Site
+from dpaudit.trainers.tasks.padding import check_token_labels
 
 #: Models whose logits were compared.
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -21,8 +22,8 @@ _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-def chunked_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> Tensor:
-    """(B,) mean next-token losses; ``targets`` (B, T) unshifted, -100 where none counts.
+def chunked_losses(model: nn.Module, inputs: Mapping[str, Any], shifted: Tensor) -> Tensor:
+    """(B,) mean next-token losses; ``shifted`` (B, T−1) are the targets of the positions but the last, -100 if none.
 
     Raises
     ------
@@ -30,13 +31,14 @@ def chunked_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor |
         If the model's logits are not one linear layer of its last hidden state.
     """
     decoder, head = _parts(model)
+    input_ids = inputs["input_ids"]
+    check_token_labels(shifted, input_ids[:, 1:].shape, len(head.weight))
     if model not in _checked:
         _refuse_other_logits(model, decoder, head, input_ids[:1, :4])
         _checked.add(model)
     if (clipper := next(_sites(model.modules()), None)) is not None:
         clipper.engine.announce(len(input_ids))  # the decoder is called past the model, whose call would tell B
-    hidden = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[:, :-1]
-    shifted = targets[:, 1:]
+    hidden = decoder(**inputs, use_cache=False).last_hidden_state[:, :-1]
     if not torch.is_grad_enabled():
         return losses_in_chunks(hidden, head, shifted)
     if not any(p.requires_grad for p in head.parameters()):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.ghost.head import IGNORED as IGNORED
 from dpaudit.trainers.ghost.uses import wide
+from dpaudit.trainers.tasks.padding import check_token_labels, refuse_stretched, shifted_targets, starting_left
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,6 +30,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Tensor of shape (B,)
         In nats, at least fp32; 0 for an example without counted tokens.
     """
+    check_token_labels(labels, logits.shape[:2], logits.shape[2])
     counted = labels != IGNORED
     logits = wide(logits.flatten(0, 1))
     flat = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
@@ -48,7 +53,8 @@ def causal_lm_losses(
         A causal language model in Hugging Face's calling convention (returns ``.logits`` of shape (B, T, V)).
     input_ids : Tensor of shape (B, T)
     attention_mask : Tensor of shape (B, T) or None
-        0 marks padding, which never counts.
+        0 marks padding, on either side. A target counts where it and the position that predicts it are attended; rows
+        padded on the left are moved to their first column.
     labels : Tensor of shape (B, T) or None
         Unshifted labels with -100 where no loss is wanted (a prompt, a table); the inputs themselves if None.
     chunked_head : bool, default=False
@@ -62,28 +68,56 @@ def causal_lm_losses(
         In nats per token; 0 for an example without valid tokens. Unlike the model's own loss, it does not divide by
         the number of tokens in the batch, which would couple the examples.
     """
-    targets = input_ids if labels is None else labels
+    batch = {"input_ids": input_ids, "labels": input_ids if labels is None else labels}
     if attention_mask is not None:
-        targets = targets.masked_fill(attention_mask == 0, IGNORED)
+        batch["attention_mask"] = attention_mask
+    return next_token_losses(model, batch, chunked_head=chunked_head)
+
+
+def next_token_losses(model: nn.Module, batch: Mapping[str, Any], *, chunked_head: bool = False) -> Tensor:
+    """Like :func:`causal_lm_losses`, for a batch with further fields of the model's (``position_ids``, …).
+
+    Parameters
+    ----------
+    batch : mapping
+        ``labels`` (B, T), unshifted, with -100 where no loss is wanted, and what the model is called with.
+    """
+    inputs = starting_left(batch)
+    shifted = shifted_targets(inputs.pop("labels"), inputs.get("attention_mask"))
+    refuse_stretched(model, shifted.shape[1] + 1)
     if chunked_head:
         from dpaudit.trainers.tasks.head import chunked_losses
 
-        return chunked_losses(model, input_ids, attention_mask, targets)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    return token_losses(logits[:, :-1], targets[:, 1:])
+        return chunked_losses(model, inputs, shifted)
+    logits = model(**inputs, use_cache=False).logits
+    return token_losses(logits[:, :-1], shifted)
 
 
 def classification_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example; logits (B, K), labels (B,), returns (B,) in nats."""
-    if logits.ndim != 2:
-        raise InvalidValue(f"logits of shape {tuple(logits.shape)} must be (B, K); select one position per example.")
-    return F.cross_entropy(wide(logits), labels, reduction="none")
+    """Cross-entropy of each example; logits (B, K) with K ≥ 2, integer labels (B,) in [0, K), returns (B,) in nats."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise InvalidValue(
+            f"logits of shape {tuple(logits.shape)} must be (B, K) with K >= 2 classes; select one position an example,"
+            " and give ratings or scores a loss of their own."
+        )
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise InvalidValue(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} must be {len(logits)} integers, one class"
+            " for each example; give several labels an example or ratings a loss of their own."
+        )
+    classes = logits.shape[1]
+    if bool(((labels >= classes) | ((labels < 0) & (labels != IGNORED))).any()):
+        raise InvalidValue(
+            f"labels must be in [0, {classes}), the model's classes; load it with num_labels=K of yours."
+        )
+    return F.cross_entropy(wide(logits), labels, reduction="none", ignore_index=IGNORED)
 
 
-def sequence_classification_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def sequence_classification_losses(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Loss of each example of a batch with ``labels``, for a model that returns ``.logits`` of shape (B, K)."""
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    return classification_losses(model(**inputs).logits, batch["labels"])
+    inputs = starting_left(batch)
+    labels = inputs.pop("labels")
+    return classification_losses(model(**inputs).logits, labels)
 
 
 def pad_tokens(records: list[list[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:

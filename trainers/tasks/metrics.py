@@ -17,6 +17,7 @@ from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.step import Noise, to_device
 from dpaudit.trainers.tasks.losses import IGNORED, causal_lm_losses
+from dpaudit.trainers.tasks.padding import shifted_targets
 
 # The four rewriting rules of NIST's mteval-v13a, which BLEU scores in the field are computed with.
 _RULES = (
@@ -113,11 +114,9 @@ def perplexity(
     try:
         for at in range(0, len(records), batch_size):
             batch = to_device(collate([records[i] for i in range(at, min(at + batch_size, len(records)))]), device)
-            labels = batch["labels"]
-            if (mask := batch.get("attention_mask")) is not None:
-                labels = labels.masked_fill(mask == 0, IGNORED)
-            counts = (labels[:, 1:] != IGNORED).sum(1)
-            means = causal_lm_losses(model, batch["input_ids"], batch.get("attention_mask"), labels)
+            labels, mask = batch["labels"], batch.get("attention_mask")
+            counts = (shifted_targets(labels, mask) != IGNORED).sum(1)
+            means = causal_lm_losses(model, batch["input_ids"], mask, labels)
             loss += float((means.double() * counts).sum())
             tokens += float(counts.sum())
     finally:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers.tasks.losses import IGNORED, token_losses
+from dpaudit.trainers.tasks.losses import IGNORED, classification_losses, token_losses
+from dpaudit.trainers.tasks.padding import refuse_stretched, shifted_targets, starting_left
 
 Collate = Callable[[list[Any]], Any]
 
@@ -51,27 +52,34 @@ def masked_prompt_losses(
     Tensor of shape (B,)
         In nats, fp32, over the label words alone.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = starting_left(batch)
+    labels = inputs.pop("labels")
     at = inputs["input_ids"] == mask_token
+    if inputs.get("attention_mask") is not None:
+        at = at & (inputs["attention_mask"] != 0)
     if not bool((at.sum(dim=1) == 1).all()):
         raise InvalidValue(
             f"every prompt must hold mask_token={mask_token} exactly once; shorten the text before the mask, not after."
         )
     logits = model(**inputs).logits[at][:, list(label_words)]
-    return F.cross_entropy(logits.float(), batch["labels"], reduction="none")
+    return classification_losses(logits, labels)
 
 
 def answer_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean loss of each example's answer tokens: ``labels`` (B, T) hold −100 on the prompt and on padding.
+
+    A target counts where it and the position that predicts it are attended; padding may stand on either side.
 
     Returns
     -------
     Tensor of shape (B,)
         In nats per answer token, fp32; 0 for an example without an answer.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = starting_left(batch)
+    shifted = shifted_targets(inputs.pop("labels"), inputs.get("attention_mask"))
+    refuse_stretched(model, shifted.shape[1] + 1)
     logits = model(**inputs).logits
-    return token_losses(logits[:, :-1], batch["labels"][:, 1:])
+    return token_losses(logits[:, :-1], shifted)
 
 
 def option_losses(model: nn.Module, batch: Mapping[str, Tensor], *, options: int) -> Tensor:
@@ -84,7 +92,7 @@ def option_losses(model: nn.Module, batch: Mapping[str, Tensor], *, options: int
     scores = -answer_losses(model, rows)
     if scores.numel() % options:
         raise InvalidValue(f"{scores.numel()} rows are not a multiple of options={options}; give every option a row.")
-    return F.cross_entropy(scores.view(-1, options), batch["correct"], reduction="none")
+    return classification_losses(scores.view(-1, options), batch["correct"])
 
 
 def fixed_length(collate: Collate, length: int, *, pad: int) -> Collate:
