@@ -115,10 +115,9 @@ def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     from dpaudit.runs.fit import select_trainable
     from dpaudit.runs.fit_zeroth_order import stages_of
     from dpaudit.runs.prepare import make_plans, public_size
-    from dpaudit.runs.sources import load_model, private_and_public
+    from dpaudit.runs.sources import load_model
 
-    private, _ = private_and_public(config, base)
-    size = public_size(config, private)
+    size = public_size(config)
     plans = make_plans(config, size)
     model = load_model(config, base)
     model = select_trainable(model, config)

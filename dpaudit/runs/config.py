@@ -12,6 +12,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from dpaudit.privacy.errors import InvalidValue
 
 PositiveFraction = Field(gt=0, lt=1)
+PUBLIC_SIZE_HINT = (
+    "add the number of private records as it may be published: q, σ and the normaliser derive from it and stand in the"
+    " ledger, and were it counted from the records, the ledger would tell whether one of them was there"
+)
 
 
 class _Section(pydantic.BaseModel):
@@ -57,9 +61,10 @@ class Data(_Section):
     max_length: PositiveInt
     """Tokens of a record; longer records are cut, canaries never."""
     limit: PositiveInt | None = None
-    """Use only the first records."""
+    """Use only the first records; these are then the data set that the claim protects."""
     heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Without ``heldout``: share of the file, by a fixed public seed, declared public and used for evaluation only."""
+    """Without ``heldout``: share of the file declared public and used for evaluation only. Each record's own text and
+    the public seed decide, so that no record moves another to the other side."""
     sha256: str | None = None
     """Expected digest of the file."""
     source: str | None = None
@@ -71,6 +76,9 @@ class Privacy(_Section):
 
     method: Literal["dp-adam", "dp-zoso"]
     sampling: Literal["poisson"]
+    public_size: PositiveInt
+    """Number of private records as it may be published. q, σ and the normaliser derive from it (and from half of the
+    canary copies) and are published with the ledger, so it is declared and never counted from the records."""
     expected_batch_size: PositiveFloat
     """q times the public size; the constant normaliser."""
     clipping_norm: PositiveFloat
@@ -121,7 +129,7 @@ class Audit(_Section):
     attack: Literal["loss-residual", "loss-drop", "loss"]
     alpha: float = PositiveFraction
     holdout_fraction: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the REAL records held out by fair coins for a membership audit; membership stays private."""
+    """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``."""
 
 
 class Run(_Section):
@@ -150,6 +158,11 @@ class Config(_Section):
     def _joined(self) -> Config:
         if self.privacy.method == "dp-zoso" and self.zeroth_order is None:
             raise ValueError("zeroth_order is missing; method dp-zoso needs its section")
+        if self.privacy.expected_batch_size > self.privacy.public_size:
+            raise ValueError(
+                f"privacy.expected_batch_size={self.privacy.expected_batch_size:g} must be <= privacy.public_size="
+                f"{self.privacy.public_size}; lower the batch, or declare the size of the whole data set"
+            )
         if self.privacy.calibrate_with not in self.privacy.accountants:
             raise ValueError(
                 f"privacy.calibrate_with={self.privacy.calibrate_with!r} must be one of privacy.accountants"
@@ -195,6 +208,8 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         shown = first.get("input")
         got = "" if first["type"] == "missing" or isinstance(shown, dict) else f"={shown!r}"
         message = str(first["msg"]).removeprefix("Value error, ")
+        if key == "privacy.public_size" and first["type"] == "missing":
+            raise InvalidValue(f"{name}: {key}: field required; {PUBLIC_SIZE_HINT}.") from error
         hint = {
             "missing": "add it; see examples/certify.toml",
             "extra_forbidden": "remove it or correct its spelling",

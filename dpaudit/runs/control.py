@@ -16,6 +16,7 @@ import numpy as np
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.publish import canary_scores
 from dpaudit.runs.sources import Records, load_model
@@ -55,7 +56,8 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
     canaries = make_canaries(config, prepared.tokenizer, prepared.public)
     coins = flip_coins(len(canaries))
     ids = commit(canaries, coins, draw_nonce(), config.canaries.copies).ids
-    rows = [i % len(prepared.public) for i in range(len(prepared.private))]
+    # As many stand-ins as were declared: the control's scores are published, and may not tell the private count.
+    rows = [i % len(prepared.public) for i in range(expected_size(config))]
     stand_in: Records = prepared.public.take(rows)
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)

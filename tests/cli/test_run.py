@@ -86,7 +86,9 @@ def test_the_release_holds_no_coin_in_scores_and_no_text_in_the_certificate(cert
         ({"claim__relation": "neighbours"}, "claim.relation"),
         ({"privacy__sampler": "shuffle"}, "privacy.sampler"),
         ({"privacy__steps": "ten"}, "privacy.steps"),
-        ({"privacy__expected_batch_size": 61}, "expected_batch_size"),
+        ({"privacy__expected_batch_size": 61}, "expected_batch_size=61 must be <= privacy.public_size=60"),
+        ({"privacy__public_size": None}, "privacy.public_size: field required; add the number of private records"),
+        ({"privacy__public_size": 0}, "privacy.public_size"),
         ({"data__path": "missing.txt"}, "missing.txt"),
         ({"model__path": "package:no_such_package/model"}, "no_such_package"),
         ({"canaries__length": 20}, "max_length"),
@@ -236,15 +238,19 @@ def test_a_control_gives_the_attack_a_power_that_verify_re_derives(certified: Pa
     assert any(step["name"] == "audit.power" and "equal" in step["result"] for step in verified.json["steps"])
 
 
-def test_real_records_held_out_by_coins_leave_counts_only(tmp_path: Path) -> None:
-    config = small_config(audit__holdout_fraction=0.25, data__limit=100)
+def test_an_audit_of_real_records_leaves_nothing_in_the_release(tmp_path: Path) -> None:
+    config = small_config(audit__holdout_fraction=0.25, data__limit=90, privacy__public_size=100)
     outcome = run_cli("certify", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
     assert outcome.code == 2
     release, private = tmp_path / "run" / "release", tmp_path / "run" / "private"
+    found = json.loads((private / "membership.json").read_text())
+    assert found["candidates"] == 45 and 0 <= found["correct"] <= found["guesses"]
     body = json.loads((release / "certificate.json").read_text())["predicate"]
-    (note,) = [f for f in body["findings"] if f["name"] == "real_record_membership"]
-    assert note["verdict"] == "note" and note["text"].startswith("50 real records")
-    assert body["ledger"]["stages"][0]["public_size"] == 100 - 25 + 12
+    assert not any("real" in f["name"] or "member" in f["name"] for f in body["findings"])
+    assert body["ledger"]["stages"][0]["public_size"] == 100 - 25 + 12  # as declared, not as counted
+    for path in release.rglob("*"):
+        assert "holdout" not in path.name and "membership" not in path.name
+        if path.suffix in (".json", ".html", ".md", ".jsonl"):
+            assert "real records" not in path.read_text()
     assert stat.S_IMODE((private / "holdout.secret.parquet").stat().st_mode) == 0o600
-    assert not any("holdout" in str(p) or "membership" in p.name for p in release.rglob("*"))
     assert run_cli("verify", release / "certificate.json").code == 2

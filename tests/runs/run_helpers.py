@@ -26,7 +26,7 @@ def small_config(**changes: Any) -> dict[str, Any]:
         "limit": 60,
         "max_length": 16,
     }
-    value["privacy"] |= {"expected_batch_size": 8, "steps": 4, "noise_multiplier": 2.0}
+    value["privacy"] |= {"public_size": 60, "expected_batch_size": 8, "steps": 4, "noise_multiplier": 2.0}
     value["privacy"] |= {"calibrate_with": "rdp", "accountants": ["rdp"]}
     value["canaries"] |= {"count": 24, "length": 6, "positions": 2}
     value["run"] = {"seed": 0, "checkpoints": 2}
