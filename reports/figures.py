@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit.privacy.guarantee import tightest
+from dpaudit.privacy.rounding import nearest_text
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 from dpaudit.reports.text import delta_text, eps
 
@@ -223,7 +224,8 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
     Parameters
     ----------
     series : mapping
-        Either ``in`` and ``out`` (scores; the left-out canaries are the null), or ``exposure`` (bits; null 2^-b).
+        Either ``in`` and ``out`` (scores; the left-out canaries are the null), or ``exposure`` (bits; null 2^-b) and
+        optionally ``mean_without_leakage`` (bits).
     """
     exposure = "exposure" in series
     groups = (
@@ -276,10 +278,16 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
         alt=alt,
         heights=(280, 250),
         paint=paint,
-        caption="Without any leak exposures scatter as the dashed line does (mean 1.44 bits)."
+        caption=_null_words(series)
         if exposure
         else "The more the two shapes part, the more the model gives away about its canaries.",
     )
+
+
+def _null_words(series: Mapping[str, Any]) -> str:
+    text = "Without any leak exposures scatter as the dashed line does"
+    mean = series.get("mean_without_leakage")
+    return text + ("." if mean is None else f", with a mean of {nearest_text(mean)} bits.")
 
 
 def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawing:

@@ -53,7 +53,9 @@ def exposure_page(payload: Mapping[str, Any]) -> str:
     canaries = sorted(payload["canaries"], key=lambda c: (-float(c["exposure"]), str(c["id"])))
     drawings = []
     if canaries:
-        drawings.append(figures.histogram({"exposure": [c["exposure"] for c in canaries]}))
+        null = payload.get("mean_exposure_without_leakage")
+        series = {"exposure": [c["exposure"] for c in canaries], "mean_without_leakage": null}
+        drawings.append(figures.histogram(series))
     combined = payload.get("combined") or {}
     return render(
         "exposure.html",

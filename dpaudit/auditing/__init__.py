@@ -19,6 +19,7 @@ from dpaudit.auditing.exposure import exposure_p_values as exposure_p_values
 from dpaudit.auditing.exposure import exposure_p_values_under_claim as exposure_p_values_under_claim
 from dpaudit.auditing.exposure import exposure_ranks as exposure_ranks
 from dpaudit.auditing.exposure import fit_references as fit_references
+from dpaudit.auditing.exposure import mean_exposure_without_leakage as mean_exposure_without_leakage
 from dpaudit.auditing.exposure import rank_sum_test as rank_sum_test
 from dpaudit.auditing.exposure_report import ExposureReport as ExposureReport
 from dpaudit.auditing.exposure_report import exposure_report as exposure_report

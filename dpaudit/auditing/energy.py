@@ -19,6 +19,7 @@ from scipy.special import gammainc, ndtr, ndtri
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.finding import Finding
+from dpaudit.privacy.rounding import percent_upper, upper_text
 
 ROUNDING = 2.0**-20
 """Relative slack on a mean square: releases are fp32, and each coordinate is rounded by at most 2^-24 of itself."""
@@ -321,11 +322,17 @@ def finding_from_energy(test: EnergyTest, alpha: float, *, shortfall: float) -> 
         claim="declared mechanism",
         p_value=test.p_value,
         power=None if rejected or shortfall >= 1 else 0.95,
-        excludes="" if rejected or shortfall >= 1 else f"noise smaller than declared by {shortfall:.3%} or more",
+        excludes=""
+        if rejected or shortfall >= 1
+        else (f"noise smaller than declared by {percent_upper(shortfall, 4)} or more"),
         text=(
-            f"The released sums contradict the declared noise: {place} (p = {test.p_value:.3g}, level {alpha:g})."
+            f"The released sums contradict the declared noise: {place} (p = {upper_text(test.p_value, 3)},"
+            f" level {alpha:g})."
             if rejected
-            else f"The released sums carry at least the declared noise (p = {test.p_value:.3g}, level {alpha:g})."
+            else (
+                f"The released sums carry at least the declared noise (p = {upper_text(test.p_value, 3)}, level"
+                f" {alpha:g})."
+            )
         ),
         detail={
             "z_run": test.z_run,

@@ -1,7 +1,8 @@
 """Exposure of canaries against references that were never trained on (Carlini et al., The Secret Sharer, 2019).
 
 Exposure is the number of bits by which a canary stands out: log2 of the references minus log2 of its rank, rank 1 being
-the lowest loss. Without leakage the mean exposure is about 1.44 bits, not 0, so every exposure comes with a p-value.
+the lowest loss. Without leakage the mean exposure is not 0 but, among many references, log2(e) bits (see
+:func:`mean_exposure_without_leakage`), so every exposure comes with a p-value.
 """
 
 from __future__ import annotations
@@ -52,6 +53,19 @@ def exposure(losses: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
     ranks = exposure_ranks(losses, references)
     bits: NDArray[np.float64] = math.log2(np.asarray(references).size) - np.log2(ranks)
     return bits
+
+
+def mean_exposure_without_leakage(references: int) -> float:
+    """Mean exposure in bits of a canary that is one more reference: log2 r − mean of log2 over ranks 1 … r + 1.
+
+    Exact for any number r of references; it approaches log2(e) = 1.4427 from below.
+
+    >>> round(mean_exposure_without_leakage(1), 4), round(mean_exposure_without_leakage(1000), 4)
+    (-0.5, 1.4353)
+    """
+    whole_at_least(1, references=references)
+    ranks = np.arange(1, references + 2, dtype=np.float64)
+    return float(math.log2(references) - np.log2(ranks).mean())
 
 
 def exposure_p_values(ranks: ArrayLike, references: int) -> NDArray[np.float64]:

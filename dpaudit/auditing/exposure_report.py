@@ -18,12 +18,16 @@ from dpaudit.auditing.exposure import (
     exposure_p_values_under_claim,
     exposure_ranks,
     fit_references,
+    mean_exposure_without_leakage,
     rank_sum_test,
 )
 from dpaudit.auditing.guess import check_ids, check_scores
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
+
+LEVEL = 0.05
+"""Level at which a group of canaries is said to stand out, after Bonferroni's correction for the number of groups."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +55,7 @@ class ExposureReport:
             "schema": EXPOSURE_SCHEMA,
             "references": self.references,
             "largest_exposure": math.log2(self.references),
-            "mean_exposure_without_leakage": _null_mean(self.references),
+            "mean_exposure_without_leakage": mean_exposure_without_leakage(self.references),
             "canaries": [
                 {
                     "id": self.ids[i],
@@ -73,6 +77,11 @@ class ExposureReport:
                 "canaries": len(self.ids),
             },
             "by_copies": [dict(row) for row in self.by_copies],
+            "level": LEVEL,
+            "single_p_values": {
+                "at_or_below_level": int(np.count_nonzero(self.p_values <= LEVEL)),
+                "expected_by_chance": LEVEL * len(self.ids),
+            },
             "epsilon_lower": None,
             "note": (
                 "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one"
@@ -83,12 +92,6 @@ class ExposureReport:
 
 def _finite(values: NDArray[np.float64] | None, i: int) -> float | None:
     return None if values is None or math.isnan(values[i]) else float(values[i])
-
-
-def _null_mean(references: int) -> float:
-    """Mean exposure of a canary that is one more reference."""
-    ranks = np.arange(1, references + 2, dtype=np.float64)
-    return float(math.log2(references) - np.log2(ranks).mean())
 
 
 def exposure_report(
@@ -134,7 +137,8 @@ def exposure_report(
         raise InvalidValue("group_claims and delta belong together; give both, from the accountant, or neither.")
     under = np.full(values.size, np.nan) if group_claims else None
     groups = []
-    for k in np.unique(counts):
+    sizes = np.unique(counts)
+    for k in sizes:
         chosen = counts == k
         p, is_exact = rank_sum_test(values[chosen], others)
         claim = (group_claims or {}).get(int(k))
@@ -150,6 +154,8 @@ def exposure_report(
                 "largest_exposure": float(bits[chosen].max()),
                 "p_value": p,
                 "exact": is_exact,
+                "p_value_corrected": min(1.0, p * len(sizes)),
+                "stands_out": p * len(sizes) <= LEVEL,
                 "claim": "(epsilon, delta)" if k == 1 else f"group of {int(k)} records",
                 "group_epsilon": claim,
                 "p_value_under_claim": smallest,

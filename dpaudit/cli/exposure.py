@@ -29,14 +29,14 @@ def command(
     """Exposure of CANARIES: CSV or Parquet with id,loss[,copies]; LOWER loss = memorised.
 
     References are secrets from the same generator that were never trained on; below 1,000 of them, or when a
-    skew-normal does not fit them, no extrapolation is given. Without leakage the mean exposure is 1.44 bits, not 0. A
-    p-value is evidence of memorisation, never a bound on ε; canaries with k copies concern groups of k records, whose
-    claim (dpaudit account --group-size K) can be given for p-values under it.
+    skew-normal does not fit them, no extrapolation is given. Without leakage the mean exposure is not 0: the exact
+    value is printed. A p-value is evidence of memorisation, never a bound on ε; canaries with k copies concern
+    groups of k records, whose claim (dpaudit account --group-size K) can be given for p-values under it.
 
     \b
     Example:
       dpaudit exposure canaries.csv --references references.csv
-      dpaudit exposure canaries.csv --references references.csv --group-claim 4=269 --delta 1e-5 --json
+      dpaudit exposure canaries.csv --references references.csv --group-claim 4=19.8 --delta 1e-5 --json
     """
     from dpaudit.auditing import exposure_report
     from dpaudit.privacy.errors import InvalidEvidence
@@ -78,15 +78,23 @@ def _claims(texts: tuple[str, ...]) -> dict[int, float]:
         try:
             k, value = int(copies), float(epsilon)
         except ValueError:
-            raise InvalidValue(f"group-claim={text!r} must be K=EPS, such as 4=269.") from None
+            raise InvalidValue(f"group-claim={text!r} must be K=EPS, such as 4=19.8.") from None
         validate.integer_at_least(1, copies=k)
         validate.non_negative(group_claim=value)
         found[k] = value
     return found
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def to_text(report: ExposureReport) -> str:
     """The report for people: one line per canary, then the tests."""
+    from dpaudit.auditing import mean_exposure_without_leakage
+    from dpaudit.auditing.exposure_report import LEVEL
+
     rows = [("id", "copies", "rank", "exposure", "extrapolated", "p-value")]
     for i, name in enumerate(report.ids):
         far = ABSENT if report.extrapolated is None else nearest_text(report.extrapolated[i], 3)
@@ -103,7 +111,8 @@ def to_text(report: ExposureReport) -> str:
     lines = [table(rows)]
     for group in report.by_copies:
         lines.append(
-            f"{group['canaries']} canaries with {group['copies']} copies ({group['claim']}): mean exposure"
+            f"{counted(group['canaries'], 'canary', 'canaries')} with {counted(group['copies'], 'copy', 'copies')}"
+            f" ({'one record' if group['copies'] == 1 else group['claim']}): mean exposure"
             f" {nearest_text(group['mean_exposure'], 3)} bits, rank-sum p={upper_text(group['p_value'], 3)}"
             + ("" if group["exact"] else " (normal approximation)")
             + (f", p={upper_text(p, 3)} under the claim" if (p := group["p_value_under_claim"]) is not None else "")
@@ -113,5 +122,11 @@ def to_text(report: ExposureReport) -> str:
     )
     if not report.fit.used:
         lines.append(f"no extrapolation: {report.fit.reason}")
-    lines.append("Without leakage the mean exposure is 1.44 bits. This is evidence of memorisation, not a bound on ε.")
+    chance, below = LEVEL * len(report.ids), int((report.p_values <= LEVEL).sum())
+    lines.append(
+        f"single p-values are not corrected: {below} of {len(report.ids)} are at most {LEVEL:g}, and about"
+        f" {nearest_text(chance, 2)} would be by chance"
+    )
+    mean = nearest_text(mean_exposure_without_leakage(report.references))
+    lines.append(f"Without leakage the mean exposure is {mean} bits. Exposure is no bound on ε.")
     return "\n".join(lines)

@@ -256,7 +256,7 @@ def exposure_of(scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[s
     The references come from the same generator and were decided by the same coins; the loss ranked is minus the
     score, so that canaries whose tokens differ in difficulty can be compared.
     """
-    from dpaudit.auditing import exposure, rank_sum_test
+    from dpaudit.auditing import exposure, mean_exposure_without_leakage, rank_sum_test
 
     inside, outside = -scores[coins == 1], -scores[coins == 0]
     if not len(inside) or not len(outside):
@@ -270,7 +270,7 @@ def exposure_of(scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[s
         "median": float(np.median(values)),
         "maximum": float(values.max()),
         "largest_possible": math.log2(len(outside)),
-        "mean_without_leakage": math.log2(math.e),
+        "mean_without_leakage": mean_exposure_without_leakage(len(outside)),
         "rank_sum_p_value": p_value,
         "rank_sum_exact": exact,
         "values": sorted((round(float(v), 6) for v in values), reverse=True),
@@ -291,7 +291,9 @@ def series_of(
         "epsilon_over_steps": epsilon_over_steps(config, ledger),
         "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
         "scores": {"in": scores[coins == 1].tolist(), "out": scores[coins == 0].tolist()},
-        "exposure": {"exposure": list(exposure["values"])} if exposure["values"] else None,
+        "exposure": {"exposure": list(exposure["values"]), "mean_without_leakage": exposure["mean_without_leakage"]}
+        if exposure["values"]
+        else None,
         "tradeoff": {
             "alpha": band.fpr.tolist(),
             "lower": (1 - band.tpr_upper).tolist(),

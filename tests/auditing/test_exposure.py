@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from dpaudit.auditing import (
     exposure_ranks,
     exposure_report,
     fit_references,
+    mean_exposure_without_leakage,
     rank_sum_test,
 )
 from dpaudit.cli import run
-from tests import DATA
+from dpaudit.privacy.rounding import nearest_text
+from tests import DATA, ROOT
 
 CASES = json.loads((DATA / "auditing_cases.json").read_text())["cases"]
 
@@ -148,6 +151,34 @@ def test_p_values_under_the_claim_keep_their_level():
     assert low <= 40 + 2 * math.sqrt(40)
 
 
+@pytest.mark.parametrize("references", [1, 2, 16, 506])
+def test_the_mean_without_leakage_is_exact(references):
+    """A canary that is one more reference falls into each of the references + 1 gaps equally often."""
+    gaps = np.arange(references + 1) + 0.5
+    bits = exposure(gaps, np.arange(1, references + 1))
+    assert mean_exposure_without_leakage(references) == pytest.approx(bits.mean(), abs=1e-12)
+
+
+def test_the_mean_without_leakage_is_written_once():
+    asymptotic = re.compile(r"\b1\.44\d*\b|log2\(math\.e\)")
+    folders = ("dpaudit", "reports")
+    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".html", ".css")]
+    found = {p.name for p in files if asymptotic.search(p.read_text().replace("log2(e) = 1.4427", ""))}
+    assert not found
+
+
+def test_groups_stand_out_after_correction():
+    rng = np.random.default_rng(5)
+    losses = np.concatenate([rng.normal(size=20), rng.normal(size=20) - 3])
+    copies = np.repeat([1, 16], 20)
+    value = exposure_report([str(i) for i in range(40)], losses, rng.normal(size=300), copies=copies).to_dict()
+    single, many = value["by_copies"]
+    assert value["level"] == 0.05
+    assert many["stands_out"] and many["p_value_corrected"] == min(1.0, 2 * many["p_value"])
+    assert single["stands_out"] == (2 * single["p_value"] <= 0.05)
+    assert value["single_p_values"]["expected_by_chance"] == pytest.approx(2.0)
+
+
 def test_null_p_values_are_uniform():
     rng = np.random.default_rng(2)
     hits = sum(rank_sum_test(rng.normal(size=8), rng.normal(size=200))[0] <= 0.05 for _ in range(1000))
@@ -167,7 +198,9 @@ def test_command(tmp_path, capsys):
     assert first["p_value"] == pytest.approx(1 / 17) and value["combined"]["exact"] is True
     with pytest.raises(SystemExit) as caught:
         run(["exposure", str(canaries), "--references", str(references)])
-    assert "1.44" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"the mean exposure is {nearest_text(mean_exposure_without_leakage(16))} bits" in out
+    assert "1 canary with 1 copy (one record)" in out and "1 canary with 4 copies (group of 4 records)" in out
 
 
 @pytest.mark.parametrize(

@@ -166,11 +166,11 @@ def test_report_of_incomplete_evidence(tmp_path: Path, change: dict[str, Any]) -
 def test_copies_are_compared_with_the_group_claim(certificate: dict[str, Any]) -> None:
     grouped = copy.deepcopy(certificate)
     grouped["predicate"]["audit"]["copies"] = 4
-    grouped["predicate"]["audit"]["plan"]["group_epsilon"] = 269.0
+    grouped["predicate"]["audit"]["plan"]["group_epsilon"] = 19.8
     page = check_page(render_report(grouped))
     assert "by attack, for groups of 4" in page.text
     axis = next(a["aria-label"] for t, a in page.tags if t == "svg" and "aria-label" in a)
-    assert "Claimed for groups of 4: at most 269" in str(axis)
+    assert "Claimed for groups of 4: at most 19.8" in str(axis)
     assert "Proved by accounting" not in str(axis)
 
 
