@@ -16,6 +16,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.distributed.replicated import refuse_wrapped
 from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.observer import Canaries, Observers
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -32,6 +33,7 @@ from dpaudit.trainers.step import (
     accumulate,
     trainable,
 )
+from dpaudit.trainers.witness import ReleaseRecorder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,8 @@ def train(
     adds_noise: bool = True,
     start_step: int = 0,
     optimizer_state: Mapping[str, Any] | None = None,
+    canaries: Canaries | None = None,
+    recorder: ReleaseRecorder | None = None,
 ) -> TrainingResult:
     """Train a model privately, as the plan says, in place.
 
@@ -137,6 +141,9 @@ def train(
         Sum over processes, and whether this process contributes the noise; see ``distributed_options``.
     start_step, optimizer_state : optional
         Resume after ``start_step`` steps. The sampler and the noise start afresh, always.
+    canaries, recorder : optional
+        In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
+        releases' energy. With several processes one of them has the canaries, and each records its own releases.
 
     Returns
     -------
@@ -157,7 +164,8 @@ def train(
     updates = DPOptimizer(parameters.values(), settings)
     if optimizer_state is not None:
         updates.load_state_dict(dict(optimizer_state))
-    draws = sampler_for(plan, countable(records)) if sampler is None else sampler
+    observers = Observers(plan, countable(records), canaries=canaries, recorder=recorder)
+    draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
     source = NoiseSource() if noise is None else noise
     is_test = bool(source.is_test or draws.is_test)
     micro = PhysicalBatch(physical_batch_size)
@@ -180,14 +188,17 @@ def train(
                 private = clipped_sum(
                     model,
                     records,
-                    indices,
+                    observers.records_of(indices),
                     micro=micro,
                     collate=collate,
                     loss_fn=loss_fn,
                     clipper=clipper,
                     sums=sums,
                 )
-                released = release(sums.totals(), private.norms)
+                totals, bound = sums.totals(), release.clipping_norm
+                observers.add_to(totals, indices, clipper, bound)
+                released = release(totals, private.norms)
+                observers.observe(released.gradients, clipper, bound)
                 rate = settings.rate(step, plan.steps)
                 for group in updates.param_groups:
                     group["lr"], group["clipping_norm"] = rate, release.clipping_norm

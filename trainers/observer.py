@@ -1,0 +1,124 @@
+"""Observers of a run: they may add fictitious records to a clipped sum, and they see every release.
+
+Observers receive what an adversary of differential privacy receives, the noisy releases, and nothing of the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.stage import Sampling
+from dpaudit.trainers.clipping import PerLayer
+from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.step import Clipper
+from dpaudit.trainers.witness import ReleaseRecorder
+
+
+class Canaries(Protocol):
+    """Fictitious records that live in the sum: each is drawn by the run's sampler and adds a clipped gradient."""
+
+    @property
+    def members(self) -> int:
+        """Canaries that are in the data set; the sampler draws each with the records' own probability."""
+        ...
+
+    def add_to(
+        self, sums: Sequence[Tensor], drawn: Sequence[int], *, contribution: float | Sequence[float] | None = None
+    ) -> None:
+        """Add the drawn canaries' clipped gradients to the clipped sums, in place."""
+        ...
+
+    def observe(
+        self,
+        noisy_sums: Sequence[Tensor],
+        *,
+        deviation: float,
+        normaliser: float = 1.0,
+        contribution: float | Sequence[float] | None = None,
+    ) -> None:
+        """See one release, with the deviation that its noise is declared to have."""
+        ...
+
+
+class Observers:
+    """What watches one run: at most one set of in-run canaries, and a record of the releases.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+        Declares the noise; q, the normaliser and σ stay those of the declared records.
+    n_records : int
+        Records in the data set at hand. Draws at or above it are canaries.
+    canaries : Canaries, optional
+    recorder : ReleaseRecorder, optional
+
+    Raises
+    ------
+    PrivacyRefusal
+        If canaries meet a sampling whose draws couple records, so that canaries would change the records' own draws.
+    """
+
+    def __init__(
+        self,
+        plan: PrivacyPlan,
+        n_records: int,
+        *,
+        canaries: Canaries | None = None,
+        recorder: ReleaseRecorder | None = None,
+    ) -> None:
+        if canaries is not None and plan.sampling not in (Sampling.POISSON, Sampling.NONE):
+            raise PrivacyRefusal(
+                f"sampling={str(plan.sampling)!r} lets in-run canaries take the place of records; use"
+                " sampling='poisson', or leave the in-run audit out."
+            )
+        self._plan, self._n, self._canaries, self._recorder = plan, n_records, canaries, recorder
+        self._sigma = plan.stage(0).noise_multiplier
+
+    @property
+    def drawn_from(self) -> int:
+        """Records and member canaries: what the run's sampler draws from."""
+        return self._n + (0 if self._canaries is None else self._canaries.members)
+
+    def records_of(self, indices: Sequence[int]) -> list[int]:
+        """Those of a draw's indices that are records."""
+        return [i for i in indices if i < self._n]
+
+    def add_to(self, totals: Sequence[Tensor], indices: Sequence[int], clipper: Clipper, clipping_norm: float) -> None:
+        """Add the drawn canaries to a step's clipped sums, before the noise."""
+        if self._canaries is not None:
+            drawn = [i - self._n for i in indices if i >= self._n]
+            self._canaries.add_to(totals, drawn, contribution=contribution_of(clipper, clipping_norm))
+
+    def observe(self, released: Sequence[Tensor], clipper: Clipper, clipping_norm: float) -> None:
+        """See a step's noisy means. The deviation is the declared one, whatever the noise really was."""
+        if not self._sigma:
+            return
+        deviation = self._sigma * clipping_norm
+        if self._recorder is not None:
+            self._recorder.observe(released, deviation / self._plan.normaliser)
+        if self._canaries is not None:
+            self._canaries.observe(
+                released,
+                deviation=deviation,
+                normaliser=self._plan.normaliser,
+                contribution=contribution_of(clipper, clipping_norm),
+            )
+
+
+def contribution_of(clipper: Clipper, clipping_norm: float) -> float:
+    """Norm that a record whose gradient lies on one coordinate contributes under the clipper's rule.
+
+    It is C for flat, adaptive and automatic clipping, and C/√L for per-layer clipping with L equal bounds.
+    """
+    rule = getattr(clipper, "clipping", None)
+    if not isinstance(rule, PerLayer):
+        return clipping_norm
+    if rule.bounds is not None:
+        raise InvalidValue("in-run canaries need equal bounds in per-layer clipping; leave bounds out.")
+    layers = len(getattr(clipper, "layers", ()))
+    return clipping_norm / math.sqrt(layers) if layers else clipping_norm
