@@ -42,6 +42,7 @@ from dpaudit.trainers.step import Noise as Noise
 from dpaudit.trainers.step import PrivateStep as PrivateStep
 from dpaudit.trainers.step import noisy_mean as noisy_mean
 from dpaudit.trainers.step import trainable as trainable
+from dpaudit.trainers.stopping import TrainingStopped as TrainingStopped
 from dpaudit.trainers.tasks.losses import causal_lm_losses as causal_lm_losses
 from dpaudit.trainers.tasks.losses import classification_losses as classification_losses
 from dpaudit.trainers.tasks.losses import pad_tokens as pad_tokens

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.distributed.replicated import refuse_wrapped
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers
@@ -33,6 +33,7 @@ from dpaudit.trainers.step import (
     accumulate,
     trainable,
 )
+from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
@@ -101,7 +102,7 @@ def train(
     journal: Journal,
     optimizer: OptimizerSettings | None = None,
     physical_batch_size: int | Literal["auto"] = 16,
-    callback: Callable[[StepReport], None] | None = None,
+    callback: Callable[[StepReport], bool | None] | None = None,
     sampler: Sampler | None = None,
     noise: Noise | None = None,
     clipper: Clipper | None = None,
@@ -134,7 +135,8 @@ def train(
         Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory; "auto"
         fits it to the memory that the first steps leave free.
     callback : callable or None
-        Called after every step with a :class:`StepReport`.
+        Called after every step with a :class:`StepReport`; True ends the run after this step. A stop decided from
+        ``private`` values is not free.
     sampler, noise, clipper : optional
         Injected for tests, planted faults and other methods; by default what the plan says.
     reduce, adds_noise : optional
@@ -153,6 +155,8 @@ def train(
     ------
     InvalidValue, PrivacyRefusal, UnsupportedModel
         Before the first step, with what to change.
+    TrainingStopped
+        When the journal or the callback could not write a file; it holds the result of the steps that ran.
     """
     stage = plan.stage(0)
     validate.integer_at_least(0, start_step=start_step)
@@ -174,7 +178,7 @@ def train(
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
     mode, begun, executed = model.training, time.monotonic(), 0
     sums = ClippedSum(parameters)
-    reason = "interrupted"
+    reason, failure = "interrupted", None
     with held:
         release = Releaser(plan, clipper, source, reduce=reduce, adds_noise=adds_noise)
         journal.begin(stage)
@@ -205,7 +209,7 @@ def train(
                 updates.receive(released.gradients, released.noise_std)
                 updates.step()
                 if callback is not None:
-                    callback(
+                    told = callback(
                         StepReport(
                             step=step + 1,
                             planned_steps=plan.steps,
@@ -215,11 +219,15 @@ def train(
                             private=private,
                         )
                     )
+                    if told is True:
+                        break
             reason = "completed"
+        except StorageFailed as error:
+            failure = error
         finally:
             sums.clear()
-            journal.seal(reason)
-    return TrainingResult(
+            failure = sealed(journal, reason, failure)
+    result = TrainingResult(
         status="test" if is_test else "completed",
         steps=start_step + executed,
         stage=dataclasses.replace(stage, steps=executed),
@@ -227,6 +235,9 @@ def train(
         physical_batch_size=micro.size,
         seconds=time.monotonic() - begun,
     )
+    if failure is not None:
+        raise TrainingStopped.after(failure, result) from failure
+    return result
 
 
 def clipped_sum(

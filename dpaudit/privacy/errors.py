@@ -6,12 +6,17 @@
     ├── UnsupportedModel         64  a parameter whose per-example gradient cannot be bounded
     ├── PrivacyRefusal           64  a request that would break the guarantee
     ├── StorageFailed            64  a file that cannot be written or locked: a full disk, a missing folder
+    ├── RunInterrupted    130, 143  a run that was told to stop, finished its step and saved it
     └── InvalidEvidence           3  a record, ledger, certificate or score file that does not hold
 
 Every message is one sentence that names the thing, its value, the bound, and the next step.
 """
 
 from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Self
 
 
 class DpauditError(Exception):
@@ -41,6 +46,39 @@ class StorageFailed(DpauditError, OSError):
 
     What was being written is not to be relied on; ``errno`` is the operating system's number, where it gave one.
     """
+
+    @classmethod
+    def of(cls, path: Path, error: BaseException, *, what: str = "") -> Self:
+        """The error for a write that failed: one sentence with the file, the cause and the next step.
+
+        Parameters
+        ----------
+        path : Path
+            File or folder that was being written.
+        error : BaseException
+            What was raised by the operating system, or by a library that wraps it.
+        what : str
+            Replaces ``path`` as the subject of the sentence.
+        """
+        number = getattr(error, "errno", None)
+        lines = str(error).splitlines() or [type(error).__name__]
+        cause = (getattr(error, "strerror", None) or lines[0])[:160].rstrip(".")
+        remedy = "check the disk and its permissions, then try again"
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in cause or "StorageFull" in cause:
+            cause, remedy = "no space left on the disk", "free space, then run the same again"
+        elif number == errno.ENOENT and not path.parent.exists():
+            cause, remedy = f"its folder {path.parent} does not exist", "create the folder first"
+        failure = cls(f"{what or path} cannot be written: {cause}; {remedy}.")
+        failure.errno = number
+        return failure
+
+
+class RunInterrupted(DpauditError):
+    """The run was told to stop (Ctrl-C, SIGTERM), finished its step and saved it."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
 
 
 class InvalidEvidence(DpauditError):

@@ -1,9 +1,8 @@
-"""Writing a file whole or not at all, and one sentence for what a disk refuses."""
+"""Writing a file whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> 
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()  # a half-written file takes the space that the next try needs
-        raise storage_failure(path, error) from error
+        raise StorageFailed.of(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,28 +53,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def storage_failure(path: Path, error: BaseException, *, what: str = "") -> StorageFailed:
-    """The error for a write that failed: one sentence with the file, the cause and the next step.
-
-    Parameters
-    ----------
-    path : Path
-        File or folder that was being written.
-    error : BaseException
-        What was raised; for an :class:`OSError` its number is kept as ``errno``.
-    what : str
-        Replaces ``path`` as the subject of the sentence.
-    """
-    number = getattr(error, "errno", None)
-    lines = str(error).splitlines() or [type(error).__name__]
-    cause = (getattr(error, "strerror", None) or lines[0])[:160].rstrip(".")
-    remedy = "check the disk and its permissions, then try again"
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in cause or "StorageFull" in cause:
-        cause, remedy = "no space left on the disk", "free space, then run the same again"
-    elif number == errno.ENOENT and not path.parent.exists():
-        cause, remedy = f"its folder {path.parent} does not exist", "create the folder first"
-    failure = StorageFailed(f"{what or path} cannot be written: {cause}; {remedy}.")
-    failure.errno = number
-    return failure

@@ -24,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Stage
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
-from dpaudit.storage.files import storage_failure, sync_folder, write_atomically
+from dpaudit.storage.files import sync_folder, write_atomically
 from dpaudit.storage.lock import FileLock
 
 GENESIS = "0" * 64
@@ -265,7 +265,7 @@ class DiskJournal:
         try:
             self._file = os.open(self._open_path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise storage_failure(self._open_path, error) from error
+            raise StorageFailed.of(self._open_path, error) from error
         self._body, self._stage = body, stage
         self._steps = self._reserved = self._sequence = 0
         self._block, self._last_count = 1, None
@@ -309,7 +309,7 @@ class DiskJournal:
             os.fdatasync(self._file)
         except OSError as error:
             what = f"ledger record {self._open_path.name} (the step is not counted and must not be released)"
-            raise storage_failure(self._open_path, error, what=what) from error
+            raise StorageFailed.of(self._open_path, error, what=what) from error
         self._sequence, self._reserved = sequence, steps
 
     def seal(self, reason: str, /) -> None:

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
-from dpaudit.storage.files import PRIVATE_MODE, storage_failure
+from dpaudit.storage.files import PRIVATE_MODE
 
 _HELD: set[int] = set()
 """Open handles of this process's locks; a forked child closes its copies, so that they cannot outlive the holder."""
@@ -51,7 +51,7 @@ def _locked(path: Path, what: str) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
         except OSError as error:
-            raise storage_failure(path, error, what=what) from error
+            raise StorageFailed.of(path, error, what=what) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_there(handle, path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit import DpauditError, StorageFailed
-from dpaudit.storage.files import PRIVATE_MODE, storage_failure, write_atomically
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 
 
 def test_the_mode_holds_also_over_a_wider_file_and_a_wider_leftover(tmp_path: Path) -> None:
@@ -49,6 +49,6 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_foreign_librarys_error_becomes_one_sentence() -> None:
-    failure = storage_failure(Path("model"), RuntimeError("IoError(StorageFull)\nbacktrace"))
+    failure = StorageFailed.of(Path("model"), RuntimeError("IoError(StorageFull)\nbacktrace"))
     assert str(failure) == "model cannot be written: no space left on the disk; free space, then run the same again."
     assert failure.errno is None

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, StorageFailed
 
 SCHEMA = "dpaudit.zo_log/1"
 
@@ -100,16 +100,36 @@ class ZOLogWriter:
         """What was written so far."""
         return _parse(self._lines)
 
+    def flush(self) -> None:
+        """Write what an earlier failure kept back; lines are never lost by it, and never written twice.
+
+        Raises
+        ------
+        StorageFailed
+            When the disk still refuses.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+        except OSError as error:
+            assert self.path is not None
+            raise StorageFailed.of(self.path, error) from error
+
     def close(self) -> None:
         """Close the file, if any."""
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                assert self.path is not None
+                raise StorageFailed.of(self.path, error) from error
 
     def _append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
         if self._file is not None:
-            self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
-            self._file.flush()
+            self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")  # buffered: refused in flush
+            self.flush()
 
 
 def read_zo_log(path: Path) -> ZOLog:

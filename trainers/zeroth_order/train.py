@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
     check_masks,
@@ -249,6 +250,8 @@ def zo_train(
     ------
     InvalidValue, PrivacyRefusal, UnsupportedModel
         Before the first step, with what to change.
+    TrainingStopped
+        When the journal, the log or the callback could not write a file; it holds the result of the steps that ran.
     """
     plan = as_plan(stages)
     refuse_data_dependent(directions)
@@ -267,6 +270,7 @@ def zo_train(
     source = NoiseSource() if noise is None else noise
     is_test = source.is_test
     executed: list[Stage] = []
+    failure: StorageFailed | None = None
     begun = time.monotonic()
     with _evaluating(model):
         for index, first, last in _spans(plan, start, stop):
@@ -314,19 +318,24 @@ def zo_train(
                         if stopped := callback(report) is True:
                             break
                 reason = "completed"
+            except StorageFailed as error:
+                failure = error
             finally:
                 if world.rank == 0:
-                    journal.seal(reason)
+                    failure = sealed(journal, reason, failure)
                 executed.append(stage.plan.stage(count))
-            if stopped:
+            if stopped or failure is not None:
                 break
-    return ZOResult(
+    result = ZOResult(
         status="test" if is_test else "completed",
         stages=tuple(executed),
         log=writer.value(),
         state=weights.state(),
         seconds=time.monotonic() - begun,
     )
+    if failure is not None:
+        raise TrainingStopped.after(failure, result) from failure
+    return result
 
 
 def replay(log: ZOLog, model: nn.Module) -> nn.Module:

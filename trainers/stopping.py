@@ -1,0 +1,83 @@
+"""Ending a run between two steps: told to by a signal, or because a file cannot be written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from dpaudit.privacy.errors import StorageFailed
+from dpaudit.privacy.protocols import Journal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingStopped(StorageFailed):
+    """Training ended between two steps because the journal or a log could not be written.
+
+    No step is half applied, and none was released that is not counted. ``result`` is what the call would have returned
+    (a :class:`TrainingResult` or :class:`ZOResult`) for the steps that ran, so that they can be saved.
+    """
+
+    result: Any
+
+    @classmethod
+    def after(cls, failure: StorageFailed, result: Any) -> TrainingStopped:
+        """The same sentence, with what ran."""
+        stopped = cls(str(failure))
+        stopped.errno, stopped.result = failure.errno, result
+        return stopped
+
+
+class Interruption:
+    """Whether the process was told to stop, and by which signal."""
+
+    signal: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the signal, such as "SIGINT"; "" when there was none."""
+        return "" if self.signal is None else signal.Signals(self.signal).name
+
+
+@contextmanager
+def finish_the_step() -> Iterator[Interruption]:
+    """Turn the first Ctrl-C or SIGTERM inside the block into a wish that the loop reads between two steps.
+
+    A step that was counted is charged whether or not it is finished, so it is worth finishing. The second signal stops
+    at once. Outside the main thread, and for a signal that the process ignores, nothing is changed.
+    """
+    told = Interruption()
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if told.signal is not None:
+            raise KeyboardInterrupt
+        told.signal = number
+        if sys.stderr.isatty():  # os.write: the handler may have interrupted a print
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, receive)
+    try:
+        yield told
+    finally:
+        for taken, handler in before.items():
+            signal.signal(taken, handler)
+
+
+def sealed(journal: Journal, reason: str, failure: StorageFailed | None) -> StorageFailed | None:
+    """Seal the journal at the end of a loop; returns the first thing that could not be written, if any."""
+    try:
+        journal.seal(reason)
+    except StorageFailed as error:
+        return failure or error
+    return failure
