@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.attacks.scores.functions import FloatArray, as_finite, same_shape
+from dpaudit.attacks.scores.functions import FloatArray, as_booleans, as_finite, same_shape
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.stage import Clip
 from dpaudit.privacy.validate import integer_at_least, positive
@@ -47,7 +47,7 @@ class GradientCanaries:
 
     def contribution(self, present: object) -> FloatArray:
         """Sum (d,) of the canaries' gradients, C times each direction, for those marked in ``present`` (m,)."""
-        chosen = np.asarray(present, dtype=bool)
+        chosen = as_booleans("present", present)
         same_shape("present", chosen, (len(self),))
         if self.coordinates is not None:
             total = np.zeros(self.dimension)
@@ -139,7 +139,7 @@ class ScalarCanaries:
 
     def contribution(self, step: int, present: object) -> FloatArray:
         """Sum (P,) of the loss differences of the canaries marked in ``present`` (m,) at a step."""
-        chosen = np.asarray(present, dtype=bool)
+        chosen = as_booleans("present", present)
         same_shape("present", chosen, (len(self),))
         total = self.signs[step][:, chosen].sum(axis=1, dtype=np.float64)
         return np.asarray(total * self._amplitude * self.clipping_norm)

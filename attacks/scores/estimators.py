@@ -13,6 +13,7 @@ import numpy as np
 
 from dpaudit.attacks.scores.functions import (
     FloatArray,
+    as_booleans,
     as_finite,
     gradient_norm_scores,
     loss_drop_scores,
@@ -172,7 +173,7 @@ class LiraAttack(Parameters):
     def fit(self, X: object, y: object) -> LiraAttack:
         """Shadow signals X (S, m) and memberships y (S, m)."""
         one_of(("online", "offline"), mode=self.mode)
-        self.shadows_ = ShadowSignals(as_finite("X", X, ndim=2), np.asarray(y, dtype=bool))
+        self.shadows_ = ShadowSignals(as_finite("X", X, ndim=2), as_booleans("y", y))
         return self
 
     def score_samples(self, X: object) -> FloatArray:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidValue
 
+BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
 
@@ -29,6 +30,20 @@ def as_finite(name: str, values: object, *, ndim: int = 1) -> FloatArray:
             "finite, so check the model's loss there."
         )
     return array
+
+
+def as_booleans(name: str, values: object) -> BoolArray:
+    """Check flags: booleans, or 0 and 1; anything between or beyond is refused rather than read as True."""
+    given = np.asarray(values)
+    if given.dtype == np.bool_:
+        return given
+    try:
+        numbers = given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InvalidValue(f"{name} must hold booleans or 0 and 1; give one for each entry.") from None
+    if (odd := numbers[(numbers != 0) & (numbers != 1)]).size:
+        raise InvalidValue(f"{name} holds {odd.ravel()[0]:g} and must hold booleans or 0 and 1; give one of them.")
+    return np.asarray(numbers == 1)
 
 
 def same_shape(name: str, array: NDArray[np.generic], expected: tuple[int, ...]) -> None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.attacks.scores.functions import FloatArray, as_finite, same_shape
+from dpaudit.attacks.scores.functions import BoolArray, FloatArray, as_booleans, as_finite, same_shape
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.validate import integer_at_least, probability
 
-BoolArray = NDArray[np.bool_]
 ShadowTask = Callable[[BoolArray, int], object]
 ENOUGH_FOR_OWN_VARIANCE = 64
 
@@ -35,6 +34,7 @@ class ShadowSignals:
     def __post_init__(self) -> None:
         as_finite("signals", self.signals, ndim=2)
         same_shape("members", self.members, self.signals.shape)
+        object.__setattr__(self, "members", as_booleans("members", self.members))
 
 
 def shadow_memberships(n_shadows: int, m: int, *, rng: np.random.Generator) -> BoolArray:
@@ -179,7 +179,7 @@ def choose_offline_a(
     """
     signals = as_finite("reference_log_probs", reference_log_probs, ndim=2)
     population = as_finite("population_reference_log_probs", population_reference_log_probs, ndim=2)
-    inside = np.asarray(members, dtype=bool)
+    inside = as_booleans("members", members)
     same_shape("members", inside, signals.shape)
     if len(signals) < 2:
         raise InvalidValue(f"choosing a needs at least 2 reference models and {len(signals)} was given.")

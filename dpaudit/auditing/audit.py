@@ -14,6 +14,7 @@ from dpaudit.auditing.control import Control, ControlPower, control_power
 from dpaudit.auditing.f_dp import TradeOff, check_curve, f_dp_p_value
 from dpaudit.auditing.gaussian import dp_attack_limits
 from dpaudit.auditing.guess import check_ids, check_member, check_scores, count_ties
+from dpaudit.auditing.liveness import liveness
 from dpaudit.auditing.many_runs import rates_curve_p_value
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.auditing.primary import Primary, many_runs_primary, one_run_primary
@@ -29,9 +30,6 @@ from dpaudit.privacy.tolerance import exceeds
 from dpaudit.privacy.verdict import ENOUGH_POWER, decide, enough_power
 
 COINS = ("verified", "asserted", "none")
-LIVE_P_VALUE = 1e-6
-"""Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
-
 CONTROL = "positive_control"
 
 
@@ -124,8 +122,8 @@ def audit(
     auc = auc_summary(values, inserted, plan.alpha)
     if tested:
         auc["limits_of_claim"] = dp_attack_limits(tested, plan.delta)
-    if auc["p_value"] > LIVE_P_VALUE:
-        found.append(_dead_scores(auc["p_value"]))
+    if (dead := liveness(values, inserted)) is not None:
+        found.append(dead)
 
     if control is not None and tested is not None and primary is not None:
         found.append(_control_finding(control_power(plan, tested, control), plan))
@@ -335,19 +333,6 @@ def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> l
             ),
         )
     ]
-
-
-def _dead_scores(p: float) -> Finding:
-    return Finding(
-        name="null_scores",
-        status="inconclusive",
-        claim="audit",
-        p_value=p,
-        text=(
-            f"The scores carry no clear trace of membership (rank-sum p={p:.2g}): a mechanism that leaks little and an"
-            " attack that is dead, or joined to the wrong ids, look alike, so nothing is concluded from silence."
-        ),
-    )
 
 
 def _power_of(found: Sequence[Finding]) -> tuple[float | None, float | None, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpaudit.auditing.liveness import REVERSED
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_text, upper_text
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ def summarise(result: AuditResult) -> str:
         "violated": _violated(result),
         "accounting_mismatch": "Accounting mismatch: the recorded steps do not support the claim.",
         "invalid_audit": "Invalid audit: its conditions were broken, and its own bound is discarded.",
-        "inconclusive": "Inconclusive: no violation was found, and this audit could not be relied on to find one.",
+        "inconclusive": _inconclusive(result),
         "consistent": _consistent(result),
     }[result.verdict]
     return " ".join(part for part in (head, _numbers(result), explain(result.verdict)) if part)
+
+
+def _inconclusive(result: AuditResult) -> str:
+    if any(f.name == REVERSED for f in result.findings):
+        return "Inconclusive: the scores look reversed, or were joined to the wrong ids, so that nothing can be found."
+    return "Inconclusive: no violation was found, and this audit could not be relied on to find one."
 
 
 def _violated(result: AuditResult) -> str:

@@ -94,6 +94,7 @@ def run_audit(
     from dpaudit.storage.scores import join_coins, read_coins, read_scores
 
     validate.positive(claimed_epsilon=claimed_epsilon)
+    validate.finite(claimed_epsilon=claimed_epsilon)
     validate.open_unit(delta=delta, alpha=alpha)
     plan = None if plan_path is None else _read_plan(plan_path, claimed_epsilon, delta)
     attack = attack or (plan.attack if plan and plan.attack != "unspecified" else None)
@@ -105,7 +106,7 @@ def run_audit(
     else:
         member = join_coins(file, opened, manifest)
     defaulted = relation is None and plan is None and ledger_path is None
-    k = copies or (plan.copies if plan else opened.copies if opened else file.copies)
+    k = _copies(copies, plan, opened, file)
     curve = None
     if ledger_path is not None:
         accounted = _account_ledger(ledger_path, relation or (plan.relation.value if plan else None), delta, k)
@@ -152,11 +153,32 @@ def run_audit(
         accounted_upper=accounted_upper,
         group_claim=group_claim,
         curve=curve if state != "none" else None,
-        control=None if control is None else _read_control(control, attack, fault, relation),
+        control=None if control is None else _read_control(control, attack, fault, relation, file),
     )
     payload = result.to_dict()
     payload["design"]["defaulted"] = defaulted
     return result, payload
+
+
+def _copies(given: int | None, plan: AuditPlan | None, opened: Coins | None, file: ScoreFile) -> int:
+    """Copies of each inserted canary; what the option, plan, coins and score file say must agree.
+
+    With the copies understated, a correct run would be convicted: k copies leak as a group of k records may.
+    """
+    from dpaudit.privacy import validate
+    from dpaudit.privacy.errors import InvalidValue
+
+    planned = None if plan is None else plan.copies
+    stated: dict[str, int | None] = {"--copies": given, "the plan": planned, "column copies": file.copies}
+    if opened is not None and (opened.commitment is not None or opened.copies > 1):
+        stated["the manifest"] = opened.copies
+    known = {name: k for name, k in stated.items() if k is not None}
+    for k in known.values():
+        validate.integer_at_least(1, copies=k)
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{name} says {k}" for name, k in known.items())
+        raise InvalidValue(f"copies contradict each other ({said}); give the number that stood in the training data.")
+    return next(iter(known.values()), 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,13 +262,18 @@ def _check_runs(file: ScoreFile, kind: str) -> None:
         )
 
 
-def _read_control(path: Path, attack: str | None, fault: str, relation: str) -> Control:
+def _read_control(path: Path, attack: str | None, fault: str, relation: str, audited: ScoreFile) -> Control:
     from dpaudit.auditing import Control, pair_scores
     from dpaudit.privacy.errors import InvalidValue
     from dpaudit.storage.scores import read_scores
 
     file = read_scores(path, attack=attack)
     assert file.member is not None
+    if dict(zip(file.ids, file.scores, strict=True)) == dict(zip(audited.ids, audited.scores, strict=True)):
+        raise InvalidValue(
+            f"control {path.name} holds the audited scores themselves; give scores of the same attack on another run"
+            " with a planted fault."
+        )
     ids, values, member = file.ids, file.scores, file.member
     if relation == "replace_one":
         if file.pairs is None:

@@ -24,7 +24,8 @@ class ScoreFile:
     ids: list[str]
     scores: NDArray[np.float64]
     member: NDArray[np.bool_] | None
-    copies: int
+    copies: int | None
+    """What the column ``copies`` says; None without one."""
     runs: list[str] | None
     pairs: list[str] | None
     attack: str | None
@@ -50,7 +51,7 @@ def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = T
         raise InvalidEvidence(f"{path.name} holds no rows; give one row for each canary.")
     ids = identifiers(table["id"], name=path.name)
     member = read_flips(table["member"], name="member", ids=ids) if "member" in table else None
-    copies = 1
+    copies = None
     if "copies" in table:
         counts = np.unique(numbers(table["copies"], name="copies", ids=ids))
         if counts.size != 1 or not 1 <= counts[0] < 2**31 or counts[0] != int(counts[0]):

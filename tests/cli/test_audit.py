@@ -265,3 +265,42 @@ def test_ledger_gives_accounted_group_and_declared_claims(tmp_path, capsys):
     assert code == 1 and value["verdict"] == "accounting_mismatch" and 4.1 < value["claim"]["tested_epsilon"] < 34
     code, out, err = audit(capsys, *claim, "--claimed-epsilon", "4.1", "--relation", "zero_out")
     assert code == 64 and "ledger" in err
+
+
+@pytest.mark.parametrize("copies", [0, -1])
+def test_copies_below_one_are_refused_and_not_taken_as_left_out(tmp_path, capsys, copies):
+    path = write(tmp_path / "s.csv", rows_of(shift=3))
+    options = ("--claimed-epsilon", "3", "--delta", "1e-5")
+    code, err = bad(capsys, path, *options, "--copies", copies)
+    assert code == 64 and f"copies={copies}" in err and "must be an integer >= 1" in err
+
+
+def test_copies_that_contradict_each_other_are_refused(tmp_path, capsys):
+    """With 8 copies called one, a correct run would be convicted."""
+    rows = [(*row, 8) for row in rows_of(shift=3)]
+    path = write(tmp_path / "s.csv", rows, "id,member,score,copies")
+    options = ("--claimed-epsilon", "3", "--delta", "1e-5")
+    code, err = bad(capsys, path, *options, "--copies", 1)
+    assert code == 64 and "--copies says 1, column copies says 8" in err
+    assert good(capsys, path, "--copies", 8)[0] == 2
+    ids, coins = [r[0] for r in rows], [r[1] for r in rows]
+    (tmp_path / "m.json").write_text(json.dumps({"manifest": manifest(ids, coins, 4)}))
+    code, err = bad(capsys, path, *options, "--manifest", tmp_path / "m.json")
+    assert code == 64 and "column copies says 8, the manifest says 4" in err
+
+
+def test_reversed_scores_are_named_on_the_terminal(tmp_path, capsys):
+    path = write(tmp_path / "s.csv", [(i, m, -s) for i, m, s in rows_of(shift=3)])
+    code, out, _ = audit(capsys, path, "--claimed-epsilon", "3", "--delta", "1e-5")
+    assert code == 2 and out.count("look reversed") == 2 and "no clear trace" not in out
+
+
+def test_a_control_is_another_run(tmp_path, capsys):
+    path = write(tmp_path / "s.csv", rows_of(shift=3))
+    code, err = bad(capsys, path, "--claimed-epsilon", "3", "--delta", "1e-5", "--control", path)
+    assert code == 64 and "the audited scores themselves" in err
+
+
+def test_an_infinite_claim_cannot_be_audited(tmp_path, capsys):
+    code, err = bad(capsys, write(tmp_path / "s.csv", rows_of()), "--claimed-epsilon", "inf", "--delta", "1e-5")
+    assert code == 64 and "claimed_epsilon=inf must be finite" in err

@@ -190,3 +190,24 @@ def test_shadow_mistakes_are_named() -> None:
         shadow_memberships(1, 3, rng=rng)
     with pytest.raises(InvalidValue, match="signal of shadow 0"):
         train_shadows(lambda members, seed: members[1:], 3, n_shadows=2, rng=rng)
+
+
+@pytest.mark.parametrize("odd", [0.5, 2, -1, np.nan])
+def test_memberships_are_yes_or_no(odd: float) -> None:
+    """A membership of 0.5 was read as True without a word."""
+    from dpaudit.attacks import LiraAttack
+
+    members = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, odd], [0.0, 0.0]])
+    signals = np.random.default_rng(0).normal(size=(4, 2))
+    for call in (
+        lambda: ShadowSignals(signals, members),
+        lambda: LiraAttack().fit(signals, members),
+        lambda: choose_offline_a(-abs(signals), members, -abs(signals)),
+    ):
+        with pytest.raises(InvalidValue, match="must hold booleans or 0 and 1"):
+            call()
+    members[2, 1] = 1
+    as_numbers, as_flags = ShadowSignals(signals, members), ShadowSignals(signals, members == 1)
+    assert as_numbers.members.dtype == np.bool_ and (as_numbers.members == as_flags.members).all()
+    with pytest.raises(InvalidValue, match="booleans"):
+        ShadowSignals(signals, np.array([["yes", "no"]] * 4))

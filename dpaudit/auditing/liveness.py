@@ -1,0 +1,61 @@
+"""Do the scores know anything of membership at all, and in the right direction?"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dpaudit.auditing.roc import auc, rank_sum_p_value
+from dpaudit.privacy.finding import Finding
+
+LIVE_P_VALUE = 1e-6
+"""Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
+REVERSED_P_VALUE = 1e-3
+"""Scores whose rank sum is this improbable in the wrong direction are called reversed; words only, never a verdict."""
+REVERSED = "reversed_scores"
+
+
+def liveness(scores: ArrayLike, member: ArrayLike) -> Finding | None:
+    """What dead or reversed scores mean for a verdict; None for scores that rank members above the others.
+
+    Reversed scores are never turned round: the direction is fixed before the coins are opened, and an analyst who may
+    choose it afterwards has two attacks and the false alarms of both.
+
+    Parameters
+    ----------
+    scores : array of shape (m,)
+        Higher = member.
+    member : array of shape (m,)
+        Coins.
+    """
+    p = rank_sum_p_value(scores, member)
+    if p <= LIVE_P_VALUE:
+        return None
+    wrong_way = rank_sum_p_value(-np.asarray(scores, dtype=np.float64), member)
+    if wrong_way <= REVERSED_P_VALUE:
+        return _reversed(auc(scores, member), wrong_way)
+    return Finding(
+        name="null_scores",
+        status="inconclusive",
+        claim="audit",
+        p_value=p,
+        text=(
+            f"The scores carry no clear trace of membership (rank-sum p={p:.2g}): a mechanism that leaks little and an"
+            " attack that is dead, or joined to the wrong ids, look alike, so nothing is concluded from silence."
+        ),
+    )
+
+
+def _reversed(area: float, p: float) -> Finding:
+    return Finding(
+        name=REVERSED,
+        status="inconclusive",
+        claim="audit",
+        p_value=p,
+        text=(
+            f"The scores look reversed: members score lower than the others (AUC {area:.3g}, rank-sum p={p:.2g} in that"
+            " direction), while a higher score must mean member. Either they are losses, which need a minus sign"
+            " before the coins are opened, or ids or coins were joined wrongly. They are not turned round here, and"
+            " nothing is concluded from them."
+        ),
+    )
