@@ -36,6 +36,7 @@ from dpaudit.trainers.sampling import Sampler as Sampler
 from dpaudit.trainers.sampling import ScriptedSampler as ScriptedSampler
 from dpaudit.trainers.sampling import TruncatedPoissonSampler as TruncatedPoissonSampler
 from dpaudit.trainers.sampling import sampler_for as sampler_for
+from dpaudit.trainers.state import frozen_state as frozen_state
 from dpaudit.trainers.step import ClippedSum as ClippedSum
 from dpaudit.trainers.step import Clipper as Clipper
 from dpaudit.trainers.step import Noise as Noise

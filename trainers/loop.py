@@ -22,6 +22,7 @@ from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import (
     Batch,
     ClippedSum,
@@ -115,7 +116,8 @@ def train(
 ) -> TrainingResult:
     """Train a model privately, as the plan says, in place.
 
-    The model keeps the mode (train or eval) it comes in, also after a callback that changed it.
+    Every module keeps the mode (train or eval) it comes in, also after a callback that changed it. What forward passes
+    write into buffers and attributes is put back after each, so that the noisy release alone remains of the records.
 
     Parameters
     ----------
@@ -176,7 +178,8 @@ def train(
     held: AbstractContextManager[Any] = nullcontext()
     if clipper is None:
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
-    mode, begun, executed = model.training, time.monotonic(), 0
+    modes, state = {module: module.training for module in model.modules()}, ModelState(model)
+    begun, executed = time.monotonic(), 0
     sums = ClippedSum(parameters)
     reason, failure = "interrupted", None
     with held:
@@ -184,8 +187,8 @@ def train(
         journal.begin(stage)
         try:
             for step in range(start_step, plan.steps):
-                if model.training is not mode:
-                    model.train(mode)
+                for module, mode in modes.items():  # also of the modules that stand apart from the model's own
+                    module.training = mode
                 indices = draws.draw().tolist()
                 journal.count()
                 executed += 1
@@ -198,6 +201,7 @@ def train(
                     loss_fn=loss_fn,
                     clipper=clipper,
                     sums=sums,
+                    state=state,
                 )
                 totals, bound = sums.totals(), release.clipping_norm
                 observers.add_to(totals, indices, clipper, bound)
@@ -250,8 +254,15 @@ def clipped_sum(
     loss_fn: LossFunction,
     clipper: Clipper,
     sums: ClippedSum,
+    state: ModelState | None = None,
 ) -> PrivateStep:
-    """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between."""
+    """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
+
+    ``state`` is refreshed first, since what was written between steps came of releases, and then put back after every
+    micro-batch.
+    """
+    if state is not None:
+        state.refresh()
     device = next(model.parameters()).device
     while True:
         sums.clear()
@@ -259,7 +270,7 @@ def clipped_sum(
             with micro.measured(device, len(indices)):
                 parts = (indices[at : at + micro.size] for at in range(0, len(indices), micro.size))
                 batches = ((collate([records[i] for i in part]), len(part)) for part in parts)
-                losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums)
+                losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state)
         except torch.OutOfMemoryError:
             if micro.size == 1:
                 raise

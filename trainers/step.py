@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.rows import one_loss_per_record
+from dpaudit.trainers.state import ModelState
 
 Batch = Any
 """What the collator returns: a mapping of tensors, or anything with ``.to(device)``."""
@@ -127,15 +129,17 @@ def accumulate(
     loss_fn: LossFunction,
     clipper: Clipper,
     into: ClippedSum,
+    state: ModelState | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run every micro-batch through the clipper; returns private losses and norms, one tensor per micro-batch.
 
-    ``micro_batches`` gives each collated batch with the number of records it was collated from.
+    ``micro_batches`` gives each collated batch with the number of records it was collated from. What the forward pass
+    of a micro-batch writes into the model is put back as ``state`` has it, so that the next does not see its records.
     """
     device = next(model.parameters()).device
     losses, norms = [], []
     for batch, records in micro_batches:
-        with torch.enable_grad():
+        with torch.enable_grad(), contextlib.nullcontext() if state is None else state:
             per_example = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=records)
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):

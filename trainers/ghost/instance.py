@@ -32,6 +32,11 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
             f"module {name} is {type(module).__name__}, which normalises over the batch, so one example moves another's"
             " gradient; use GroupNorm or LayerNorm, or put it in eval mode and freeze it."
         )
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
+        raise UnsupportedModel(
+            f"module {name} ({type(module).__name__}) keeps running statistics of the records, which would leave with"
+            " the model without noise; build it with track_running_stats=False, or put it in eval mode."
+        )
     if not _trainable(module):
         return
     if why := _BATCHLESS.get(type(module).__name__):

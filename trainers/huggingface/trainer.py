@@ -31,6 +31,7 @@ from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.preflight.check import preflight
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import ClippedSum, LossFunction, Noise, PrivateStep, trainable
 
 RECORD = "privacy.json"
@@ -122,6 +123,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._clipper: GhostClipping | None = None
         self._release: Releaser | None = None
         self._updates: DPOptimizer | None = None
+        self._state: ModelState | None = None
         self.optimizer: torch.optim.Optimizer | None
         self._names: list[str] = []
         self._past: tuple[Stage, ...] = ()
@@ -270,6 +272,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if self._clipper is None or self._release is None:
             self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"))
             self._release = Releaser(self.plan, self._clipper, self._noise)
+            self._state = ModelState(self.model)
         self._journal.count()
         self._counted += 1
         sums = ClippedSum(dict(zip(self._names, self._updates.parameters, strict=True)))  # type: ignore[arg-type]
@@ -282,6 +285,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             loss_fn=self._autocast_loss,
             clipper=self._clipper,
             sums=sums,
+            state=self._state,
         )
         released = self._release(sums.totals(), self.private_step.norms)
         self._updates.receive(released.gradients, released.noise_std)

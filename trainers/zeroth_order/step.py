@@ -10,6 +10,7 @@ DP-ZOSO / DP-ZOPO (Liu et al., 2402.07818), DP-AggZO (Bao et al., USENIX Securit
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from dpaudit import Clip, Mechanism
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers.rows import one_loss_per_record
+from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.zeroth_order.coordinates import Mask, Masks, sizes
 from dpaudit.trainers.zeroth_order.directions import Buffer, Directions, block_size
 from dpaudit.trainers.zeroth_order.perturb import BitCache, Perturbation
@@ -89,6 +91,7 @@ def loss_differences(
     step: int,
     directions: Sequence[int],
     scale: float,
+    state: ModelState | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Δ of every example in every direction asked for, and its mean loss over them.
 
@@ -100,6 +103,8 @@ def loss_differences(
         Numbers of the directions to evaluate (all P of a step, or one process's share).
     scale : float
         β > 0.
+    state : ModelState or None
+        What is put back after each forward pass, so that no record is seen in the loss of another.
 
     Returns
     -------
@@ -113,19 +118,22 @@ def loss_differences(
     total = torch.zeros(sum(chunk[1] for chunk in chunks), dtype=torch.float64)
     for direction in directions:
         with perturb.at(step=step, direction=direction, alpha=scale):
-            above = _losses(model, chunks, loss_fn)
+            above = _losses(model, chunks, loss_fn, state)
         with perturb.at(step=step, direction=direction, alpha=-scale):
-            below = _losses(model, chunks, loss_fn)
+            below = _losses(model, chunks, loss_fn, state)
         rows.append((above - below) / (2 * scale))
         total += (above + below) / (2 * len(directions))
     return torch.stack(rows) if rows else torch.zeros(0, total.numel(), dtype=torch.float64), total
 
 
-def _losses(model: nn.Module, chunks: Sequence[Chunk | tuple[Any, int]], loss_fn: LossFunction) -> Tensor:
+def _losses(
+    model: nn.Module, chunks: Sequence[Chunk | tuple[Any, int]], loss_fn: LossFunction, state: ModelState | None
+) -> Tensor:
     found = []
     for chunk in chunks:
         batch, real, collated = Chunk(*chunk)
-        losses = loss_fn(model, batch)
+        with contextlib.nullcontext() if state is None else state:
+            losses = loss_fn(model, batch)
         if collated is not None:
             one_loss_per_record(losses, records=collated)
         if losses.ndim != 1 or losses.shape[0] < real:

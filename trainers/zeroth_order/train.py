@@ -16,6 +16,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
@@ -272,6 +273,7 @@ def zo_train(
     executed: list[Stage] = []
     failure: StorageFailed | None = None
     begun = time.monotonic()
+    forwards = ModelState(model)
     with _evaluating(model):
         for index, first, last in _spans(plan, start, stop):
             stage = plan.stages[index]
@@ -302,9 +304,17 @@ def zo_train(
                         journal.count()
                     count += 1
                     chunks = list(_chunks(records, indices, collate, physical_batch_size, pad_batches))
+                    forwards.refresh()
                     own = range(world.rank, stage.plan.releases_per_step, world.size)
                     found, losses = loss_differences(
-                        model, chunks, loss_fn, perturb, step=step, directions=own, scale=stage.scale
+                        model,
+                        chunks,
+                        loss_fn,
+                        perturb,
+                        step=step,
+                        directions=own,
+                        scale=stage.scale,
+                        state=forwards,
                     )
                     differences = world.gather(found, stage.plan.releases_per_step)
                     released = world.share(_release(stage, differences, source) if world.rank == 0 else None)
