@@ -18,6 +18,7 @@ from dpaudit.trainers.huggingface.losses import per_example_losses as per_exampl
 from dpaudit.trainers.loop import StepReport as StepReport
 from dpaudit.trainers.loop import TrainingResult as TrainingResult
 from dpaudit.trainers.loop import train as train
+from dpaudit.trainers.noise import Noise as Noise
 from dpaudit.trainers.noise import NoiseSource as NoiseSource
 from dpaudit.trainers.noise import NoNoise as NoNoise
 from dpaudit.trainers.optimizers import DPOptimizer as DPOptimizer
@@ -39,7 +40,6 @@ from dpaudit.trainers.sampling import sampler_for as sampler_for
 from dpaudit.trainers.state import frozen_state as frozen_state
 from dpaudit.trainers.step import ClippedSum as ClippedSum
 from dpaudit.trainers.step import Clipper as Clipper
-from dpaudit.trainers.step import Noise as Noise
 from dpaudit.trainers.step import PrivateStep as PrivateStep
 from dpaudit.trainers.step import noisy_mean as noisy_mean
 from dpaudit.trainers.step import trainable as trainable

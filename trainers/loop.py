@@ -15,7 +15,7 @@ from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.distributed.replicated import refuse_wrapped
-from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
@@ -28,7 +28,6 @@ from dpaudit.trainers.step import (
     ClippedSum,
     Clipper,
     LossFunction,
-    Noise,
     PrivateStep,
     Reduce,
     accumulate,

@@ -1,70 +1,93 @@
-"""Gaussian noise in fp32 from a secret stream of its own."""
+"""Gaussian noise from a secret stream of its own."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dpaudit.privacy import validate
-from dpaudit.trainers.sampling import _Secret
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.normals import SUPPORT, KeyedWords, Normals, SystemWords, on_device
+from dpaudit.trainers.secret import PerProcess, Secret
 
-_STATE_WORDS = 624  # of the Mersenne twister behind torch's CPU generator
-_STATE_OFFSET = 24  # bytes of seed, counters and position before those words
+_SMALLEST, _LARGEST = 1e-30, 1e30  # standard deviations whose values and tails fp32 holds
+_FINER = 2.0**-20  # each further draw of sample_double, relative to the one before
+_DRAWN_THERE = ("cuda",)  # devices whose own fp64 normals are used
 
 
-class NoiseSource(_Secret):
-    """Independent N(0, std²) values, drawn in fp32 from operating-system entropy.
+class Noise(Protocol):
+    """Secret noise; ``is_test`` marks injected randomness."""
 
-    The generator's state comes from the operating system, is never logged and never stored; after a resume a new
-    source is made. On a CPU the whole Mersenne-twister state is filled with entropy (``manual_seed`` would keep only
-    32 bits of it); on an accelerator the Philox key takes 64 bits.
+    @property
+    def is_test(self) -> bool: ...
+    def sample(self, shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor: ...
+
+
+class NoiseSource(Secret):
+    """Independent N(0, std²) values in fp32, with a Gaussian's tails to 8.57 std, from operating-system entropy.
+
+    The state is never logged, stored or shared: after a resume a new source is made, a forked child draws from a
+    stream of its own, and threads may draw from one source. On a CUDA device every call has a fresh key of 64 bits
+    (Philox); on a CPU, and for every other device, the key has 256 bits (SFC64) and lasts for 2²⁰ values.
 
     Parameters
     ----------
     generator : torch.Generator or None
         For tests only: injected randomness marks the run ``status: test``.
     secure : bool
-        Take every value from the operating system's cryptographic generator, by Box-Muller in fp64, and round it to
-        a grid of std·2⁻¹⁶. About ten times slower.
+        Take every bit from the operating system's cryptographic generator, on the CPU. About six times slower.
 
     Notes
     -----
-    Floating-point Gaussian noise is an approximation of the mechanism that the accountants treat: its values lie on
-    a lattice (Mironov 2012; Jin et al. 2112.05307), and neither the Mersenne twister nor Philox is cryptographic, so
-    an adversary who sees noise-only coordinates of every step could in principle predict others. ``secure`` removes
-    the second objection and coarsens the first; a proof needs an integer mechanism.
+    A value is a Box-Muller transform of a radius of 53 random bits: a law with a Gaussian's density up to ±8.57 std,
+    beyond which a Gaussian has mass 1e-17. It is still an approximation of the mechanism that the accountants treat:
+    fp32 values lie on a lattice (Mironov 2012; Jin et al. 2112.05307), and neither SFC64 nor Philox is cryptographic.
+    ``secure`` removes the second objection alone; the first needs an integer mechanism. (Rounding the noise, and not
+    the noisy sum, to a grid would show the sum's lower bits in the clear, so nothing is rounded here.)
     """
 
     def __init__(self, *, generator: torch.Generator | None = None, secure: bool = False) -> None:
         self.is_test = generator is not None
         self.secure = secure
         self._injected = generator
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._normals = PerProcess(lambda: Normals(SystemWords() if secure else KeyedWords()))
+        self._keyed: PerProcess[dict[torch.device, torch.Generator]] = PerProcess(dict)
 
     def sample(self, shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor:
         """fp32 tensor of ``shape`` with independent N(0, std²) values; zeros where std is 0."""
-        validate.non_negative(std=std)
-        validate.finite(std=std)
-        device = torch.device(device)
-        if std == 0:
+        if not _SMALLEST <= std <= _LARGEST:
+            _refuse(std)
             return torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        device = torch.device(device)
         if self._injected is not None:  # drawn where the test's generator lives, so that devices agree
-            drawn = torch.randn(
-                tuple(shape), dtype=torch.float32, generator=self._injected, device=self._injected.device
-            )
-            return drawn.to(device).mul_(std)
-        if self.secure:
-            return _from_system(shape, std).to(device)
-        drawn = torch.randn(tuple(shape), dtype=torch.float32, generator=self._generator(device), device=device)
-        return drawn.mul_(std)
+            return on_device(shape, std, device, self._injected)
+        if device.type in _DRAWN_THERE and not self.secure:
+            return on_device(shape, std, device, self._generator(device))
+        drawn = torch.from_numpy(self._normals.get().sample(tuple(shape), std))
+        return drawn if device.type == "cpu" else drawn.to(device)
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = _entropy_generator(device)
-        return self._generators[device]
+        """The device's generator under a fresh key."""
+        held = self._keyed.get()
+        if device not in held:
+            held[device] = torch.Generator(device=device)
+        return held[device].manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
+
+
+def _refuse(std: float) -> None:
+    """Refuse every standard deviation without noise but 0."""
+    validate.non_negative(std=std)
+    validate.finite(std=std)
+    if std != 0:
+        raise InvalidValue(
+            f"std={std:g} must lie between {_SMALLEST:g} and {_LARGEST:g}, or fp32 holds no Gaussian of it; scale the"
+            " losses, and the clipping norm with them."
+        )
 
 
 class NoNoise:
@@ -77,31 +100,35 @@ class NoNoise:
         return torch.zeros(tuple(shape), dtype=torch.float32, device=device)
 
 
-def _entropy_generator(device: torch.device) -> torch.Generator:
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
-    if device.type != "cpu":
-        return generator
-    state = generator.get_state().numpy().copy()
-    words = torch.frombuffer(bytearray(os.urandom(4 * _STATE_WORDS)), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
-    end = _STATE_OFFSET + 8 * _STATE_WORDS
-    if state.size < end:  # an unknown layout keeps the 32-bit seed rather than a broken state
-        return generator
-    state[_STATE_OFFSET:end] = words.numpy().view("uint8")
-    state[8:12] = (1, 0, 0, 0)  # one value left: the next draw regenerates the block from the new words
-    generator.set_state(torch.from_numpy(state))
-    return generator
+def sample_double(noise: Noise, shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor:
+    """fp64 tensor of independent Gaussian values with standard deviation std, random in all of fp64's bits.
+
+    fp32 noise added to an fp64 sum would leave the sum's lower bits as they are, in the clear. Two further draws, 2⁻²⁰
+    and 2⁻⁴⁰ of the first, cover them; a sum of independent Gaussian values is Gaussian, here with 1e-12 more variance.
+    Injected noise (``is_test``) is taken as it is, once: such a run protects nobody, and is replayed to the last bit.
+    """
+    drawn = noise.sample(shape, std, device).double()
+    for power in (
+        () if noise.is_test else (1, 2)
+    ):  # each made at the first one's scale, so that none leaves fp32's range
+        drawn += noise.sample(shape, std, device).double() * _FINER**power
+    return drawn
 
 
-def _from_system(shape: Sequence[int], std: float) -> Tensor:
-    size = 1
-    for extent in shape:
-        size *= extent
-    pairs = (size + 1) // 2
-    raw = torch.frombuffer(bytearray(os.urandom(16 * pairs) or b"\0" * 16), dtype=torch.int64)[: 2 * pairs]
-    uniform = ((raw >> 11) & ((1 << 52) - 1)).to(torch.float64).add_(0.5).mul_(2.0**-52)  # in (0, 1), never 0
-    radius = uniform[:pairs].log_().mul_(-2).sqrt_()
-    angle = uniform[pairs:].mul_(2 * torch.pi)
-    normal = torch.cat([radius * angle.cos(), radius * angle.sin()])[:size]
-    grid = 2.0**-16
-    return normal.div_(grid).round_().mul_(grid * std).to(torch.float32).reshape(tuple(shape))
+def noise_statement(*, secure: bool) -> dict[str, object]:
+    """What the noise of :class:`NoiseSource` is, where it ends and what it does not prove, for a certificate."""
+    generator = (
+        "the operating system's cryptographic generator, for every bit"
+        if secure
+        else "SFC64 on a CPU (256-bit key from the operating system, a fresh one every 2^20 values), Philox on a CUDA"
+        " device (64-bit key, a fresh one every tensor); neither is a cryptographic generator"
+    )
+    unproven = ["values are floating-point numbers on a lattice and not the real-valued Gaussian of the accounting"]
+    if not secure:
+        unproven.append("who sees noise alone could in principle predict noise under the same key")
+    return {
+        "noise_generator": generator,
+        "noise_support_sigma": math.floor(SUPPORT * 100) / 100,
+        "noise_mass_beyond_support": math.erfc(SUPPORT / math.sqrt(2)),
+        "noise_not_proven": unproven,
+    }

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.clipping import AdaptiveFlat, Automatic, Clipping, Flat, PerLayer
 from dpaudit.trainers.ghost.clipper import GhostClipping
+from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.plan import PrivacyPlan
-from dpaudit.trainers.step import Clipper, Noise, Reduce, noisy_mean
+from dpaudit.trainers.step import Clipper, Reduce, noisy_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from dpaudit import Sampling
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.secret import PerProcess, Secret
 
 
 class Sampler(Protocol):
@@ -23,16 +24,7 @@ class Sampler(Protocol):
     def draw(self) -> NDArray[np.int64]: ...
 
 
-class _Secret:
-    """State that is never written: a minibatch that is released twice is one release at σ/√2."""
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise PrivacyRefusal(
-            f"{type(self).__name__} holds secret random state and is never written; make a fresh one after a resume."
-        )
-
-
-class PoissonSampler(_Secret):
+class PoissonSampler(Secret):
     """Every record is drawn independently with probability q at every step.
 
     A draw is a Binomial(n, q) count and that many distinct uniform indices, which is the same law as n coin flips
@@ -46,7 +38,7 @@ class PoissonSampler(_Secret):
         q of the plan.
     generator : numpy.random.Generator or None
         For tests only: injected randomness marks the run ``status: test``. By default the stream is seeded from
-        the operating system's entropy, kept private and never stored.
+        the operating system's entropy, kept private and never stored; a forked child draws from a stream of its own.
 
     Examples
     --------
@@ -63,7 +55,11 @@ class PoissonSampler(_Secret):
         self.n_records = n_records
         self.sampling_probability = sampling_probability
         self.is_test = generator is not None
-        self._generator = _secret_generator() if generator is None else generator
+        self._stream = _stream(generator)
+
+    @property
+    def _generator(self) -> np.random.Generator:
+        return self._stream.get()
 
     def draw(self) -> NDArray[np.int64]:
         """Sorted indices of one minibatch; empty draws are draws too."""
@@ -74,7 +70,7 @@ class PoissonSampler(_Secret):
         return np.sort(self._generator.choice(self.n_records, size=count, replace=False, shuffle=False))
 
 
-class TruncatedPoissonSampler(_Secret):
+class TruncatedPoissonSampler(Secret):
     """A Poisson draw cut down to ``max_batch`` records by a uniform choice among those drawn.
 
     The stage records ``truncated_poisson``: the cut couples the records, so only accountants that treat it may be
@@ -92,15 +88,15 @@ class TruncatedPoissonSampler(_Secret):
         validate.integer_at_least(1, max_batch=max_batch)
         self.max_batch = max_batch
         self.is_test = generator is not None
-        self._generator = _secret_generator() if generator is None else generator
-        self._poisson = PoissonSampler(n_records, sampling_probability, generator=self._generator)
+        self._stream = _stream(generator)
+        self._poisson = PoissonSampler(n_records, sampling_probability, generator=generator)
 
     def draw(self) -> NDArray[np.int64]:
         """Sorted indices of one minibatch of at most ``max_batch`` records."""
         drawn = self._poisson.draw()
         if drawn.size <= self.max_batch:
             return drawn
-        return np.sort(self._generator.choice(drawn, size=self.max_batch, replace=False, shuffle=False))
+        return np.sort(self._stream.get().choice(drawn, size=self.max_batch, replace=False, shuffle=False))
 
 
 class FullSampler:
@@ -172,5 +168,10 @@ def countable(records: Any) -> int:
     return len(records)
 
 
+def _stream(generator: np.random.Generator | None) -> PerProcess[np.random.Generator]:
+    return PerProcess((lambda: _secret_generator()) if generator is None else (lambda: generator))
+
+
 def _secret_generator() -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
+    # NumPy keeps only 128 bits of a seed unless the pool is made larger.
+    return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(secrets.randbits(256), pool_size=8)))

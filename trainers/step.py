@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
 
@@ -28,14 +30,6 @@ class Clipper(Protocol):
     """Adds Σ cᵢgᵢ into ``p.grad`` and returns the (B,) norms, which are private."""
 
     def backward(self, losses: Tensor, /) -> Tensor: ...
-
-
-class Noise(Protocol):
-    """Source of Gaussian noise; ``is_test`` marks injected randomness."""
-
-    @property
-    def is_test(self) -> bool: ...
-    def sample(self, shape: Sequence[int], std: float, device: torch.device | str = ...) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,7 +153,7 @@ def noisy_mean(
     reduce: Reduce | None = None,
     adds_noise: bool = True,
 ) -> list[Tensor]:
-    """(Σ + N(0, noise_std²)) / normaliser, in place on the fp32 totals: the only thing that leaves a step.
+    """(Σ + N(0, noise_std²)) / normaliser, in place on the fp32 or fp64 totals: the only thing that leaves a step.
 
     Parameters
     ----------
@@ -175,7 +169,8 @@ def noisy_mean(
     released = list(totals)
     if adds_noise:
         for total in released:
-            total.add_(noise.sample(total.shape, noise_std, total.device))
+            sample = functools.partial(sample_double, noise) if total.dtype is torch.float64 else noise.sample
+            total.add_(sample(total.shape, noise_std, total.device))
     if reduce is not None:
         reduce(released)
     for total in released:

@@ -1,11 +1,16 @@
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import NoiseSource, NoNoise, noisy_mean
+from dpaudit.trainers import NoiseSource, NoNoise, charged_mean, noisy_mean
+from dpaudit.trainers.noise import noise_statement, sample_double
+from dpaudit.trainers.normals import SUPPORT
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -30,13 +35,93 @@ def test_torch_seeds_do_not_reach_the_noise():
     assert not torch.equal(first, NoiseSource().sample((4,), 1.0))
 
 
-def test_the_whole_generator_state_is_entropy_not_32_bits():
-    # Two generators with the same 32-bit seed word must still differ: the state itself was replaced.
-    from dpaudit.trainers.noise import _entropy_generator
+def test_the_key_has_256_bits_of_entropy(monkeypatch):
+    from dpaudit.trainers import normals
 
-    state = _entropy_generator(torch.device("cpu")).get_state()
-    seeded = torch.Generator().manual_seed(int.from_bytes(state[:8].numpy().tobytes(), "little"))
-    assert not torch.equal(state[24:5016], seeded.get_state()[24:5016])
+    keys, real = [], np.random.SeedSequence
+    monkeypatch.setattr(np.random, "SeedSequence", lambda *a, **k: keys.append((a, k)) or real(*a, **k))
+    normals._sfc64(), normals._sfc64()
+    assert all(k["pool_size"] * 32 >= 256 and a[0] < 2**256 for a, k in keys)
+    assert keys[0] != keys[1] and max(a[0] for a, _ in keys) > 2**240
+
+
+def test_every_draw_of_a_devices_generator_has_a_fresh_key():
+    source, device = NoiseSource(), torch.device("cpu")
+    seeds = {source._generator(device).initial_seed() for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize("std", [1e-40, 1e35, 5e-324])
+def test_a_scale_that_fp32_cannot_hold_is_refused(std):
+    with pytest.raises(InvalidValue, match="fp32 holds no Gaussian"):
+        NoiseSource().sample((3,), std)
+
+
+@pytest.mark.parametrize("std", [1e-30, 1e30])
+def test_the_largest_and_the_smallest_scale_are_gaussian(std):
+    for source in (NoiseSource(), NoiseSource(secure=True), NoiseSource(generator=torch.Generator())):
+        drawn = source.sample((20_000,), std).double() / std
+        assert stats.kstest(drawn.numpy(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_noise_stands_on_no_grid_that_would_show_the_sums_lower_bits(secure):
+    steps = NoiseSource(secure=secure).sample((50_000,), 1.0).double() * 2**16
+    assert float((steps == steps.floor()).double().mean()) < 0.05
+
+
+def bits_in_the_clear(released, exact):
+    """Whether released minus exact are all fp32 numbers: then fp32 noise left the sum's lower bits as they were."""
+    noise = np.asarray(released, dtype=np.float64) - np.asarray(exact, dtype=np.float64)
+    return np.abs(noise - noise.astype(np.float32)) < 1e-13
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_noise_covers_every_bit_of_a_zeroth_order_release(mechanism, secure):
+    from dpaudit.trainers.zeroth_order.step import release
+
+    sums = torch.full((500, 1), 1 / 3, dtype=torch.float64)
+    released = release(sums, noise_std=1.0, normaliser=1.0, noise=NoiseSource(secure=secure), mechanism=mechanism)
+    assert bits_in_the_clear(released, 1 / 3).mean() < 0.02
+
+
+def test_noise_covers_every_bit_of_a_charged_mean_and_of_fp64_sums():
+    means = [
+        charged_mean([1 / 3], bound=1.0, noise_multiplier=1.0, public_size=1, journal=MemoryJournal())
+        for _ in range(100)
+    ]
+    assert bits_in_the_clear(means, 1 / 3).mean() < 0.05
+    (released,) = noisy_mean(
+        [torch.full((1000,), 1 / 3, dtype=torch.float64)], noise=NoiseSource(), noise_std=1.0, normaliser=1.0
+    )
+    assert released.dtype == torch.float64
+    assert bits_in_the_clear(released.numpy(), 1 / 3).mean() < 0.02
+    assert stats.kstest(released.numpy() - 1 / 3, "norm").pvalue > 1e-4
+
+
+def test_finer_draws_change_neither_law_nor_scale():
+    drawn = sample_double(NoiseSource(), (200_000,), 3.0)
+    assert drawn.dtype == torch.float64
+    assert stats.kstest(drawn.numpy(), "norm", args=(0, 3.0)).pvalue > 1e-4
+
+
+def test_laplace_noise_has_its_tails():
+    from dpaudit.trainers.zeroth_order.step import release
+
+    drawn = np.abs(
+        release(torch.zeros(400_000, 1), noise_std=1.0, normaliser=1.0, noise=NoiseSource(), mechanism="laplace")
+    )
+    assert stats.kstest(drawn, "expon").pvalue > 1e-4
+    for edge in (5, 8, 10):
+        assert stats.binomtest(int((drawn > edge).sum()), drawn.size, math.exp(-edge)).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_statement_names_generator_support_and_what_is_not_proven(secure):
+    stated = noise_statement(secure=secure)
+    assert 8.5 <= stated["noise_support_sigma"] <= SUPPORT
+    assert "cryptographic" in stated["noise_generator"] and len(stated["noise_not_proven"]) == (1 if secure else 2)
 
 
 def test_state_is_never_written_and_tests_are_marked():

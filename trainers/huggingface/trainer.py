@@ -24,7 +24,7 @@ from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.loop import clipped_sum
-from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -32,7 +32,7 @@ from dpaudit.trainers.preflight.check import preflight
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import ClippedSum, LossFunction, Noise, PrivateStep, trainable
+from dpaudit.trainers.step import ClippedSum, LossFunction, PrivateStep, trainable
 
 RECORD = "privacy.json"
 LEDGER = "ledger.jsonl"

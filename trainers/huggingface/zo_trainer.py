@@ -16,12 +16,13 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.sampling import Sampler
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
-from dpaudit.trainers.zeroth_order.step import LossFunction, Noise
+from dpaudit.trainers.zeroth_order.step import LossFunction
 from dpaudit.trainers.zeroth_order.train import ZOReport, ZOResult, rebuild, zo_train
 
 RECORD = "privacy.json"

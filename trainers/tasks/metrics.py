@@ -14,8 +14,8 @@ from torch import nn
 from dpaudit import Journal, Sampling, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.trainers.noise import NoiseSource
-from dpaudit.trainers.step import Noise, to_device
+from dpaudit.trainers.noise import Noise, NoiseSource, sample_double
+from dpaudit.trainers.step import to_device
 from dpaudit.trainers.tasks.losses import IGNORED, causal_lm_losses
 from dpaudit.trainers.tasks.padding import shifted_targets
 
@@ -170,7 +170,7 @@ def charged_mean(
         )
     )
     journal.count()
-    drawn = float((noise or NoiseSource()).sample((), noise_multiplier * bound))
+    drawn = float(sample_double(noise or NoiseSource(), (), noise_multiplier * bound))
     journal.seal("charged evaluation")
     return (total + drawn) / public_size
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dpaudit import Clip, Mechanism
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.zeroth_order.coordinates import Mask, Masks, sizes
@@ -40,14 +41,6 @@ DATA_DEPENDENT = {
     "greedy": "chooses among directions by private loss",
     "loss_selected_layers": "chooses layers by private loss",
 }
-
-
-class Noise(Protocol):
-    """Secret noise, as :class:`dpaudit.trainers.NoiseSource` draws it."""
-
-    @property
-    def is_test(self) -> bool: ...
-    def sample(self, shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor: ...
 
 
 def refuse_data_dependent(directions: object) -> None:
@@ -200,10 +193,10 @@ def release(
     sums = clipped.sum(dim=1)
     if Mechanism(mechanism) is Mechanism.LAPLACE:
         # The determinant of a 2x2 matrix of independent N(0, 1) has the Laplace law of scale 1.
-        a, b, c, d = noise.sample((4, sums.numel()), 1.0).double()
+        a, b, c, d = sample_double(noise, (4, sums.numel()), 1.0)
         drawn = noise_std * (a * b - c * d)
     else:
-        drawn = noise.sample((sums.numel(),), noise_std).double()
+        drawn = sample_double(noise, (sums.numel(),), noise_std)
     found: list[float] = ((sums + drawn) / normaliser).tolist()
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
-from dpaudit.trainers.noise import NoiseSource
+from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
@@ -34,7 +34,6 @@ from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, as_plan
 from dpaudit.trainers.zeroth_order.step import (
     Chunk,
     LossFunction,
-    Noise,
     apply_update,
     clip_differences,
     loss_differences,

@@ -15,6 +15,7 @@ from dpaudit.accounting import account, calibrate
 from dpaudit.trainers.sampling import FullSampler
 from dpaudit.trainers.zeroth_order.log import Release
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, dpzero, dpzo_laplace, zoso
+from dpaudit.trainers.zeroth_order.step import clip_differences
 from tests.trainers.zeroth_order.zo_helpers import Slope, plan, run
 
 
@@ -183,7 +184,7 @@ def test_laplace_steps_amplify_and_add_up_at_delta_zero() -> None:
 
 
 def attack_auc(directions: int, sigma: float, *, clip: str = "per_direction", noise: Any = None) -> float:
-    """AUC of the optimal test (the sum of the released numbers) for a canary whose slopes are far beyond C."""
+    """AUC of the optimal test (released numbers times the canary's own) for a canary whose slopes are far beyond C."""
     trials = 400
     made = plan(
         public_size=1, expected_batch_size=1, sampling="none", noise_multiplier=sigma, steps=trials,
@@ -192,16 +193,19 @@ def attack_auc(directions: int, sigma: float, *, clip: str = "per_direction", no
     stages = ZOPlan((ZOStage(plan=made, learning_rate=0.0, scale=0.1),))
     scores = []
     for member in (True, False):
-        # The adversary knows the directions, so it knows the sign of every clipped slope.
+        # The adversary knows the directions, so it knows every clipped slope.
         record = torch.full((6,), 1e6 if member else 0.0, dtype=torch.float64)
-        signs: list[torch.Tensor] = []
+        slopes: list[torch.Tensor] = []
 
-        def note(report: Any, signs: list[torch.Tensor] = signs) -> None:
-            signs.append(report.private.differences[:, 0].sign())
+        def note(report: Any, slopes: list[torch.Tensor] = slopes) -> None:
+            clipped = clip_differences(report.private.differences, made.clipping_norm, stages.stages[0].clip)
+            slopes.append(clipped[:, 0] / made.clipping_norm)
 
         result, _ = run(Slope(), [record], stages, sampler=FullSampler(1), noise=noise, callback=note)
         released = torch.tensor([e.values for e in result.log.entries if isinstance(e, Release)], dtype=torch.float64)
-        known = torch.stack(signs) if member else torch.ones_like(released)
+        # Without the canary any numbers of the same norm do.
+        other = torch.ones_like(released) * (math.sqrt(1 / directions) if clip == "joint" else 1.0)
+        known = torch.stack(slopes) if member else other
         scores.append((released * known).sum(dim=1).numpy())
     inside, outside = scores
     return float((inside[:, None] > outside[None, :]).mean())
