@@ -115,13 +115,14 @@ def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     from dpaudit.runs.fit import select_trainable
     from dpaudit.runs.fit_zeroth_order import stages_of
     from dpaudit.runs.prepare import make_plans, public_size
+    from dpaudit.runs.records import classes_of
     from dpaudit.runs.sources import load_model
 
     size = public_size(config)
     plans = make_plans(config, size)
-    model = load_model(config, base)
+    model = load_model(config, base, classes=classes_of(config, base))
     model = select_trainable(model, config)
-    records, special = synthetic_records(config, model.config.vocab_size, min(RECORDS, size))
+    records, special = synthetic_records(config, model.config, min(RECORDS, size))
     if config.privacy.method != "dp-zoso":
         return [(_first_order(config, model, records, special, plans[0]), plans[0])]
     claims = [whole_plan(plans), *(dataclasses.replace(plan, target_epsilon=None) for plan in plans[1:])]
@@ -137,16 +138,22 @@ def whole_plan(plans: Sequence[Any]) -> Any:
     return dataclasses.replace(plans[0], steps=sum(plan.steps for plan in plans))
 
 
-def synthetic_records(config: Config, vocabulary: int, count: int) -> tuple[list[Any], dict[str, Any]]:
-    """Random token records of the task's form, and adversarial ones by name."""
+def synthetic_records(config: Config, shape: Any, count: int) -> tuple[list[Any], dict[str, Any]]:
+    """Random token records of the task's form, and adversarial ones by name.
+
+    Parameters
+    ----------
+    shape : transformers configuration
+        Gives ``vocab_size`` and, for classification, ``num_labels``.
+    """
     import numpy as np
 
-    rng = np.random.default_rng(0)
+    rng, vocabulary = np.random.default_rng(0), shape.vocab_size
     causal, longest = config.model.task == "causal-lm", max(4, min(LENGTH, config.data.max_length))
 
     def record(tokens: Any, *, labels: Any = None) -> dict[str, Any]:
         ids = [int(t) for t in tokens]
-        own = list(ids) if causal else int(rng.integers(2))
+        own = list(ids) if causal else int(rng.integers(shape.num_labels))
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": own if labels is None else labels}
 
     rows = [record(rng.integers(2, vocabulary, size=rng.integers(3, longest))) for _ in range(count)]

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import tomllib
+import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage.readers import parse_toml
 
-PositiveFraction = Field(gt=0, lt=1)
+
+def _number(value: Any) -> Any:
+    """Refuse text and true/false where a number belongs, which would otherwise be read as one."""
+    if isinstance(value, (str, bool)):
+        raise ValueError("must be a number, without quotes")
+    return value
+
+
+_Number = pydantic.BeforeValidator(_number)
+PositiveInt = Annotated[int, _Number, Field(gt=0)]
+Whole = Annotated[int, _Number, Field(ge=0)]
+Integer = Annotated[int, _Number]
+PositiveFloat = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, _Number, Field(gt=0, lt=1)]
 PUBLIC_SIZE_HINT = (
     "add the number of private records as it may be published: q, σ and the normaliser derive from it and stand in the"
     " ledger, and were it counted from the records, the ledger would tell whether one of them was there"
@@ -27,7 +42,7 @@ class Claim(_Section):
 
     epsilon: PositiveFloat
     """Claimed ε."""
-    delta: float = PositiveFraction
+    delta: Fraction
     """Claimed δ."""
     relation: Literal["add_or_remove_one", "replace_one", "zero_out"]
     """Neighbouring relation."""
@@ -55,20 +70,33 @@ class Data(_Section):
     """Private records, and public text to evaluate on."""
 
     path: str
-    """One record a line (``.txt``, ``.txt.xz``) or CSV with columns text,label; or ``package:NAME/FILE``."""
+    """One record a line (``.txt``) or a row (``.csv``, ``.jsonl``, ``.parquet``), plain or as ``.gz`` or ``.xz``; or a
+    folder written by ``save_to_disk``; or ``package:NAME/FILE``."""
     heldout: str | None = None
-    """PUBLIC evaluation records in the same form; never private ones."""
+    """PUBLIC evaluation records in one of these forms, with the same columns; never private ones."""
+    text_column: str = Field(default="text", min_length=1)
+    """Tables only: column of the texts."""
+    label_column: str = Field(default="label", min_length=1)
+    """Tables only: column of the class labels, for sequence classification."""
+    labels: tuple[str | int, ...] | None = None
+    """Names of the classes, in the order of the model's outputs. Without them they are those of the PUBLIC records: the
+    released model has one output for each and carries their names, so they never follow the private labels."""
     max_length: PositiveInt
     """Tokens of a record; longer records are cut, canaries never."""
     limit: PositiveInt | None = None
-    """Use only the first records; these are then the data set that the claim protects."""
-    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Use at most so many records; these are then the data set that the claim protects."""
+    limit_by: Literal["first", "random"] | None = None
+    """``first``: the first rows of the file, whatever their order means. ``random``: those whose digest of the public
+    seed and the text is smallest. Left out: the first rows with ``heldout``, at random with ``heldout_fraction``."""
+    heldout_fraction: Annotated[float, _Number, Field(ge=0, lt=1)] = 0.0
     """Without ``heldout``: share of the file declared public and used for evaluation only. Each record's own text and
     the public seed decide, so that no record moves another to the other side."""
     sha256: str | None = None
     """Expected digest of the file."""
     source: str | None = None
-    """CSV only: keep rows whose column ``source`` has this value."""
+    """Tables only: keep rows whose ``source_column`` has this value."""
+    source_column: str = Field(default="source", min_length=1)
+    """Tables only: column that ``source`` looks at."""
 
 
 class Privacy(_Section):
@@ -97,7 +125,7 @@ class ZerothOrder(_Section):
     directions: PositiveInt = 1
     clip: Literal["per_direction", "joint"] = "per_direction"
     scale: PositiveFloat = 1e-3
-    proximal: float = Field(default=0.0, ge=0)
+    proximal: NonNegative = 0.0
     distribution: Literal["gaussian", "rademacher"] = "gaussian"
 
 
@@ -105,10 +133,10 @@ class Optimizer(_Section):
     """Does not change privacy."""
 
     learning_rate: PositiveFloat
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Whole = 0
     physical_batch_size: PositiveInt = 64
-    threads: int = Field(default=0, ge=0)
+    threads: Whole = 0
     """CPU threads; 0 leaves torch's choice."""
 
 
@@ -127,15 +155,15 @@ class Audit(_Section):
     """Pre-registered before the first step."""
 
     attack: Literal["loss-residual", "loss-drop", "loss"]
-    alpha: float = PositiveFraction
-    holdout_fraction: float = Field(default=0.0, ge=0, le=0.5)
+    alpha: Fraction
+    holdout_fraction: Annotated[float, _Number, Field(ge=0, le=0.5)] = 0.0
     """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``."""
 
 
 class Run(_Section):
     """Public seeds and checkpoints; never noise, sampling or coins."""
 
-    seed: int = 0
+    seed: Integer = 0
     """PUBLIC seed of initialisation and directions only."""
     checkpoints: PositiveInt = 10
     """Checkpoints over the run, each seals a ledger segment."""
@@ -170,8 +198,8 @@ class Config(_Section):
             )
         if self.canaries.kind == "label-flip" and self.model.task != "sequence-classification":
             raise ValueError("canaries.kind='label-flip' needs model.task='sequence-classification'")
-        if self.canaries.kind == "new-token" and self.model.task != "causal-lm":
-            raise ValueError("canaries.kind='new-token' needs model.task='causal-lm'; use 'label-flip'")
+        if self.canaries.kind != "label-flip" and self.model.task != "causal-lm":
+            raise ValueError(f"canaries.kind={self.canaries.kind!r} needs model.task='causal-lm'; use 'label-flip'")
         if self.canaries.kind == "new-token" and self.model.trainable != "all":
             raise ValueError(
                 f"model.trainable={self.model.trainable!r} freezes the embeddings by which canaries.kind='new-token' is"
@@ -189,13 +217,13 @@ def read_config(path: Path) -> Config:
         One sentence with the key, what is wrong, and the file.
     """
     try:
-        with Path(path).open("rb") as file:
-            value = tomllib.load(file)
+        data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InvalidValue(f"configuration {path} does not exist; start from examples/certify.toml.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"configuration {path} is not valid TOML: {error}.") from error
-    return parse_config(value, str(path))
+    try:
+        return parse_config(parse_toml(data, name=f"configuration {path}"), str(path))
+    except InvalidEvidence as error:
+        raise InvalidValue(str(error)) from None
 
 
 def parse_config(value: dict[str, Any], name: str) -> Config:
@@ -203,15 +231,37 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
     try:
         return Config.model_validate(value)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # A misspelt key is both unknown and missing under its right name: the first of the two says more.
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         key = ".".join(str(part) for part in first["loc"]) or "configuration"
         shown = first.get("input")
         got = "" if first["type"] == "missing" or isinstance(shown, dict) else f"={shown!r}"
         message = str(first["msg"]).removeprefix("Value error, ")
         if key == "privacy.public_size" and first["type"] == "missing":
             raise InvalidValue(f"{name}: {key}: field required; {PUBLIC_SIZE_HINT}.") from error
-        hint = {
-            "missing": "add it; see examples/certify.toml",
-            "extra_forbidden": "remove it or correct its spelling",
-        }.get(first["type"], "correct it")
+        hint = {"missing": "add it; see examples/certify.toml"}.get(first["type"], "correct it")
+        if first["type"] == "extra_forbidden":
+            hint = _spelling(first["loc"])
         raise InvalidValue(f"{name}: {key}{got}: {message[:1].lower() + message[1:]}; {hint}.") from error
+
+
+def _spelling(location: tuple[int | str, ...]) -> str:
+    """What an unknown key was probably meant to be: one of its own section, or the section that has it."""
+    *sections, key = (str(part) for part in location)
+    owner: Any = Config
+    for section in sections:
+        owner = _section(owner.model_fields[section].annotation)
+    if near := difflib.get_close_matches(key, owner.model_fields, 1):
+        return f"did you mean {near[0]}?"
+    for name, field in Config.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None and inner is not owner and key in inner.model_fields:
+            return f"it belongs into [{name}]"
+    return "remove it or correct its spelling"
+
+
+def _section(annotation: Any) -> Any:
+    """The section class of a field, also where the section may be left out; None for a plain value."""
+    options = getattr(annotation, "__args__", (annotation,))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, _Section)), None)

@@ -19,7 +19,8 @@ from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.publish import canary_scores
-from dpaudit.runs.sources import Records, load_model
+from dpaudit.runs.records import Records
+from dpaudit.runs.sources import load_model
 
 FAULT = "no noise is added, while the ledger claims it; clipping and everything else as configured"
 
@@ -61,7 +62,8 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
     stand_in: Records = prepared.public.take(rows)
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
-    model, base = load_model(config, prepared.base), load_model(config, prepared.base)
+    classes = prepared.public.classes
+    model, base = (load_model(config, prepared.base, classes=classes) for _ in range(2))
     model = select_trainable(model, config)
     (plan,) = prepared.plans
     options = config.optimizer

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared, open_journal
-from dpaudit.runs.sources import Records, load_model
+from dpaudit.runs.records import Records
+from dpaudit.runs.sources import load_model
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     config = prepared.config
     if config.optimizer.threads:
         torch.set_num_threads(config.optimizer.threads)
-    model = load_model(config, prepared.base)
+    model = load_model(config, prepared.base, classes=prepared.public.classes)
     before = public_quality(prepared, model)
     model = select_trainable(model, config)
     with open_journal(prepared) as journal:

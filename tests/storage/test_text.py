@@ -86,6 +86,12 @@ def test_a_spreadsheet_is_named() -> None:
         read(file.getvalue())
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.XZ"])
+def test_an_archive_in_name_only_is_refused(name: str) -> None:
+    with pytest.raises(InvalidEvidence, match="is not a whole"):
+        read_text(b"plain text", name=name, limit=100)
+
+
 @pytest.mark.parametrize("start", ["BZh", "PAR1", "PK"])
 def test_plain_text_that_begins_like_an_archive_is_text(start: str) -> None:
     assert read(f"{start} is how this record begins\n".encode()).startswith(start)

@@ -1,0 +1,270 @@
+"""The records of a run: private ones to train on and public ones to evaluate on, from files of any kind.
+
+Class labels are numbered once, for private and public records alike. The classes are declared in the configuration or
+derived from the public records: the released head has one output for each, so they may not follow private labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.validate import name_some
+from dpaudit.runs.config import Config, Data
+from dpaudit.runs.sources import resolve
+from dpaudit.storage.commitment import sha256_bytes, sha256_file
+from dpaudit.storage.readers import read_bytes
+from dpaudit.storage.tables import RECORDS, Table, format_of, label_text, load_table
+from dpaudit.storage.text import read_text, text_lines
+
+_NO_NAMES = frozenset({"none", "nan", "null", "na", "n/a", "<na>"})
+"""Names that a missing cell takes when a table passes through another program; declared, they are plain classes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Records:
+    """Texts with optional class numbers, in file order.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        Names of the classes, in the order of their numbers.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: list[int]) -> Records:
+        """The records at these positions."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
+        return Records(tuple(self.texts[i] for i in indices), labels, self.classes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawRecords:
+    """Texts with the labels as written (blanks and ``1.0`` for ``1`` aside), and where each stands in its file."""
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    places: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: list[int]) -> RawRecords:
+        """The records at these positions."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
+        places = tuple(self.places[i] for i in indices)
+        return RawRecords(self.name, tuple(self.texts[i] for i in indices), labels, places)
+
+    def numbered(self, classes: tuple[str, ...] | None) -> Records:
+        """The labels as positions among the classes; one that is not among them is refused with its place."""
+        if self.labels is None or classes is None:
+            return Records(self.texts)
+        number = {name: i for i, name in enumerate(classes)}
+        for label, place in zip(self.labels, self.places, strict=True):
+            if label not in number:
+                raise InvalidValue(_unknown(self.name, place, label, classes))
+        return Records(self.texts, tuple(number[label] for label in self.labels), classes)
+
+
+def read_records(data: Data, path: Path, *, needs_labels: bool) -> RawRecords:
+    """Read all records of a file: a line, or a row of a table, each.
+
+    Raises
+    ------
+    InvalidValue
+        For an empty text, a missing label, a wrong digest or a file that can be read in two ways; in one sentence.
+    """
+    kind = format_of(path)
+    if data.sha256:
+        if kind == "dataset":
+            raise InvalidValue(f"data.sha256 is the digest of one file and {path.name} is a folder; leave it out.")
+        if (digest := sha256_file(path)) != data.sha256:
+            raise InvalidValue(
+                f"data file {path.name} has SHA-256 {digest} and the configuration expects {data.sha256}."
+            )
+    if kind is None:
+        raise InvalidValue(
+            f"data file {path.name} has an ending that is not known; give .txt (one record a line), .csv, .jsonl or"
+            " .parquet, plain or as .gz or .xz, or a folder written by save_to_disk."
+        )
+    try:
+        return _lines(data, path, needs_labels) if kind == "text" else _rows(data, path, needs_labels)
+    except InvalidEvidence as error:
+        column = " (data.text_column and data.label_column name others)" if "has no column" in str(error) else ""
+        raise InvalidValue(f"data file {str(error).rstrip('.')}{column}.") from None
+
+
+def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
+    """Private training records and public evaluation records.
+
+    The public part is either a file of its own or a share of the file chosen by the public seed, which the
+    configuration thereby declares public.
+    """
+    data, needs_labels = config.data, config.model.task == "sequence-classification"
+    path = resolve(data.path, base, key="data.path")
+    private = read_records(data, path, needs_labels=needs_labels)
+    if data.heldout is not None:
+        bare = data.model_copy(update={"sha256": None})
+        public = read_records(bare, resolve(data.heldout, base, key="data.heldout"), needs_labels=needs_labels)
+    else:
+        private, public = split_by_text(private, data.heldout_fraction, config.run.seed)
+    private = limited(private, data, config.run.seed)
+    classes = class_names(data, public) if needs_labels else None
+    return private.numbered(classes), public.numbered(classes)
+
+
+def classes_of(config: Config, base: Path) -> tuple[str, ...] | None:
+    """Names of the classes of a configuration's task, None for language modelling; private labels play no part."""
+    if config.model.task != "sequence-classification":
+        return None
+    return declared_classes(config.data.labels) if config.data.labels else private_and_public(config, base)[1].classes
+
+
+def class_names(data: Data, public: RawRecords) -> tuple[str, ...]:
+    """Names of the classes: those of ``data.labels``, or of the public records in order; never of private ones."""
+    if data.labels is not None:
+        return declared_classes(data.labels)
+    if not public.labels:
+        raise InvalidValue(
+            "data.labels is missing and there are no public records to take the classes from; declare them, as in"
+            ' labels = ["ham", "spam"]: the released model has one output for each, so they may not follow private'
+            " labels."
+        )
+    found = sorted(set(public.labels))
+    if doubtful := [name for name in found if name.casefold() in _NO_NAMES]:
+        raise InvalidValue(
+            f"{public.name} has the label {doubtful[0]!r}, as missing cells are written; fill them, or declare"
+            " data.labels."
+        )
+    if all(name.removeprefix("-").isdecimal() for name in found):
+        found.sort(key=int)
+    if len(found) < 2:
+        raise InvalidValue(
+            f"{public.name} has only the label {found[0]!r} among its public records; classification needs two, so"
+            " declare data.labels or give other public records."
+        )
+    return tuple(found)
+
+
+def declared_classes(labels: Sequence[str | int]) -> tuple[str, ...]:
+    """Names of ``data.labels`` in their order; missing and repeated ones are refused."""
+    names = [label_text(label) for label in labels]
+    known = tuple(name for name in names if name is not None)
+    if len(known) != len(names) or len(set(known)) != len(known) or len(known) < 2:
+        raise InvalidValue(f"data.labels={list(labels)} must name two or more different classes; mend the list.")
+    return known
+
+
+def limited(records: RawRecords, data: Data, seed: int) -> RawRecords:
+    """At most ``data.limit`` records, in file order: the first, or those of the smallest digests of seed and text."""
+    if data.limit is None or len(records) <= data.limit:
+        return records
+    if limit_rule(data) == "first":
+        return records.take(list(range(data.limit)))
+    marks = [_mark(seed, text) for text in records.texts]
+    return records.take(sorted(sorted(range(len(marks)), key=marks.__getitem__)[: data.limit]))
+
+
+def limit_rule(data: Data) -> str:
+    """How ``data.limit`` chooses: as declared, else the first rows, or at random where a share is public."""
+    return data.limit_by or ("first" if data.heldout is not None else "random")
+
+
+def split_by_text(whole: RawRecords, fraction: float, seed: int) -> tuple[RawRecords, RawRecords]:
+    """Private and public records of one file: a record is public where the digest of seed and text lies below a share.
+
+    The side of a record depends on that record alone: were the shares drawn over positions or counts, adding one
+    private record would move others, and the public evaluation would tell.
+
+    Parameters
+    ----------
+    whole : RawRecords
+        All records of the file.
+    fraction : float
+        Expected share of distinct texts that are public, in [0, 1).
+    seed : int
+        Public seed.
+    """
+    marks = [_mark(seed, text) for text in whole.texts]
+    private = [i for i, mark in enumerate(marks) if mark >= fraction]
+    return whole.take(private), whole.take([i for i, mark in enumerate(marks) if mark < fraction])
+
+
+def _mark(seed: int, text: str) -> float:
+    return int(sha256_bytes(f"{seed}/{text}".encode())[:13], 16) / 16**13
+
+
+def _lines(data: Data, path: Path, needs_labels: bool) -> RawRecords:
+    if needs_labels:
+        raise InvalidValue(
+            f"data file {path.name} has no labels; sequence classification needs a table (.csv, .jsonl, .parquet) with"
+            " the columns text and label."
+        )
+    if data.source is not None:
+        raise InvalidValue(f"data.source chooses rows of a table and {path.name} is plain text; leave it out.")
+    text = read_text(read_bytes(path, limit=RECORDS.bytes), name=path.name, limit=2 * RECORDS.bytes)
+    lines = text_lines(text, name=path.name)
+    if not lines:
+        raise InvalidValue(f"data file {path.name} is empty; give one record a line.")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise InvalidValue(f"data file {path.name}, line {number} is an empty text; remove it or fill it.")
+    return RawRecords(f"data file {path.name}", tuple(lines), None, tuple(f"line {i + 1}" for i in range(len(lines))))
+
+
+def _rows(data: Data, path: Path, needs_labels: bool) -> RawRecords:
+    columns = [data.text_column]
+    columns += [data.label_column] if needs_labels else []
+    columns += [data.source_column] if data.source is not None else []
+    table = load_table(path, columns=columns, limits=RECORDS)
+    if data.source is not None:
+        cells = table.columns[data.source_column]
+        table = table.take([i for i, cell in enumerate(cells) if label_text(cell) == label_text(data.source)])
+    if not len(table):
+        chosen = "" if data.source is None else f" with {data.source_column}={data.source!r}; check data.source"
+        raise InvalidValue(f"data file {path.name} has no rows{chosen}.")
+    texts = _texts(table, data.text_column)
+    labels = _labels(table, data.label_column) if needs_labels else None
+    places = tuple(table.place(i) for i in range(len(table)))
+    return RawRecords(f"data file {path.name}", texts, labels, places)
+
+
+def _texts(table: Table, column: str) -> tuple[str, ...]:
+    cells = table.columns[column]
+    for i, cell in enumerate(cells):
+        if cell is None or (isinstance(cell, str) and not cell.strip()):
+            raise InvalidValue(f"data file {table.name}, {table.place(i)} is an empty text; remove it or fill it.")
+        if not isinstance(cell, str):
+            raise InvalidValue(
+                f"data file {table.name}, {table.place(i)} holds {str(cell)[:40]} in {column!r}, which is no text;"
+                " write text there, or name another column."
+            )
+    return tuple(cells)
+
+
+def _labels(table: Table, column: str) -> tuple[str, ...]:
+    names = []
+    for i, cell in enumerate(table.columns[column]):
+        name = label_text(cell)
+        if name is None:
+            raise InvalidValue(
+                f"data file {table.name}, {table.place(i)} has no label in {column!r}; fill it or remove the record."
+            )
+        names.append(name)
+    return tuple(names)
+
+
+def _unknown(name: str, place: str, label: str, classes: tuple[str, ...]) -> str:
+    near = [c for c in classes if c.casefold() == label.casefold()] or difflib.get_close_matches(label, classes, 1)
+    hint = f"write {near[0]!r}" if near else "correct it, or declare every class in data.labels"
+    return f"{name}, {place} has the label {label[:40]!r}, which is none of the classes {name_some(classes)}; {hint}."
