@@ -18,6 +18,7 @@ from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
+from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
     check_masks,
@@ -40,6 +41,7 @@ from dpaudit.trainers.zeroth_order.step import (
     refuse_data_dependent,
     release,
 )
+from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, Watched
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,8 @@ def zo_train(
     start: tuple[int, int] = (0, 0),
     stop: tuple[int, int] | None = None,
     state: Mapping[str, Any] | None = None,
+    canaries: ScalarCanaries | None = None,
+    recorder: ReleaseRecorder | None = None,
 ) -> ZOResult:
     """Fine-tune with forward passes alone, as the stages' plans say, in place.
 
@@ -245,6 +249,9 @@ def zo_train(
         Run from ``start`` (inclusive) up to ``stop`` (exclusive; default: the end), for checkpoints and resumes.
     state : mapping or None
         ``ZOResult.state`` of the call before, when ``start`` is inside the run.
+    canaries, recorder : optional
+        In-run canaries, which are drawn with the records' q and have known loss differences, and a record of the
+        releases' energy (its one block has the step's P scalars). They belong to the first process of a world.
 
     Raises
     ------
@@ -277,7 +284,8 @@ def zo_train(
         for index, first, last in _spans(plan, start, stop):
             stage = plan.stages[index]
             base = sum(earlier.plan.steps for earlier in plan.stages[:index])
-            draws = sampler_for(stage.plan, countable(records)) if sampler is None else sampler
+            watched = Watched(stage, countable(records), canaries=canaries, recorder=recorder)
+            draws = sampler_for(stage.plan, watched.drawn_from) if sampler is None else sampler
             is_test = is_test or draws.is_test
             schedule = stage.schedule()
             weights.begin(index, schedule, done=first, step=base + first)
@@ -302,7 +310,8 @@ def zo_train(
                     if world.rank == 0:
                         journal.count()
                     count += 1
-                    chunks = list(_chunks(records, indices, collate, physical_batch_size, pad_batches))
+                    own_records = watched.records_of(indices)
+                    chunks = list(_chunks(records, own_records, collate, physical_batch_size, pad_batches))
                     forwards.refresh()
                     own = range(world.rank, stage.plan.releases_per_step, world.size)
                     found, losses = loss_differences(
@@ -316,11 +325,13 @@ def zo_train(
                         state=forwards,
                     )
                     differences = world.gather(found, stage.plan.releases_per_step)
-                    released = world.share(_release(stage, differences, source) if world.rank == 0 else None)
+                    joined = watched.joined(step, differences, indices)
+                    released = world.share(_release(stage, joined, source) if world.rank == 0 else None)
+                    watched.observe(step, released)
                     weights.apply(released, step=step)
                     writer.release(Release(step=step, values=tuple(released)))
                     if callback is not None:
-                        private = ZOPrivate(losses=losses, differences=differences, indices=tuple(indices))
+                        private = ZOPrivate(losses=losses, differences=differences, indices=tuple(own_records))
                         report = ZOReport(
                             step=step + 1, stage=index, schedule=stage, released=tuple(released), private=private
                         )

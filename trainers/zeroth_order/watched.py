@@ -1,0 +1,98 @@
+"""A zeroth-order stage under observation: canaries' loss differences beside the records', and every release seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.privacy.stage import Mechanism, Sampling
+from dpaudit.trainers.witness import ReleaseRecorder
+from dpaudit.trainers.zeroth_order.stages import ZOStage
+
+
+class ScalarCanaries(Protocol):
+    """Fictitious records with known loss differences, drawn by the run's sampler."""
+
+    @property
+    def members(self) -> int:
+        """Canaries that are in the data set."""
+        ...
+
+    def differences(self, step: int, drawn: Sequence[int], clipping_norm: float) -> Tensor:
+        """Loss differences (P, len(drawn)) of the drawn members."""
+        ...
+
+    def observe(self, step: int, released: Sequence[float], *, clipping_norm: float, normaliser: float) -> None:
+        """See the P released means of one step."""
+        ...
+
+
+class Watched:
+    """Observers of one stage.
+
+    Parameters
+    ----------
+    stage : ZOStage
+    n_records : int
+        Records in the data set at hand. Draws at or above it are canaries.
+    canaries : ScalarCanaries, optional
+    recorder : ReleaseRecorder, optional
+        Of one block with P coordinates.
+
+    Raises
+    ------
+    PrivacyRefusal
+        For a sampling whose draws couple records, and for Laplace noise, whose energy is not a chi-square variable.
+    """
+
+    def __init__(
+        self,
+        stage: ZOStage,
+        n_records: int,
+        *,
+        canaries: ScalarCanaries | None = None,
+        recorder: ReleaseRecorder | None = None,
+    ) -> None:
+        if canaries is not None and stage.plan.sampling not in (Sampling.POISSON, Sampling.NONE):
+            raise PrivacyRefusal(
+                f"sampling={str(stage.plan.sampling)!r} lets in-run canaries take the place of records; use"
+                " sampling='poisson', or leave the in-run audit out."
+            )
+        if (canaries is not None or recorder is not None) and stage.mechanism is not Mechanism.GAUSSIAN:
+            raise PrivacyRefusal(
+                f"mechanism={str(stage.mechanism)!r} has no in-run audit; use mechanism='gaussian', or leave it out."
+            )
+        self._plan, self._n, self._canaries, self._recorder = stage.plan, n_records, canaries, recorder
+
+    @property
+    def drawn_from(self) -> int:
+        """Records and member canaries: what the stage's sampler draws from."""
+        return self._n + (0 if self._canaries is None else self._canaries.members)
+
+    def records_of(self, indices: Sequence[int]) -> list[int]:
+        """Those of a draw's indices that are records."""
+        return [i for i in indices if i < self._n]
+
+    def joined(self, step: int, differences: Tensor, indices: Sequence[int]) -> Tensor:
+        """Differences (P, B) of the records with those of the drawn canaries beside them."""
+        drawn = [i - self._n for i in indices if i >= self._n]
+        if self._canaries is None or not drawn:
+            return differences
+        beside = self._canaries.differences(step, drawn, self._plan.clipping_norm)
+        return torch.cat([differences, beside.to(differences)], dim=1)
+
+    def observe(self, step: int, released: Sequence[float]) -> None:
+        """See a step's P released means; the noise's deviation is the declared one."""
+        plan = self._plan
+        sigma = plan.stage(0).noise_multiplier
+        if not sigma:
+            return
+        if self._recorder is not None:
+            deviation = sigma * plan.clipping_norm / plan.normaliser
+            self._recorder.observe([torch.tensor(released, dtype=torch.float64)], deviation)
+        if self._canaries is not None:
+            self._canaries.observe(step, released, clipping_norm=plan.clipping_norm, normaliser=plan.normaliser)
