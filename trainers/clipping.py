@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import remaining_noise_multiplier
 
 
 def _finite_or_zero(factors: Tensor, norms: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def sum_noise_multiplier(noise_multiplier: float, quantile_sigma: float) -> floa
             f"quantile_sigma={quantile_sigma} must be > noise_multiplier/2={noise_multiplier / 2}; the count alone"
             " would spend more than the step's budget."
         )
-    return float((noise_multiplier**-2 - (2 * quantile_sigma) ** -2) ** -0.5)
+    return remaining_noise_multiplier(noise_multiplier, 2 * quantile_sigma)
 
 
 Clipping = Flat | PerLayer | Automatic | AdaptiveFlat

@@ -13,10 +13,6 @@ from dpaudit.accounting.calibrate import stage_ledger as stage_ledger
 from dpaudit.accounting.compare import Comparison as Comparison
 from dpaudit.accounting.compare import compare as compare
 from dpaudit.accounting.gdp import clt_mu as clt_mu
-from dpaudit.accounting.gdp import gaussian_delta as gaussian_delta
-from dpaudit.accounting.gdp import gaussian_epsilon as gaussian_epsilon
-from dpaudit.accounting.gdp import gaussian_mu as gaussian_mu
-from dpaudit.accounting.gdp import gaussian_tpr as gaussian_tpr
 from dpaudit.accounting.mu import GaussianDP as GaussianDP
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.prv.curves import Interval as Interval
@@ -33,3 +29,7 @@ from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
 from dpaudit.accounting.tradeoff import tradeoff as tradeoff
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting.tuning import Tuning as Tuning
+from dpaudit.privacy.gaussian import gaussian_delta as gaussian_delta
+from dpaudit.privacy.gaussian import gaussian_epsilon as gaussian_epsilon
+from dpaudit.privacy.gaussian import gaussian_mu as gaussian_mu
+from dpaudit.privacy.gaussian import gaussian_tpr as gaussian_tpr

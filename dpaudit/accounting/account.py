@@ -120,13 +120,15 @@ def _built_in(name: str, ledger: Ledger, cost: Charges, delta: float, tuning: Tu
 
             return _Found(pld_epsilon(cost, ledger.relation, delta))
         case "gdp-clt":
-            from dpaudit.accounting.gdp import clt_mu, gaussian_epsilon
+            from dpaudit.accounting.gdp import clt_mu
+            from dpaudit.privacy.gaussian import gaussian_epsilon
 
             mu = clt_mu(cost)
             value = math.inf if math.isinf(mu) else gaussian_epsilon(mu, delta)
             return _Found(estimate=value, notes=["a central-limit estimate, not a bound"])
         case "gdp":
-            from dpaudit.accounting.gdp import exact_mu, gaussian_epsilon
+            from dpaudit.accounting.gdp import exact_mu
+            from dpaudit.privacy.gaussian import gaussian_epsilon
 
             exact = exact_mu(cost)
             if exact is not None:

@@ -11,11 +11,12 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from dpaudit.accounting.account import BUILT_IN, account
-from dpaudit.accounting.gdp import clt_mu, gaussian_epsilon
+from dpaudit.accounting.gdp import clt_mu
 from dpaudit.accounting.rdp import rdp_epsilons
 from dpaudit.accounting.relations import charges
 from dpaudit.accounting.tradeoff import epsilon_curve, first_steps, tradeoff_curve
 from dpaudit.privacy.errors import DpauditError
+from dpaudit.privacy.gaussian import gaussian_epsilon
 from dpaudit.privacy.guarantee import Guarantee
 from dpaudit.privacy.ledger import Ledger
 

@@ -5,12 +5,13 @@ What cannot be expressed exactly is refused by name; nothing is approximated or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.privacy.stage import Mechanism, Relation, Sampling, Stage
+from dpaudit.privacy.stage import Mechanism, Relation, Sampling, Stage, joint_noise_multiplier
 
 
 def to_event(ledger: Ledger) -> Any:
@@ -35,7 +36,7 @@ def _stage_event(stage: Stage, number: int) -> Any:
     if stage.quantile_sigma is not None:
         if stage.mechanism is Mechanism.LAPLACE:
             raise UnsupportedStage(f"stage {number} adds a Gaussian quantile query to laplace noise; no event says so.")
-        sigma = 0.0 if sigma == 0 else (sigma**-2 + (2 * stage.quantile_sigma) ** -2) ** -0.5
+        sigma = stage.combined_noise_multiplier
     laplace = stage.mechanism is Mechanism.LAPLACE
     release = dp.LaplaceDpEvent(sigma) if laplace else dp.GaussianDpEvent(sigma)
     match stage.sampling:
@@ -133,20 +134,19 @@ def _release(event: Any) -> tuple[float, Mechanism]:
 
     if isinstance(event, dp.LaplaceDpEvent):
         return float(event.noise_multiplier), Mechanism.LAPLACE
-    precision = _precision(event)
-    return (precision**-0.5 if precision else float("inf")), Mechanism.GAUSSIAN
+    return _multiplier(event), Mechanism.GAUSSIAN
 
 
-def _precision(event: Any) -> float:
+def _multiplier(event: Any) -> float:
     import dp_accounting as dp
 
     match event:
         case dp.GaussianDpEvent():
-            return float("inf") if event.noise_multiplier == 0 else float(event.noise_multiplier) ** -2
+            return float(event.noise_multiplier)
         case dp.SelfComposedDpEvent():
-            return int(event.count) * _precision(event.event)
+            return _multiplier(event.event) / math.sqrt(event.count) if event.count else math.inf
         case dp.ComposedDpEvent():
-            return sum(_precision(part) for part in event.events)
+            return joint_noise_multiplier(*(_multiplier(part) for part in event.events))
         case _:
             raise UnsupportedStage(
                 f"event {type(event).__name__} inside a sampled event has no stage in a ledger;"

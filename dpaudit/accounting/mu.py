@@ -7,14 +7,14 @@ import math
 from collections.abc import Collection
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 
-from dpaudit.accounting.gdp import exact_mu, gaussian_mu
+from dpaudit.accounting.gdp import exact_mu
 from dpaudit.accounting.prv.curves import delta_interval, epsilon_interval, epsilon_uppers
-from dpaudit.accounting.prv.loss import Array
 from dpaudit.accounting.relations import Charges, charges
 from dpaudit.accounting.tradeoff import rates
 from dpaudit.privacy import validate
+from dpaudit.privacy.gaussian import gaussian_mu, gaussian_mus
 from dpaudit.privacy.ledger import Ledger
 
 
@@ -95,29 +95,8 @@ def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
         epsilons = np.maximum(np.log(ends[:, :-1]) + top, 0.0)
     steps = np.array(deltas)
     risen = steps[:-1, None] + share * (steps[1:] - steps[:-1])[:, None]
-    upper = float(_mu_of(epsilons.ravel(), risen[:, 1:].ravel()).max())
+    upper = float(gaussian_mus(epsilons.ravel(), risen[:, 1:].ravel())[1].max())
     return upper, min(lower, upper)
-
-
-def _mu_of(epsilon: Array, delta: Array) -> Array:
-    """μ whose curve passes through each (ε, δ), rounded up."""
-    low, high = np.zeros_like(epsilon), np.full_like(epsilon, 1.0)
-    target = np.log(delta)
-
-    def log_delta(mu: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            a = log_ndtr(mu / 2 - epsilon / mu)
-            gap = epsilon + log_ndtr(-mu / 2 - epsilon / mu) - a
-            found: Array = np.where(gap < 0, a + np.log(-np.expm1(gap)), -np.inf)
-        return found
-
-    while (short := log_delta(high) < target).any():
-        high = np.where(short, 2 * high, high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        over = log_delta(middle) >= target
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
-    return high
 
 
 def _regret(cost: Charges, mu: float, delta_min: float) -> float:

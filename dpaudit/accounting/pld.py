@@ -38,9 +38,9 @@ def pld_epsilon(charges: Charges, relation: Relation, delta: float) -> float:
     )
     relations = dp.NeighboringRelation
     accountant = dp.pld.PLDAccountant(relations.REPLACE_ONE if symmetric else relations.ADD_OR_REMOVE_ONE)
-    if charges.mu_squared:
+    if charges.mu:
         # Under REPLACE_ONE dp_accounting doubles the sensitivity by itself; μ already holds it.
-        accountant.compose(dp.GaussianDpEvent((2 if symmetric else 1) * charges.mu_squared**-0.5))
+        accountant.compose(dp.GaussianDpEvent((2 if symmetric else 1) / charges.mu))
     for step, times in charges.runs:
         accountant.compose(dp.SelfComposedDpEvent(_event(step), times))
     return max(0.0, float(accountant.get_epsilon(delta)))

@@ -41,8 +41,8 @@ def rdp_epsilons(
     import dp_accounting as dp
 
     events: list[Any] = []
-    if charges.mu_squared:
-        events.append(dp.GaussianDpEvent(charges.mu_squared**-0.5))
+    if charges.mu:
+        events.append(dp.GaussianDpEvent(1 / charges.mu))
     for step, times in charges.runs:
         if len(step.components) != 1:
             raise UnsupportedStage("accountant 'rdp' cannot treat truncated Poisson stages; use accountant 'prv'.")

@@ -1,6 +1,6 @@
 """From a ledger to what it costs: the dominating pair of every stage under a relation and a group size.
 
-Every stage becomes either Gaussian cost (its squared mean shift μ², which adds up exactly) or a run of identical
+Every stage becomes either Gaussian cost (its mean shift μ, whose squares add up exactly) or a run of identical
 steps whose outputs are dominated by a pair of one-dimensional mixtures
 
     P = Σ_j up[j] · noise(x − j)        Q = Σ_j down[j] · noise(x + j)
@@ -53,26 +53,21 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Charges:
-    """What a ledger costs: μ² of its Gaussian part, runs of identical sampled steps, and why it is infinite."""
+    """What a ledger costs: μ of its Gaussian part, runs of identical sampled steps, and why it is infinite.
 
-    mu_squared: float
+    μ itself and not its square, which leaves the range of floats for σ below 1e-154 or above 1e154.
+    """
+
+    mu: float
     runs: tuple[tuple[Step, int], ...]
     tight: bool
     infinite: str | None
     assumptions: tuple[str, ...]
 
-
-def combined_multiplier(stage: Stage) -> float:
-    """σ of the step as one release of unit sensitivity, the quantile query of adaptive clipping included.
-
-    The query counts on the same minibatch with sensitivity 1/2 after centring (Andrew et al., 1905.03871), so that
-    1/σ² = 1/σ_g² + 1/(2σ_b)². Both parts double under replacement.
-    """
-    sigma = stage.effective_noise_multiplier
-    if stage.quantile_sigma is None or sigma == 0:
-        return sigma
-    precision = sigma**-2 + (2 * stage.quantile_sigma) ** -2
-    return math.inf if precision == 0 else precision**-0.5
+    @property
+    def mu_squared(self) -> float:
+        """μ², which adds up over Gaussian stages."""
+        return self.mu * self.mu
 
 
 def participations(stage: Stage) -> int:
@@ -102,12 +97,13 @@ def charges(ledger: Ledger, *, group_size: int = 1, assume: Collection[str] = ()
     for name in assume:
         validate.one_of(ASSUMPTIONS, assume=name)
     records = group_size * ledger.max_records_per_unit
-    mu_squared, infinite = 0.0, None
+    infinite: str | None = None
+    shifts: list[float] = []
     runs: dict[Step, int] = {}
     notes: dict[str, None] = {}
     tight = True
     for number, stage in enumerate(ledger.stages, start=1):
-        q, sigma = stage.sampling_probability, combined_multiplier(stage)
+        q, sigma = stage.sampling_probability, stage.combined_noise_multiplier
         if stage.steps == 0 or q == 0 or math.isinf(sigma):
             continue
         if sigma == 0:
@@ -117,19 +113,19 @@ def charges(ledger: Ledger, *, group_size: int = 1, assume: Collection[str] = ()
         if note:
             notes[note] = None
         if isinstance(cost, float):
-            mu_squared += cost
+            shifts.append(cost)
             tight &= stage.sampling in (Sampling.NONE, Sampling.POISSON)
         else:
             step, times = cost
             runs[step] = runs.get(step, 0) + times
             tight &= step.tight
-    return Charges(mu_squared, tuple(runs.items()), tight, infinite, tuple(notes))
+    return Charges(math.hypot(*shifts), tuple(runs.items()), tight, infinite, tuple(notes))
 
 
 def _charge(
     stage: Stage, number: int, relation: Relation, records: int, sigma: float, assume: Collection[str]
 ) -> tuple[float | tuple[Step, int], str]:
-    """Cost of one stage (μ², or a step with its count) and the assumption it rests on."""
+    """Cost of one stage (μ, or a step with its count) and the assumption it rests on."""
     replace = relation is Relation.REPLACE_ONE
     if stage.mechanism is Mechanism.LAPLACE and stage.quantile_sigma is not None:
         raise UnsupportedStage(
@@ -171,9 +167,9 @@ def binomial(n: int, q: float) -> tuple[float, ...]:
 
 
 def _full(mechanism: Mechanism, scale: float, shift: float, steps: int, tight: bool = True) -> float | tuple[Step, int]:
-    """Unsampled steps: exact μ² for Gaussian noise, a shift of one for Laplace."""
+    """Unsampled steps: exact μ for Gaussian noise, a shift of one for Laplace."""
     if mechanism is Mechanism.GAUSSIAN:
-        return steps * (shift / scale) ** 2
+        return math.sqrt(steps) * (shift / scale)
     return Step(((1.0, Component(mechanism, scale / shift, (0.0, 1.0), (1.0,))),), tight), steps
 
 
@@ -192,7 +188,7 @@ def _shuffled(
             )
         # The record's own slot changes by at most 2 (another moves in) and one other slot by at most 1.
         note = "drop_last is off and neither steps nor normaliser depends on the number of records; " + note
-        return 5.0 * rounds * (records / sigma) ** 2, note
+        return math.sqrt(5.0 * rounds) * (records / sigma), note
     shift = (2 if relation is Relation.REPLACE_ONE else 1) * records
     return _full(stage.mechanism, sigma, shift, rounds, tight=False), note
 

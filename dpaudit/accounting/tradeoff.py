@@ -14,9 +14,19 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accounting.prv.curves import EXACT, Interval, delta_interval, directions, epsilon_interval, with_gaussian
+from dpaudit.accounting.prv.curves import (
+    EXACT,
+    NARROW,
+    Interval,
+    checked,
+    delta_interval,
+    directions,
+    epsilon_interval,
+    with_gaussian,
+)
 from dpaudit.accounting.prv.loss import Array
 from dpaudit.accounting.prv.pair import Pair, dominated, dominating, spacing
+from dpaudit.accounting.prv.participation import total_variation
 from dpaudit.accounting.prv.saddle import aim_at_rate
 from dpaudit.accounting.relations import Charges, charges
 from dpaudit.privacy import validate
@@ -45,8 +55,10 @@ def rates(cost: Charges, fpr: Sequence[float] | Array) -> TradeOff:
         return TradeOff(alpha, np.ones_like(alpha), np.ones_like(alpha))
     if not cost.runs:
         with np.errstate(divide="ignore"):
-            exact = ndtr(ndtri(alpha) + math.sqrt(cost.mu_squared)) if cost.mu_squared else alpha
+            exact = ndtr(ndtri(alpha) + cost.mu) if cost.mu else alpha
         return TradeOff(alpha, exact * (1 - EXACT), np.minimum(exact * (1 + EXACT), 1.0))
+    if any(part.scale < NARROW for step, _ in cost.runs for _, part in step.components):
+        return TradeOff(alpha, alpha, np.minimum(1.0, alpha + total_variation(cost)))
     runs = with_gaussian(cost)
     lower, upper = alpha.copy(), np.ones_like(alpha)
     positive = alpha[alpha > 0]
@@ -61,22 +73,25 @@ def rates(cost: Charges, fpr: Sequence[float] | Array) -> TradeOff:
             lower = np.maximum(lower, _lower_rates(dominated(runs, aim, h, 0.005), alpha))
         per_direction.append(best)
     upper = np.maximum.reduce(per_direction)
-    return TradeOff(alpha, np.minimum(lower, upper), upper)
+    worst = int(np.argmax(lower - upper))
+    checked(float(lower[worst]), float(upper[worst]), "rates")
+    return TradeOff(alpha, lower, upper)
 
 
 def _upper_rates(pair: Pair, alpha: Array) -> Array:
     """TPR ≤ δ(ε) + e^ε·FPR at every lattice loss ε."""
     losses = pair.start + pair.h * np.arange(len(pair.first.value))
-    with np.errstate(over="ignore", invalid="ignore"):
-        scale = math.exp(min(700.0, pair.first.log_scale))
-        first = (pair.first.value + pair.first.error) * scale
+    margin = pair.first.scale_error + pair.second.scale_error
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        first = pair.first.value + pair.first.error
         # e^loss · B in the units of A, so that neither leaves the range of floats.
-        factor = np.exp(losses + pair.second.log_scale)
-        second = np.maximum(pair.second.value - pair.second.error, 0.0) * factor
-        delta = np.clip((first - second) / pair.mass_factor + pair.infinite, 0.0, 1.0)
+        units = losses + pair.second.log_scale - pair.first.log_scale - margin
+        second = np.maximum(pair.second.value - pair.second.error, 0.0) * np.exp(np.minimum(units, 700.0))
+        log_gain = np.log(first - second) + pair.first.log_scale + pair.first.scale_error - pair.log_mass_factor
+        delta = np.exp(np.minimum(np.logaddexp(log_gain, pair.log_infinite), 0.0))
         delta = np.where(np.isfinite(first - second), delta, 1.0)
         slope = np.exp(np.minimum(losses + pair.shift_error, 700.0))
-    keep = (delta < 1) & (slope > 0)
+    keep = (delta < 1) & (slope > 0) & (losses < 700)
     if not keep.any():
         return np.ones_like(alpha)
     delta, slope = delta[keep], slope[keep]
@@ -90,9 +105,10 @@ def _upper_rates(pair: Pair, alpha: Array) -> Array:
 
 def _lower_rates(pair: Pair, alpha: Array) -> Array:
     """Tests that report label ≥ j, and coin flips between them."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        tpr = (pair.first.value - pair.first.error) * math.exp(min(700.0, pair.first.log_scale))
-        fpr = (pair.second.value + pair.second.error) * math.exp(min(700.0, pair.second.log_scale))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        log_tpr = np.log(pair.first.value - pair.first.error) + pair.first.log_scale - pair.first.scale_error
+        log_fpr = np.log(pair.second.value + pair.second.error) + pair.second.log_scale + pair.second.scale_error
+        tpr, fpr = np.exp(log_tpr), np.exp(log_fpr)
     good = np.isfinite(tpr) & np.isfinite(fpr) & (tpr > 0) & (fpr <= 1) & (tpr <= 1)
     x, y = np.concatenate(([0.0], fpr[good], [1.0])), np.concatenate(([0.0], tpr[good], [1.0]))
     order = np.lexsort((y, x))
@@ -187,7 +203,8 @@ def epsilon_curve(
         upper.append(found.upper)
     for i in range(len(upper) - 2, -1, -1):
         upper[i] = min(upper[i], upper[i + 1])
-    lower = [min(low, up) for low, up in zip(lower, upper)]
+    for low, up in zip(lower, upper):
+        checked(low, up, "bounds on epsilon over steps")
     return EpsilonCurve(tuple(chosen), tuple(lower), tuple(upper))
 
 

@@ -1,7 +1,6 @@
-"""The Gaussian mechanism's exact curve, used as a reference and for bounds conditional on Gaussian DP.
+"""What Gaussian DP says about attacks: a reference, and bounds conditional on the mechanism being Gaussian.
 
-μ-GDP: telling two neighbouring data sets apart is as hard as telling N(0, 1) from N(μ, 1) (Dong, Roth and Su,
-arXiv:1905.02383). δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ).
+The curve itself has its home in :mod:`dpaudit.privacy.gaussian`; here its numbers are rounded as lower bounds need.
 """
 
 from __future__ import annotations
@@ -11,32 +10,19 @@ import math
 import numpy as np
 from scipy.special import log_ndtr, ndtr, ndtri
 
-from dpaudit.auditing.solve import largest_rejected
 from dpaudit.privacy import validate
+from dpaudit.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 
-_MAX_MU = 200.0
-
-
-def gdp_delta(mu: float, epsilon: float) -> float:
-    """δ(ε) of a μ-GDP mechanism, exact."""
-    validate.non_negative(mu=mu)
-    if mu == 0:
-        return max(0.0, -math.expm1(epsilon))
-    first = float(log_ndtr(mu / 2 - epsilon / mu))
-    second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
-    # exp(a) − exp(b) with a ≥ b, kept accurate where both are tiny
-    return max(0.0, -math.exp(first) * math.expm1(min(second - first, 0.0)))
+gdp_delta = gaussian_delta
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:
-    """ε at δ of a μ-GDP mechanism.
+    """ε at δ of a μ-GDP mechanism, rounded down as a lower bound has to be.
 
     >>> round(gdp_epsilon(0.5, 1e-5), 6)
     1.993091
     """
-    validate.non_negative(mu=mu)
-    validate.open_unit(delta=delta)
-    return largest_rejected(lambda eps: gdp_delta(mu, eps) > delta, start=2.0, limit=1e5, tol=1e-12 * max(1.0, mu * mu))
+    return gaussian_epsilon(mu, delta, below=True)
 
 
 def gdp_mu(epsilon: float, delta: float) -> float:
@@ -45,9 +31,7 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     >>> round(gdp_mu(4.0, 1e-5), 6)
     0.924931
     """
-    validate.non_negative(epsilon=epsilon)
-    validate.open_unit(delta=delta)
-    return largest_rejected(lambda mu: gdp_delta(mu, epsilon) <= delta, start=1.0, limit=_MAX_MU, tol=1e-13)
+    return gaussian_mu(epsilon, delta, below=True)
 
 
 def gdp_accuracy_at_top(mu: float, share: float) -> float:

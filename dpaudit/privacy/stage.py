@@ -15,6 +15,28 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 
 
+def joint_noise_multiplier(*multipliers: float) -> float:
+    """Multiplier of the one Gaussian release that several on the same data amount to: (Σ σᵢ⁻²)^(−1/2).
+
+    >>> round(joint_noise_multiplier(1.0, 10.0), 6)
+    0.995037
+    """
+    if 0 in multipliers:
+        return 0.0
+    root = math.hypot(*(1 / sigma for sigma in multipliers))
+    return 1 / root if root else math.inf
+
+
+def remaining_noise_multiplier(whole: float, part: float) -> float:
+    """Multiplier left for a second release when one of ``part`` > ``whole`` takes its share: (σ⁻² − σ_p⁻²)^(−1/2).
+
+    >>> round(remaining_noise_multiplier(1.0, 20.0), 6)
+    1.001252
+    """
+    validate.positive(whole=whole, part=part)
+    return whole / math.sqrt((1 - whole / part) * (1 + whole / part))
+
+
 class Relation(StrEnum):
     """Neighbouring relation: which two data sets must be hard to tell apart."""
 
@@ -143,11 +165,22 @@ class Stage:
     def effective_noise_multiplier(self) -> float:
         """Noise multiplier of the step as ONE release of unit sensitivity: σ/√P per direction, σ joint.
 
-        Excludes the quantile query; see the accountants.
+        Excludes the quantile query; see :attr:`combined_noise_multiplier`.
         """
         if self.clip is Clip.PER_DIRECTION:
             return self.noise_multiplier / math.sqrt(self.releases_per_step)
         return self.noise_multiplier
+
+    @property
+    def combined_noise_multiplier(self) -> float:
+        """Noise multiplier of the step as one release, the quantile query of adaptive clipping included.
+
+        The query counts on the same minibatch with sensitivity 1/2 after centring, so that its own multiplier is 2σ_b
+        (Andrew et al., 1905.03871) and 1/σ² = 1/σ_g² + 1/(2σ_b)². Both parts double under replacement.
+        """
+        if self.quantile_sigma is None:
+            return self.effective_noise_multiplier
+        return joint_noise_multiplier(self.effective_noise_multiplier, 2 * self.quantile_sigma)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value; fields that are None are left out."""

@@ -273,13 +273,13 @@ def test_the_discrete_pairs_are_laws_and_order_the_truth() -> None:
     cut = cells(Step(((1.0, component),)), 2**-8, 0.01, 8.0)
     p = np.exp(cut.above_log_p)
     losses = cut.origin + cut.h * cut.above_index
-    assert p.sum() + cut.p_at_infinity == pytest.approx(1, abs=1e-14)
-    assert (p * np.exp(-losses)).sum() + cut.q_at_infinity == pytest.approx(1, abs=1e-13)
+    assert p.sum() + math.exp(cut.log_p_at_infinity) == pytest.approx(1, abs=1e-14)
+    assert (p * np.exp(-losses)).sum() + math.exp(cut.log_q_at_infinity) == pytest.approx(1, abs=1e-13)
     assert np.exp(cut.below_log_p).sum() == pytest.approx(1, abs=1e-14)
     for epsilon in (-0.01, 0.0, 0.05, 0.5, 2.0):
         with mpmath.workdps(40):
             truth = float(single_step_delta(0.02, 0.8, epsilon, 1))
-        above = float((p * np.maximum(-np.expm1(epsilon - losses), 0)).sum()) + cut.p_at_infinity
+        above = float((p * np.maximum(-np.expm1(epsilon - losses), 0)).sum()) + math.exp(cut.log_p_at_infinity)
         gain = np.exp(cut.below_log_p) - math.exp(epsilon) * np.exp(cut.below_log_q)
         below = float(np.maximum(gain, 0).sum())
         assert below <= truth * (1 + 1e-12) + 1e-15
@@ -325,11 +325,12 @@ def test_distribution_function_is_as_accurate_as_charged() -> None:
 
 
 def one_direction(ledger: Ledger, direction: int, delta: float) -> tuple[float, float]:
-    from dpaudit.accounting.prv.curves import _refine, with_gaussian
+    from dpaudit.accounting.prv.curves import with_gaussian
+    from dpaudit.accounting.prv.refine import refine
     from dpaudit.accounting.prv.saddle import aim_at_delta
 
-    runs = with_gaussian(charges(ledger))
-    return _refine(runs, aim_at_delta(runs, direction, delta), delta, 1e-3, 1e-6, 0.0)
+    runs, log_delta = with_gaussian(charges(ledger)), math.log(delta)
+    return refine(runs, aim_at_delta(runs, direction, log_delta), (log_delta, log_delta), 1e-3, 1e-6, 0.0)
 
 
 @pytest.mark.parametrize(("q", "sigma", "delta"), [(0.1, 1.0, 1e-6), (0.5, 2.0, 1e-12), (0.02, 0.6, 1e-3)])
@@ -355,15 +356,18 @@ def test_both_directions_agree_with_another_implementation(ledger: Ledger, addin
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_finer_cells_never_cross(cut: int) -> None:
-    from dpaudit.accounting.prv.curves import _epsilon_above, _epsilon_below, with_gaussian
+    from dpaudit.accounting.prv.curves import with_gaussian
     from dpaudit.accounting.prv.pair import dominated, dominating
+    from dpaudit.accounting.prv.readings import epsilon_above, epsilon_below
     from dpaudit.accounting.prv.saddle import aim_at_delta
 
+    log_delta = math.log(DELTA)
+
     runs = with_gaussian(charges(make((0.01, 0.8, 500), (1.0, 30.0, 10))))
-    aim = aim_at_delta(runs, 1, DELTA)
+    aim = aim_at_delta(runs, 1, log_delta)
     coarse, fine = 0.02 / 2**cut, 0.01 / 2**cut
-    above = [_epsilon_above(dominating(runs, aim, h, 0.01), DELTA) for h in (coarse, fine)]
-    below = [_epsilon_below(dominated(runs, aim, h, 0.01), DELTA) for h in (coarse, fine)]
+    above = [epsilon_above(dominating(runs, aim, h, 0.01), log_delta) for h in (coarse, fine)]
+    below = [epsilon_below(dominated(runs, aim, h, 0.01), log_delta) for h in (coarse, fine)]
     assert above[1] <= above[0] + 1e-9
     assert max(below) <= min(above)
 

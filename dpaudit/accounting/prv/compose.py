@@ -137,35 +137,49 @@ def compose(
 class Tails:
     """Suffix sums of one law with its errors, scaled: true tail at j is ``value[j] ± error[j]`` times e^{log_scale}.
 
-    ``value[j]`` sums the masses at lattice points ≥ j, each multiplied by e^{-power·h·(j' − pivot)} (the untilting).
+    ``value[j]`` sums the masses at lattice points ≥ j, each multiplied by e^{-power·h·(j' − pivot)} (the untilting);
+    ``log_scale`` itself is right to ``scale_error``.
     """
 
     value: Array
     error: Array
     log_scale: float
+    scale_error: float
 
 
-def tails(law: Tilted, power: float, log_scale: float) -> Tails:
-    """Tail sums Σ_{i≥j} mass_i·e^{-power·h·(i − pivot)} with certified errors; the pivot is the window's middle."""
+_FAR = 600.0  # weights e^{±600} and beyond are not computed
+
+
+def tails(law: Tilted, power: float, pivot: int, extra: float = 0.0) -> Tails:
+    """Tail sums Σ_{i≥j} mass_i·e^{-power·h·(i − pivot)} with certified errors, for a power of at least 0.
+
+    Parameters
+    ----------
+    pivot : int
+        Place in the window (0 is its first point) whose weight is one: where the answer is expected.
+    extra : float
+        Added to ``log_scale``.
+    """
     n = len(law.mass)
     # In place: these arrays are the largest there are.
     decay = np.arange(n, dtype=np.float64)
-    decay -= n // 2
+    decay -= pivot
     decay *= -power * law.h
-    beyond = np.abs(decay) > 600
-    np.clip(decay, -600.0, 600.0, out=decay)
+    beyond = np.abs(decay) > _FAR
+    np.clip(decay, -_FAR, _FAR, out=decay)
     np.exp(decay, out=decay)
     value = np.cumsum((law.mass * decay)[::-1])[::-1]
     per_point = min(float(n), 1 / -math.expm1(-power * law.h)) if power > 0 else float(n)
-    # Everything above j weighs at most what j does when the weights fall, and what the last point does otherwise.
-    if power < 0:
-        decay[:] = decay[-1]
+    # Weights fall, so everything above j weighs at most what j does; weights cut off above count as e^{-600}.
     error = decay
     error *= law.sup * per_point + law.total
+    error += 2 * math.exp(-_FAR) * (1 + law.sup * n + law.total)
     slack = np.abs(value)
     slack += error
-    slack *= law.relative + UNIT * (8 + n + abs(power) * law.h * n)
+    slack *= law.relative + UNIT * (8 + n + power * law.h * n)
     error += slack
     # Where weights would leave the range of floats nothing is claimed.
     error[beyond] = np.inf
-    return Tails(value, error, log_scale)
+    point = power * law.h * (law.first + pivot)
+    scale_error = 4 * UNIT * (abs(law.log_norm) + abs(point) + abs(extra))
+    return Tails(value, error, law.log_norm - point + extra, scale_error)

@@ -24,7 +24,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, log_ndtr, ndtr, ndtri
+from scipy.special import erfcx, expit, ndtri_exp
 
 from dpaudit.accounting.relations import Component, Step
 from dpaudit.privacy.stage import Mechanism
@@ -33,6 +33,9 @@ Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 UNIT = 2.0**-53
+_ROOT_HALF = math.sqrt(0.5)
+NOTHING = -5000.0
+DENSE = 20000  # lattice points through one bulk, at most
 # Share of δ that a whole run may lose to infinity: outputs in the far tails, whose losses are the largest.
 TAIL_SHARE = 1e-4
 
@@ -41,10 +44,11 @@ TAIL_SHARE = 1e-4
 class Cells:
     """Discrete laws above and below one step's pair, on the lattice ``origin + h·index``.
 
-    ``above_log_p``: log P-mass at ``above_index``; the Q-mass is e^{-loss} of it. ``p_at_infinity`` is P-mass where Q
-    has none, ``q_at_infinity`` the reverse. ``kappa`` is κ of the upper tails (for P against Q) and
-    ``kappa_reverse`` that of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of the
-    labels ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``), with relative errors ``below_error``.
+    ``above_log_p``: log P-mass at ``above_index``; the Q-mass is e^{-loss} of it. ``log_p_at_infinity`` is the log of
+    the P-mass where Q has none, ``log_q_at_infinity`` of the reverse. ``kappa`` is κ of the upper tails (for P against
+    Q) and ``kappa_reverse`` that of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of
+    the labels ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``), with relative errors
+    ``below_error``.
     """
 
     origin: float
@@ -53,8 +57,8 @@ class Cells:
     above_log_p: Array
     kappa: float
     kappa_reverse: float
-    p_at_infinity: float
-    q_at_infinity: float
+    log_p_at_infinity: float
+    log_q_at_infinity: float
     below_index: Integers
     below_log_p: Array
     below_log_q: Array
@@ -92,17 +96,17 @@ def _tilt(component: Component, weights: tuple[float, ...], x: Array) -> Array:
     return total
 
 
-def bulk(component: Component) -> tuple[float, float]:
-    """Outputs between which the pair has nearly all of its mass."""
+def bulks(component: Component) -> list[tuple[float, float]]:
+    """Intervals of outputs in which the pair has nearly all of its mass: round the means of either member."""
     two = 2.0 * component.scale
-    top = max((j for j, w in enumerate(component.up) if w >= 0.2), default=0)
-    bottom = max((j for j, w in enumerate(component.down) if w >= 0.2), default=0)
-    return -bottom - two, top + two
+    means = {float(j) for j, w in enumerate(component.up) if w >= 0.2}
+    means |= {-float(j) for j, w in enumerate(component.down) if w >= 0.2}
+    return [(mean - two, mean + two) for mean in sorted(means)]
 
 
-def reach_for(delta: float, steps: int) -> float:
+def reach_for(log_delta: float, steps: int) -> float:
     """σ beyond every mean where a tail holds at most TAIL_SHARE·δ/steps, in quarters so that cells can be shared."""
-    return math.ceil(-4 * float(ndtri(max(TAIL_SHARE * delta / max(steps, 1), 1e-280)))) / 4
+    return math.ceil(-4 * float(ndtri_exp(log_delta + math.log(TAIL_SHARE / max(steps, 1))))) / 4
 
 
 def ends(component: Component, reach: float) -> tuple[float, float]:
@@ -182,41 +186,84 @@ def _outputs_by_search(component: Component, target: Array, reach: float) -> tup
     return np.where(below, -np.inf, np.where(beyond, np.inf, x)), np.where(below | beyond, tiny, moved)
 
 
-def _masses(component: Component, weights: tuple[float, ...], sign: int, x: Array) -> tuple[Array, Array, Array]:
-    """Mass of Σ_j w_j f(· − sign·j) between consecutive cuts, (n+1,) for n cuts.
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Masses:
+    """Mass of a mixture between n cuts: ``log`` and its relative ``error`` (n+1,), and the tails at the cuts (n,).
 
-    Also the absolute error of every mass (n+1,) and of the distribution function at every cut (n,).
+    ``log_above`` and ``log_below``: log mass above and below every cut; ``above`` and ``below``: their relative errors.
     """
+
+    log: Array
+    error: Array
+    log_above: Array
+    log_below: Array
+    above: Array
+    below: Array
+
+
+def _log_masses(component: Component, weights: tuple[float, ...], sign: int, x: Array) -> _Masses:
+    """Log masses of Σ_j w_j f(· − sign·j) between consecutive cuts: no tail is too small to be right."""
     cuts = np.concatenate(([-np.inf], x, [np.inf]))
-    total, error, cut_error = np.zeros(len(cuts) - 1), np.zeros(len(cuts) - 1), np.zeros(len(x))
-    for j, weight in enumerate(weights):
-        if weight == 0:
-            continue
-        z = (cuts - sign * j) / component.scale
-        # Differences are taken on the side where they are small, so that tails keep their relative accuracy.
-        right = z > 0
-        lower, upper = _tail(component, z), _tail(component, -z)
-        flip = right[:-1]
-        mass = np.where(flip, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
-        thin = np.where(right, upper, lower)
-        far = np.where(np.isfinite(z), np.abs(z), 0.0)
-        at_cut = UNIT * thin * (8 + 3 * far * far + (1 + far) * far)  # the function's own error, and that of rounding z
-        total += weight * np.maximum(mass, 0.0)
-        error += weight * (at_cut[:-1] + at_cut[1:] + 2 * UNIT * np.where(flip, upper[:-1], lower[1:]))
-        cut_error += weight * at_cut[1:-1]
-    return total, error, cut_error
+    parts = [(math.log(weight), (cuts - sign * j) / component.scale) for j, weight in enumerate(weights) if weight > 0]
+    each = [(log_w, *_between(component, z)) for log_w, z in parts]
+    log = _log_total([log_w + mass for log_w, mass, *_ in each])
+    above = _log_total([log_w + upper for log_w, _, _, upper, *_ in each])
+    below = _log_total([log_w + lower for log_w, _, _, _, lower, *_ in each])
+    error, at_above, at_below = np.zeros(len(log)), np.zeros(len(above)), np.zeros(len(above))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for log_w, mass, relative, _, _, thin, at_cut in each:
+            error += relative * np.exp(np.where(mass > -np.inf, log_w + mass - log, -np.inf))
+            at_above += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - above, 0.0), -np.inf))
+            at_below += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - below, 0.0), -np.inf))
+    return _Masses(log, error + 4 * UNIT, above, below, at_above, at_below)
 
 
-def _tail(component: Component, z: Array) -> Array:
-    """Distribution function of the standard noise at z, accurate in the lower tail."""
+def _log_total(terms: list[Array]) -> Array:
+    total = terms[0]
+    for term in terms[1:]:
+        total = np.logaddexp(total, term)
+    return total
+
+
+def _between(component: Component, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Log mass of the standard noise between cuts z (n+2,) with its relative error, and log tails at the inner cuts.
+
+    The tails: above, below, the smaller of the two, and the relative error of the smaller.
+    """
+    distance = np.abs(z)
+    thin = log_tail(component, distance)
+    far = np.where(np.isfinite(z), distance, 0.0)
+    at_cut = UNIT * (8 + 3 * far * far + (1 + far) * far)  # the function's own error, and that of rounding z
+    low, high = thin[:-1], thin[1:]
+    left, right = z[1:] <= 0, z[:-1] > 0
+    inside = left | right
+    # Differences are taken on the side where they are small, so that tails keep their relative accuracy.
+    larger, smaller = np.where(left, high, low), np.where(left, low, high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(inside & (smaller > -np.inf), np.minimum(smaller - larger, 0.0), -np.inf)
+        one_sided = larger + np.log(-np.expm1(ratio))
+        both = np.log1p(-np.minimum(np.exp(low) + np.exp(high), 1.0))
+        mass = np.where(inside, one_sided, both)
+        share = np.exp(ratio)
+        error = np.where(
+            inside,
+            (np.where(left, at_cut[1:], at_cut[:-1]) + share * np.where(left, at_cut[:-1], at_cut[1:])) / (1 - share),
+            (at_cut[:-1] * np.exp(low) + at_cut[1:] * np.exp(high)) / np.exp(both),
+        )
+    inner, rest = thin[1:-1], np.log1p(-np.exp(thin[1:-1]))
+    positive = z[1:-1] > 0
+    upper, lower = np.where(positive, inner, rest), np.where(positive, rest, inner)
+    mass = np.where(np.isnan(mass), -np.inf, mass)
+    return mass, np.minimum(np.where(np.isnan(error), 1.0, error), 1.0), upper, lower, inner, at_cut[1:-1]
+
+
+def log_tail(component: Component, distance: Array) -> Array:
+    """Log mass of the standard noise beyond ``distance`` ≥ 0."""
     if component.mechanism is Mechanism.GAUSSIAN:
-        small = z < -37.0
-        low: Array = ndtr(z)
-        if small.any():
-            low = np.where(small, np.exp(log_ndtr(np.where(small, z, 0.0))), low)
-        return low
-    half = 0.5 * np.exp(-np.abs(z))
-    return np.where(z < 0, half, 1 - half)
+        with np.errstate(divide="ignore", over="ignore"):
+            found: Array = np.log(0.5 * erfcx(distance * _ROOT_HALF)) - 0.5 * distance * distance
+        return found
+    return math.log(0.5) - distance
 
 
 def _nodes(component: Component, start: float, h: float, growth: float, reach: float) -> Integers:
@@ -224,18 +271,24 @@ def _nodes(component: Component, start: float, h: float, growth: float, reach: f
 
     Any set of lattice points gives a dominating and a dominated pair; the widths only decide how tight they are.
     """
-    low_x, high_x = bulk(component)
     first_x, last_x = ends(component, reach)
-    points = loss(component, np.array([first_x, max(low_x, first_x), min(high_x, last_x), last_x]))
-    first, low, high, last = (float(v) for v in (points - start) / h)
+    around = [(max(low, first_x), min(high, last_x)) for low, high in bulks(component)]
+    points = loss(component, np.array([first_x, *(x for pair in around for x in pair), last_x]))
+    first, *inner, last = (float(v) for v in (points - start) / h)
     one_sided = len(component.down) == 1 and component.up[0] > 0 and start != 0.0
     first_k = max(0, math.floor(first)) if one_sided else math.floor(first)
-    low_k, high_k, last_k = max(first_k, math.floor(low)), math.ceil(high), math.ceil(last)
-    stride = max(1, (high_k - low_k) // 20000)
-    dense = np.arange(low_k, high_k + stride, stride, dtype=np.int64)
-    above = dense[-1] + _growing(max(0, last_k - int(dense[-1])), growth)
-    below = low_k - _growing(low_k - first_k, growth)[::-1]
-    return np.unique(np.concatenate((below, dense, above)))
+    last_k = math.ceil(last)
+    if math.ceil(inner[-1]) - math.floor(inner[0]) <= DENSE:
+        inner = [inner[0], inner[-1]]
+    parts = []
+    for low, high in zip(inner[::2], inner[1::2]):
+        low_k, high_k = max(first_k, math.floor(low)), math.ceil(high)
+        stride = max(1, (high_k - low_k) // DENSE)
+        dense = np.arange(low_k, high_k + stride, stride, dtype=np.int64)
+        above = dense[-1] + _growing(max(0, last_k - int(dense[-1])), growth)
+        below = low_k - _growing(low_k - first_k, growth)[::-1]
+        parts += [below, dense, above]
+    return np.unique(np.concatenate(parts))
 
 
 def _growing(reach: int, growth: float) -> Integers:
@@ -267,8 +320,8 @@ def cells(step: Step, h: float, growth: float, reach: float) -> Cells:
         np.concatenate([c.above_log_p + w for c, w in zip(each, logs)]),
         max(c.kappa for c in each),
         max(c.kappa_reverse for c in each),
-        sum(w * c.p_at_infinity for w, c in parts),
-        sum(w * c.q_at_infinity for w, c in parts),
+        float(np.logaddexp.reduce([w + c.log_p_at_infinity for w, c in zip(logs, each)])),
+        float(np.logaddexp.reduce([w + c.log_q_at_infinity for w, c in zip(logs, each)])),
         np.concatenate([c.below_index for c in each]),
         np.concatenate([c.below_log_p + w for c, w in zip(each, logs)]),
         np.concatenate([c.below_log_q + w for c, w in zip(each, logs)]),
@@ -280,57 +333,56 @@ def _component_cells(component: Component, start: float, h: float, growth: float
     index = _nodes(component, start, h, growth, reach)
     u = np.multiply(h, index, dtype=np.float64)
     x, moved = outputs_at(component, start, u, reach)
-    p, p_error, p_cut = _masses(component, component.up, 1, x)
-    q, q_error, q_cut = _masses(component, component.down, -1, x)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(p > 0, p_error / p, 0.0) + np.where(q > 0, q_error / q, 0.0) + 8 * UNIT
-    relative = np.minimum(relative, 1.0)
+    p, q = _log_masses(component, component.up, 1, x), _log_masses(component, component.down, -1, x)
     level = start + u
-    base = (16 + np.abs(level)) * UNIT + moved
-    kappa = base + _share(p_cut, _above_cuts(p)) + _share(q_cut, _above_cuts(q))
-    reverse = base + _share(p_cut, np.cumsum(p)[:-1]) + _share(q_cut, np.cumsum(q)[:-1])
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        log_q = np.log(q)
-        # Q-mass of a cell, in P-mass at its lower node; in two ways because e^loss or Q may leave the floats' range.
-        direct = q[1:-1] * np.exp(np.minimum(level[:-1], 600.0))
-        scaled = np.where(level[:-1] < 600, direct, np.exp(log_q[1:-1] + level[:-1]))
-        width = -np.expm1(-np.diff(u))
-        to_upper = np.clip((p[1:-1] - scaled) / width, 0.0, p[1:-1])
-        top = min(float(np.exp(log_q[-1] + level[-1])), float(p[-1]))
-    mass = np.zeros(len(index))
-    mass[:-1] += p[1:-1] - to_upper
-    mass[1:] += to_upper
-    mass[0] += p[0]
-    mass[-1] += top
-    bottom = float(np.exp(np.log(p[0]) - level[0])) if p[0] > 0 else 0.0
-    keep = mass > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own = (np.log(p) - log_q - start) / h
+    # A share that is off by r/width moves r of the cell's mass past its lower node; r is what logarithms round to.
+    depth = float(np.max(-p.log, where=p.log > NOTHING, initial=0.0))
+    base = (16 + 2 * depth + 4 * np.abs(level)) * UNIT + moved
+    # Below e^{-5000} no δ that a float can hold sees the first member's tail, nor how wrong it is.
+    kappa = np.where(p.log_above > NOTHING, base + p.above + q.above, 0.0)
+    reverse = np.where(q.log_below > NOTHING, base + p.below + q.below, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own = p.log - q.log
+        # A cell's masses are split over its end nodes so that P and Q both stay as they are; in logarithms, because the
+        # lower node may hold next to none of P and yet all of Q.
+        width = np.diff(u)
+        height = np.clip(own[1:-1] - level[:-1], 0.0, width)
+        height = np.where(np.isnan(height), 0.0, height)
+        whole = np.log(-np.expm1(-width))
+        to_upper = p.log[1:-1] + np.log(-np.expm1(-height)) - whole
+        to_lower = p.log[1:-1] - height + np.log(-np.expm1(height - width)) - whole
+        top = min(float(q.log[-1] + level[-1]), float(p.log[-1]))
+        bottom = min(float(p.log[0] - level[0]), float(q.log[0]))
+        own = (own - start) / h
+    mass = np.full(len(index), -np.inf)
+    mass[:-1] = to_lower
+    mass[1:] = np.logaddexp(mass[1:], to_upper)
+    mass[0] = np.logaddexp(mass[0], p.log[0])
+    mass[-1] = np.logaddexp(mass[-1], top)
+    keep = mass > -np.inf
     edges = np.concatenate(([index[0] - 1], index))
     label = np.clip(np.floor(np.nan_to_num(own, nan=0.0, posinf=0.0, neginf=0.0)), edges, np.append(index, index[-1]))
-    some = (p > 0) | (q > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Cells(
-            start,
-            h,
-            index[keep],
-            np.log(mass[keep]),
-            float(kappa.max()),
-            float(reverse.max()),
-            max(0.0, float(p[-1]) - top) * (1 + float(relative[-1])),
-            max(0.0, float(q[0]) - bottom) * (1 + float(relative[0])),
-            label[some].astype(np.int64),
-            np.log(p[some]),
-            log_q[some],
-            relative[some],
-        )
+    some = (p.log > -np.inf) | (q.log > -np.inf)
+    relative = np.minimum(p.error + q.error + 8 * UNIT, 1.0)
+    return Cells(
+        start,
+        h,
+        index[keep],
+        mass[keep],
+        float(kappa.max()),
+        float(reverse.max()),
+        _rest(float(p.log[-1]), top, float(relative[-1])),
+        _rest(float(q.log[0]), bottom, float(relative[0])),
+        label[some].astype(np.int64),
+        p.log[some],
+        q.log[some],
+        relative[some],
+    )
 
 
-def _above_cuts(mass: Array) -> Array:
-    """Total mass above every cut."""
-    return np.cumsum(mass[::-1])[::-1][1:]
-
-
-def _share(error: Array, tail: Array) -> Array:
-    """Error relative to a tail; 1 where the tail has left the range of floats."""
-    return np.minimum(1.0, np.divide(error, tail, out=(error > 0).astype(np.float64), where=tail > 0))
+def _rest(whole: float, part: float, relative: float) -> float:
+    """log of e^whole − e^part, rounded up."""
+    if whole == -math.inf:
+        return -math.inf
+    left = -math.expm1(min(part - whole, 0.0)) if part > -math.inf else 1.0
+    return whole + math.log(left + 2 * relative + 4 * UNIT * abs(whole))

@@ -9,19 +9,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpaudit.accounting.prv.compose import Law, Tails, Tilted, compose, log_sum, tails
-from dpaudit.accounting.prv.loss import Cells, cells, origin
+from dpaudit.accounting.prv.loss import Array, Cells, cells, origin
 from dpaudit.accounting.prv.saddle import Aim, Run, rough
 
 LARGEST_WINDOW = 3 * 2**19
+_WORK = 2.5e7  # lattice points times runs of one composition: about 10 s
+
+
+def largest_window(runs: int) -> int:
+    """Points of the largest window for so many runs: work is bounded, whatever the ledger."""
+    return int(min(LARGEST_WINDOW, max(4096, _WORK / max(runs, 1))))
 
 
 def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
-    """Dominating law of the first member, its mass where the second has none, and κ of its tails."""
+    """Dominating law of the first member, log of its mass where the second has none, and κ of its tails."""
     none = np.zeros(len(cut.above_index))
     if direction > 0:
-        return Law(cut.above_index, cut.above_log_p, none, cut.origin), cut.p_at_infinity, cut.kappa
+        return Law(cut.above_index, cut.above_log_p, none, cut.origin), cut.log_p_at_infinity, cut.kappa
     log_q = cut.above_log_p - (cut.origin + cut.h * cut.above_index)
-    return Law(-cut.above_index, log_q, none, -cut.origin), cut.q_at_infinity, cut.kappa_reverse
+    return Law(-cut.above_index, log_q, none, -cut.origin), cut.log_q_at_infinity, cut.kappa_reverse
 
 
 def _below(cut: Cells, direction: int) -> tuple[Law, Law]:
@@ -46,67 +52,95 @@ def _smooth(n: float) -> int:
 class Pair:
     """Tails of the first and the second member of a composed pair.
 
-    ``infinite``: first-mass at infinity. The truth is dominated once ε is raised by ``shift_error`` and δ divided by
-    ``mass_factor`` (at most 1).
+    ``log_infinite``: log of the first-mass at infinity. The truth is dominated once ε is raised by ``shift_error`` and
+    δ divided by ``e^{log_mass_factor}`` (at most 1).
     """
 
     first: Tails
     second: Tails
-    infinite: float
+    log_infinite: float
     shift_error: float
-    mass_factor: float
+    log_mass_factor: float
     start: float
     h: float
 
 
-def _window(laws: Sequence[tuple[Law, int]], aim: Aim, h: float) -> tuple[int, int]:
-    """First lattice index and size, placed round the law's own tilted mean."""
+def _window(laws: Sequence[tuple[Law, int]], aim: Aim, h: float) -> tuple[int, int, int]:
+    """First lattice index, size, and the place of the ε aimed at, all relative to the law's own tilted mean.
+
+    Relative, because labels from below are not losses: rounding moves their sum.
+    """
     centre = 0.0
     for law, times in laws:
         exponent = law.log_mass + (aim.theta * h) * law.index
         weights = np.exp(exponent - exponent.max())
         centre += times * float(weights @ law.index) / float(weights.sum())
-    size = min(_smooth((aim.high - aim.low) / h + 4), LARGEST_WINDOW)
+    size = _smooth(min((aim.high - aim.low) / h + 4, LARGEST_WINDOW))
     below = (aim.mean - aim.low) / (aim.high - aim.low)
-    return math.floor(centre - below * size), size
+    first = math.floor(centre - below * size)
+    place = round(centre + (aim.epsilon - aim.mean) / h) - first
+    return first, size, min(max(place, 0), size - 1)
 
 
 def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
     """Composed tails of the pair from above."""
-    laws, infinite, raised = [], 0.0, 0.0
+    laws, log_infinite, raised = [], -math.inf, 0.0
     for step, times in runs:
         law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
         laws.append((law, times))
-        infinite += times * lost
+        log_infinite = _log_add(log_infinite, lost + math.log(times))
         raised += times * kappa
-    first, size = _window(laws, aim, h)
+    first, size, pivot = _window(laws, aim, h)
     tilted = compose(laws, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes)
-    pivot = h * (first + size // 2)
-    log_a = tilted.log_norm - aim.theta * pivot
-    log_b = log_a - pivot - tilted.offset
     return Pair(
-        tails(tilted, aim.theta, log_a),
-        tails(tilted, aim.theta + 1, log_b),
-        min(1.0, infinite * math.exp(min(raised, 700.0))),
+        tails(tilted, aim.theta, pivot),
+        tails(tilted, aim.theta + 1, pivot, extra=-tilted.offset),
+        min(0.0, log_infinite + raised),
         tilted.offset_error + raised,
-        math.exp(-min(raised, 700.0)),
+        -raised,
         tilted.offset + h * first,
         h,
     )
 
 
-def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, delta: float) -> float:
+def _log_add(a: float, b: float) -> float:
+    return float(np.logaddexp(a, b))
+
+
+def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, log_delta: float) -> float:
     """Upper bound on ε at δ from moments of the dominating laws alone: loose, but it never depends on a window."""
     thetas = aim.theta * np.geomspace(0.05, 2.0, 12)
-    total, infinite, raised = np.zeros(len(thetas)), 0.0, 0.0
+    total, log_infinite, raised = _moments(runs, aim, h, growth, thetas)
+    log_left = log_less(log_delta - raised, log_infinite)
+    if log_left == -math.inf:
+        return math.inf
+    return max(0.0, float(((total - log_left) / thetas).min()) + raised) * (1 + 1e-9)
+
+
+def chernoff_delta(runs: Sequence[Run], aim: Aim, h: float, growth: float, epsilon: float) -> float:
+    """Upper bound on δ at ε from the same moments."""
+    thetas = aim.theta * np.geomspace(0.05, 1e4, 25)
+    total, log_infinite, raised = _moments(runs, aim, h, growth, thetas)
+    # δ(ε) is at most the mass of losses above ε.
+    log_above = float((total - thetas * (epsilon - raised)).min())
+    return max(5e-324, math.exp(min(0.0, _log_add(log_above, log_infinite) + raised + 1e-9)))
+
+
+def _moments(runs: Sequence[Run], aim: Aim, h: float, growth: float, thetas: Array) -> tuple[Array, float, float]:
+    """log E e^{θL} of the dominating laws, log of the mass at infinity, and what round-off adds."""
+    total, log_infinite, raised = np.zeros(len(thetas)), -math.inf, 0.0
     for step, times in runs:
         law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
         losses = law.origin + h * law.index
         total += times * np.array([log_sum(law.log_mass + theta * losses) for theta in thetas])
-        infinite += times * lost
+        log_infinite = _log_add(log_infinite, lost + math.log(times))
         raised += times * (kappa + 1e-13)
-    left = delta * math.exp(-raised) - infinite
-    return math.inf if left <= 0 else max(0.0, float(((total - math.log(left)) / thetas).min()) + raised) * (1 + 1e-9)
+    return total + 1e-12 * np.abs(total), log_infinite, raised
+
+
+def log_less(a: float, b: float) -> float:
+    """log(e^a − e^b); −∞ where nothing is left."""
+    return a + math.log(-math.expm1(b - a)) if b < a else -math.inf
 
 
 def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
@@ -116,14 +150,13 @@ def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
         p, q = _below(cells(step, h, growth, aim.reach), aim.direction)
         firsts.append((p, times))
         seconds.append((q, times))
-    first, size = _window(firsts, aim, h)
+    first, size, pivot = _window(firsts, aim, h)
     made: list[Tilted] = [
         compose(laws, theta=theta, h=h, first=first, size=size, slopes=aim.slopes)
         for laws, theta in ((firsts, aim.theta), (seconds, aim.theta + 1))
     ]
-    pivot = h * (first + size // 2)
-    p_tails, q_tails = (tails(t, t.theta, t.log_norm - t.theta * pivot) for t in made)
-    return Pair(p_tails, q_tails, 0.0, 0.0, 1.0, made[0].offset + h * first, h)
+    p_tails, q_tails = (tails(t, t.theta, pivot) for t in made)
+    return Pair(p_tails, q_tails, -math.inf, 0.0, 0.0, made[0].offset + h * first, h)
 
 
 def spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
@@ -134,7 +167,7 @@ def spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
     # Where most mass lies within one cell of the loss's lower end, far wider cells lose as little.
     while h < widest and _predicted_width(runs, aim, 1.5 * h) <= tolerance:
         h = min(1.5 * h, widest)
-    return max(on_grid(h), (aim.high - aim.low) / (LARGEST_WINDOW - 4))
+    return max(on_grid(h), (aim.high - aim.low) / (largest_window(len(runs)) - 4))
 
 
 def on_grid(h: float) -> float:

@@ -14,10 +14,11 @@ import numpy as np
 from scipy.special import erfcx
 
 from dpaudit.accounting.prv.loss import Array, ends, loss, reach_for
-from dpaudit.accounting.relations import Step
+from dpaudit.accounting.relations import Component, Step
 from dpaudit.privacy.stage import Mechanism
 
 Run = tuple[Step, int]
+SMALLEST_LOG_DELTA = -744.0  # of the smallest float
 
 
 @lru_cache(maxsize=1024)
@@ -25,20 +26,34 @@ def rough(step: Step, reach: float) -> tuple[Array, Array]:
     """Quadrature of one step: log P-weights and losses. Not certified."""
     logs, losses = [], []
     for weight, part in step.components:
-        low, high = ends(part, reach)
-        if part.mechanism is Mechanism.LAPLACE:
-            low, high = low - 40 * part.scale, high + 40 * part.scale
-        x = np.linspace(low, high, min(4000, max(60, math.ceil((high - low) / (0.2 * part.scale)))))
+        x, width = _points(part, reach)
         density = np.full_like(x, -np.inf)
         for j, w in enumerate(part.up):
             if w > 0:
                 z = (x - j) / part.scale
                 exponent = -0.5 * z * z if part.mechanism is Mechanism.GAUSSIAN else -np.abs(z)
                 density = np.logaddexp(density, math.log(w) + exponent)
+        density += np.log(width)
         density -= np.logaddexp.reduce(density)
         logs.append(density + math.log(weight))
         losses.append(loss(part, x))
     return np.concatenate(logs), np.concatenate(losses)
+
+
+def _points(part: Component, reach: float) -> tuple[Array, Array]:
+    """Outputs about a fifth of σ apart wherever the pair has mass, and the widths they stand for."""
+    low, high = ends(part, reach)
+    if part.mechanism is Mechanism.LAPLACE:
+        low, high = low - 40 * part.scale, high + 40 * part.scale
+    count = max(60, math.ceil((high - low) / (0.2 * part.scale)))
+    if count <= 4000:
+        x = np.linspace(low, high, count)
+    else:
+        # Noise far narrower than the shifts: only round the means is there anything.
+        around = part.scale * np.arange(-5 * max(reach, 40.0), 5 * max(reach, 40.0) + 1) / 5
+        x = np.unique(np.concatenate([j + around for j in range(-len(part.down) + 1, len(part.up))]))
+    width = np.gradient(x)
+    return x, np.minimum(width, 0.2 * part.scale) if count > 4000 else width
 
 
 def _cumulants(runs: Sequence[Run], direction: int, thetas: Array, reach: float) -> tuple[Array, Array, Array]:
@@ -71,15 +86,27 @@ def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) 
     return found
 
 
-def _crossing(function: Callable[[Array], Array], target: float, grids: Sequence[int] = (40, 12, 12)) -> float:
+def _range(runs: Sequence[Run], direction: int, reach: float) -> tuple[float, float]:
+    """Tilts worth looking at, in units of the untilted loss's spread."""
+    _, mean, variance = _cumulants(runs, direction, np.zeros(1), reach)
+    spread = min(max(math.sqrt(float(variance[0])), 1e-8 * abs(float(mean[0])), 1e-140), 1e140)
+    return 1e-3 / spread, 1e10 / spread
+
+
+def _crossing(
+    function: Callable[[Array], Array],
+    target: float,
+    between: tuple[float, float],
+    grids: Sequence[int] = (48, 12, 12),
+) -> float:
     """θ at which a decreasing function of θ falls to ``target``, by ever finer geometric grids."""
-    low, high = 1e-4, 1e9
+    low, high = between
     for count in grids:
         grid = np.geomspace(low, high, count)
         under = function(grid) <= target
         first = int(np.argmax(under)) if under.any() else count - 1
         low, high = grid[max(first - 1, 0)], grid[first]
-    return float(math.sqrt(low * high))
+    return math.sqrt(low) * math.sqrt(high)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,11 +146,24 @@ def aim_by(
     return Aim(direction, theta, mean, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
 
 
-def aim_at_delta(runs: Sequence[Run], direction: int, delta: float) -> Aim:
+def aim_at_delta(runs: Sequence[Run], direction: int, log_delta: float) -> Aim:
     """Aim at the ε of a δ: the tilt whose mean is, by the saddle point, that ε."""
-    reach = reach_for(delta, sum(times for _, times in runs))
-    theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), math.log(delta))
+    reach = reach_for(log_delta, sum(times for _, times in runs))
+    between = _range(runs, direction, reach)
+    theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), log_delta, between)
+    theta = min(theta, _useful(runs, direction, reach, between, log_delta))
     return aim_by(runs, direction, theta, None, reach)
+
+
+def _useful(runs: Sequence[Run], direction: int, reach: float, between: tuple[float, float], log_delta: float) -> float:
+    """Largest tilt that is of use: where the largest loss has more mass than δ, a larger one only costs digits."""
+
+    def chernoff(thetas: Array) -> Array:
+        value, mean, _ = _cumulants(runs, direction, thetas, reach)
+        return value - thetas * mean
+
+    last = float(chernoff(np.array([between[1]]))[0])
+    return _crossing(chernoff, last + 0.5, between) if last > log_delta else between[1]
 
 
 def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
@@ -135,27 +175,32 @@ def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
         def below_mean(thetas: Array, reach: float = reach) -> Array:
             return -_cumulants(runs, direction, thetas, reach)[1]
 
-        theta = _crossing(below_mean, -epsilon)
+        between = _range(runs, direction, reach)
+        theta = min(
+            _crossing(below_mean, -epsilon, between), _useful(runs, direction, reach, between, SMALLEST_LOG_DELTA)
+        )
         at = np.array([theta])
         log_delta = float(_log_delta_saddle(*_cumulants(runs, direction, at, reach), at)[0])
-        reach = reach_for(math.exp(max(-600.0, min(0.0, log_delta))), steps)
+        reach = reach_for(max(SMALLEST_LOG_DELTA, min(-1e-3, log_delta)), steps)
     return aim_by(runs, direction, theta, epsilon, reach)
 
 
 def aim_at_rate(runs: Sequence[Run], direction: int, rate: float) -> Aim:
     """Aim where the second member's tail is ``rate`` (a false-positive rate)."""
-    reach = reach_for(rate, sum(times for _, times in runs))
+    reach = reach_for(math.log(rate), sum(times for _, times in runs))
+    between = _range(runs, direction, reach)
 
     def log_rate(power: Array) -> Array:
         value, mean, variance = _cumulants(runs, direction, power - 1, reach)
         found: Array = value - power * mean + np.log(0.5 * erfcx(power * np.sqrt(variance / 2)))
         return found
 
-    power = _crossing(log_rate, math.log(rate))
-    return aim_by(runs, direction, max(power - 1, 1e-4), None, reach)
+    power = _crossing(log_rate, math.log(rate), (min(between[0], 1e-4), max(between[1], 1e9)), (60, 12, 12))
+    return aim_by(runs, direction, max(power - 1, between[0]), None, reach)
 
 
 def aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
     """Aim by the tilt whose mean is a known ε, however sharply the mean rises there."""
-    theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon, (40, 12, 12, 12, 12))
+    between = _range(runs, direction, reach)
+    theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon, between, (48, 12, 12, 12, 12))
     return aim_by(runs, direction, theta, epsilon, reach, 1e-13)

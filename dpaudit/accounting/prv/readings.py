@@ -1,0 +1,109 @@
+"""Reading bounds off a composed pair: ε at δ and δ at ε from its certified tails, all in logarithms.
+
+For a discrete pair (A, B) on a lattice,
+
+    ε(δ) = max_j log((A(≥j) − δ) / B(≥j))        δ(ε) = max_j A(≥j) − e^ε·B(≥j)
+
+is exact when B = e^{-loss}·A (the dominating pair: an upper bound), and for any two laws of the same statistic every j
+is a test, so the maximum is a lower bound (the dominated pair). Errors of the tails widen both. Scales, δ and ε are
+only ever compared as logarithms: neither e^ε nor δ has to be a float.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dpaudit.accounting.prv.loss import UNIT
+from dpaudit.accounting.prv.pair import Pair, log_less
+
+
+def _scaled(log_value: float, pair: Pair) -> float:
+    """e^{log_value} in the units of the first member's tails; infinite where it leaves them upwards."""
+    exponent = log_value - pair.first.log_scale
+    return math.inf if exponent > 700 else math.exp(exponent)
+
+
+def _log_scales(pair: Pair) -> tuple[float, float]:
+    """Difference of the two tails' scales, and how far it may be off."""
+    first, second = pair.first, pair.second
+    margin = first.scale_error + second.scale_error + 4 * UNIT * (abs(first.log_scale) + abs(second.log_scale))
+    return first.log_scale - second.log_scale, margin
+
+
+def epsilon_above(pair: Pair, log_delta: float) -> float:
+    """Upper bound on ε at δ from the dominating pair; at least the window's first loss, never below 0."""
+    log_budget = log_less(log_delta + pair.log_mass_factor - pair.first.scale_error, pair.log_infinite)
+    if log_budget == -math.inf:
+        return math.inf
+    # Tails never rise, so a bound above holds for every later point and a bound below for every earlier one.
+    with np.errstate(invalid="ignore"):
+        top = np.fmin.accumulate(pair.first.value + pair.first.error) - _scaled(log_budget, pair)
+    bottom = np.fmax.accumulate((pair.second.value - pair.second.error)[::-1])[::-1]
+    met, unknown = top <= 0, ~(bottom > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.log(top) - np.log(bottom)
+    each[unknown | np.isnan(each)] = np.inf
+    each[met] = -np.inf
+    # δ(ε) only asks for tails at losses above ε: any ε at least loss j and every bound at i ≥ j will do.
+    from_here = np.maximum.accumulate(each[::-1])[::-1]
+    scale, margin = _log_scales(pair)
+    from_here += scale
+    losses = np.arange(len(each), dtype=np.float64)
+    losses *= pair.h
+    losses += pair.start
+    return max(0.0, float(np.maximum(from_here, losses).min()) + pair.shift_error + margin)
+
+
+def epsilon_below(pair: Pair, log_delta: float) -> float:
+    """Lower bound on ε at δ from the dominated pair."""
+    known = np.fmax.accumulate((pair.first.value - pair.first.error)[::-1])[::-1]
+    with np.errstate(invalid="ignore"):
+        top = known - _scaled(log_delta + pair.first.scale_error, pair)
+    bottom = np.fmin.accumulate(pair.second.value + pair.second.error)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where((top > 0) & (bottom < np.inf), np.log(top) - np.log(bottom), -np.inf)
+    scale, margin = _log_scales(pair)
+    best = float(np.fmax.reduce(each))
+    return max(0.0, best + scale - margin) if best > -math.inf else 0.0
+
+
+def delta_above(pair: Pair, epsilon: float) -> float:
+    """Upper bound on δ at ε from the dominating pair."""
+    scale, margin = _log_scales(pair)
+    moved = epsilon - pair.shift_error - margin
+    if moved < pair.start:
+        return 1.0
+    place = math.floor((moved - pair.start) / pair.h)
+    near = slice(max(0, place - 1), place + 3)
+    top = pair.first.value[near] + pair.first.error[near]
+    if place + 3 > len(pair.first.value):
+        # Above the window only the mass beyond its last points is known.
+        best = float(np.fmin.reduce(pair.first.value + pair.first.error))
+    else:
+        # δ(ε) is the gain at the first loss above ε. e^ε·B is rounded down where it leaves the range of floats.
+        factor = math.exp(min(700.0, moved - scale))
+        with np.errstate(invalid="ignore"):
+            gain = top - factor * np.maximum(pair.second.value[near] - pair.second.error[near], 0.0)
+        best = math.inf if np.isnan(gain).any() else float(gain.max())
+    if math.isinf(best):
+        return 1.0
+    log_found = math.log(best) + pair.first.log_scale + pair.first.scale_error if best > 0 else -math.inf
+    log_total = float(np.logaddexp(log_found - pair.log_mass_factor, pair.log_infinite))
+    # An upper bound of zero would be false: it is at least the smallest float.
+    return min(1.0, max(5e-324, math.exp(min(0.0, log_total)) * (1 + 4 * UNIT)))
+
+
+def delta_below(pair: Pair, epsilon: float) -> float:
+    """Lower bound on δ at ε from the dominated pair."""
+    scale, margin = _log_scales(pair)
+    exponent = epsilon + margin - scale
+    if exponent > 700:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gain = pair.first.value - pair.first.error - math.exp(exponent) * (pair.second.value + pair.second.error)
+    best = float(np.fmax.reduce(gain))
+    if not best > 0:
+        return 0.0
+    return math.exp(min(0.0, math.log(best) + pair.first.log_scale - pair.first.scale_error)) * (1 - 4 * UNIT)

@@ -1,0 +1,79 @@
+"""Certified bounds on ε in one direction: windows aimed ever better and lattices cut ever finer, until they are close.
+
+Every bound that is read is valid; the loop only decides where to look next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpaudit.accounting.prv.compose import Tails
+from dpaudit.accounting.prv.pair import Pair, chernoff, dominated, dominating, largest_window, on_grid, spacing
+from dpaudit.accounting.prv.readings import epsilon_above, epsilon_below
+from dpaudit.accounting.prv.saddle import Aim, Run, aim_at_mean, aim_by
+
+ROUNDS = 7
+_LATTICE_SHARE = 0.3  # part of the width aimed at that cutting into cells may take
+_GROWTH = 0.01  # relative width of cells far from the bulk
+
+
+def refine(
+    runs: Sequence[Run], aim: Aim, log_deltas: tuple[float, float], rtol: float, atol: float, ceiling: float
+) -> tuple[float, float]:
+    """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's.
+
+    Parameters
+    ----------
+    log_deltas : pair of float
+        log δ of the lower and of the upper bound.
+    """
+    log_delta, log_left = log_deltas
+    low, high, growth = 0.0, math.inf, _GROWTH
+    # Where the other direction is larger, this one need only be shown to stay below it.
+    tolerance = max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
+    h = spacing(runs, aim, tolerance)
+    moves = 0
+    for _ in range(ROUNDS):
+        above = dominating(runs, aim, h, growth)
+        high = min(high, epsilon_above(above, log_left))
+        if math.isinf(high):
+            high = chernoff(runs, aim, h, growth, log_left)
+        if high <= ceiling or high == 0:
+            return 0.0, high
+        below = dominated(runs, aim, h, growth)
+        low = max(low, epsilon_below(below, log_delta))
+        allowed = max(rtol * high, atol)
+        if high - low <= allowed:
+            break
+        # What the two would be without round-off: the lattice's part of the width.
+        top, bottom = epsilon_above(_exact(above), log_left), epsilon_below(_exact(below), log_delta)
+        if top - bottom > 0.7 * allowed and bottom > 0.5 * top:
+            smallest = (aim.high - aim.low) / (largest_window(len(runs)) - 4)
+            if h <= 1.1 * smallest:
+                break
+            shrink = min(0.6, 0.9 * math.sqrt(0.6 * allowed / (top - bottom)))
+            h = max(on_grid(h * shrink), smallest)
+            growth = max(growth * shrink, 1e-4)
+            continue
+        # Round-off: rare jumps make the tilted law bimodal. Look where ε is now known to be, or with a smaller tilt.
+        if moves == 0 and low > 0 and high < 2 * low:
+            aim = aim_at_mean(runs, aim.direction, (low + high) / 2, aim.reach)
+        else:
+            guess = max(low, 0.1 * min(high, aim.epsilon))
+            aim = aim_by(runs, aim.direction, 0.8 * aim.theta, guess, aim.reach, 1e-13)
+        moves += 1
+        h = spacing(runs, aim, max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol))
+    return low, high
+
+
+def _exact(pair: Pair) -> Pair:
+    """The pair as if its tails had no errors: a diagnosis, never a bound."""
+
+    def bare(tails: Tails) -> Tails:
+        return dataclasses.replace(tails, error=np.where(np.isinf(tails.error), np.inf, 0.0))
+
+    return dataclasses.replace(pair, first=bare(pair.first), second=bare(pair.second))
