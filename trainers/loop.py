@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
-from dpaudit.trainers.distributed.replicated import refuse_wrapped
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.refusals import refuse_compiled, refuse_wrapped
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
@@ -165,6 +165,7 @@ def train(
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
     settings = optimizer or OptimizerSettings()
     refuse_wrapped(model)
+    refuse_compiled(model)
     parameters = trainable(model)
     updates = DPOptimizer(parameters.values(), settings)
     if optimizer_state is not None:

@@ -65,7 +65,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             raise UnsupportedModel(f"parameter {name!r} of type {p.dtype} must be a dense float; freeze it.")
         if p.dtype is torch.float16:
             raise UnsupportedModel(
-                f"parameter {name!r} is float16, which needs a gradient scaler; use bfloat16 or fp32."
+                f"parameter {name!r} is float16, which needs a gradient scaler; load the model with"
+                " dtype=torch.float32 (or torch.bfloat16), or convert it by model.float()."
             )
     return parameters
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from dpaudit import Journal, MemoryJournal, Sampling
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import PoissonSampler, Sampler
 from dpaudit.trainers.step import Reduce
 
@@ -73,7 +74,7 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
         raise PrivacyRefusal(
             f"sampling={str(plan.sampling)!r} would need the processes to agree on a draw; use sampling='poisson'."
         )
-    refuse_wrapped(model)
+    refuse_model(model)
     rank, world = dist.get_rank(), dist.get_world_size()
     for tensor in [*model.parameters(), *model.buffers()]:
         dist.broadcast(tensor.data, src=0)
@@ -98,31 +99,3 @@ def sum_over_processes(tensors: list[Tensor]) -> None:
             bucket = []
         if tensor is not None:
             bucket.append(tensor)
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse wrappers that reduce or shard gradients behind the clipper.
-
-    Raises
-    ------
-    PrivacyRefusal
-        For DataParallel, DistributedDataParallel, FSDP and sharded (DTensor) parameters.
-    """
-    for name, module in model.named_modules():
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        for wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"):
-            if wrapper in kinds:
-                raise PrivacyRefusal(
-                    f"module {name or 'model'!r} is wrapped by {wrapper}, which would average or shard gradients before"
-                    " they are clipped; pass the plain model and distributed_options()."
-                )
-    for name, parameter in model.named_parameters():
-        if _is_sharded(parameter):
-            raise PrivacyRefusal(
-                f"parameter {name!r} is sharded over processes, and its per-example norm would need every shard; pass a"
-                " plain model, each process holding it whole."
-            )
-
-
-def _is_sharded(parameter: Any) -> bool:
-    return hasattr(parameter, "device_mesh") or hasattr(parameter, "placements")

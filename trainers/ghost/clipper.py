@@ -28,6 +28,7 @@ from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site, sites_of
+from dpaudit.trainers.refusals import refuse_model
 
 
 class _Tap(torch.autograd.Function):
@@ -139,7 +140,7 @@ class GhostClipping:
         self._size: int | None = None
         self._handles: list[Any] = []
         self._restore: list[Callable[[], None]] = []
-        _refuse_compiled(model)
+        refuse_model(model)
         self._names = {p: n for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
             raise UnsupportedModel(
@@ -406,12 +407,3 @@ def _check_dtype(name: str, parameter: nn.Parameter) -> None:
             f"parameter {name} is {parameter.dtype}, and this torch cannot hold its clipped sum in float32; use"
             " torch >= 2.10 or float32 weights."
         )
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UnsupportedModel(
-                f"module {name or type(model).__name__} is compiled by torch.compile, which hides layers from the"
-                " clipper; pass the eager model."
-            )

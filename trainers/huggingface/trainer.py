@@ -29,6 +29,7 @@ from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.preflight.check import preflight
+from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
@@ -129,7 +130,10 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._past: tuple[Stage, ...] = ()
         self._counted, self._allowed = 0, self.plan.steps
         self._micro = PhysicalBatch(args.per_device_train_batch_size)
+        if model is not None:
+            refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
         super().__init__(model=model, args=args, **kwargs)
+        refuse_model(self.model)
         countable(self.train_dataset if self.train_dataset is not None else [])
         self.add_callback(_StopAtTheLedger(self))
 
@@ -150,6 +154,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Train as the plan says; a resume continues the ledger of the checkpoint's run."""
         if trial is not None:
             raise PrivacyRefusal("trial=... would spend the budget once for each trial; train one configuration.")
+        refuse_model(self.model)
         resume = resume_from_checkpoint or None
         if resume is True:
             resume = get_last_checkpoint(self.args.output_dir)

@@ -17,6 +17,7 @@ from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.noise import Noise
+from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
@@ -118,7 +119,10 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._journal, self._given_journal = journal, journal is not None
         self._sampler, self._noise = sampler, noise
         self.control: Any
+        if model is not None:
+            refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
         super().__init__(model=model, args=args, **kwargs)
+        refuse_model(self.model)
 
     @property
     def ledger(self) -> Ledger:
@@ -137,6 +141,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Train as the plan says; with ``resume_from_checkpoint=True`` the log is replayed on the base model first."""
         if trial is not None:
             raise PrivacyRefusal("trial=... would spend the budget once for each trial; train one configuration.")
+        refuse_model(self.model)
         if isinstance(resume_from_checkpoint, str):
             raise PrivacyRefusal(
                 f"resume_from_checkpoint={resume_from_checkpoint!r}: the log in output_dir is the checkpoint; pass True"

@@ -23,6 +23,7 @@ from dpaudit.trainers.preflight.records import (
     with_longer_neighbours,
     with_other_content,
 )
+from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.step import Clipper, LossFunction, to_device, trainable
 
 MakeClipper = Callable[[nn.Module, float], Clipper]
@@ -89,6 +90,7 @@ def preflight(
     UnsupportedModel
         If the clipper's sum is wrong for a parameter; names it.
     """
+    refuse_model(model)
     rng = generator or torch.Generator().manual_seed(20)
     device = next(model.parameters()).device
     if private_records:
@@ -137,6 +139,7 @@ def preflight_losses(
     PrivacyRefusal
         If a loss moved; names the module and the remedy.
     """
+    refuse_model(model)
     rng = generator or torch.Generator().manual_seed(20)
     device = next(model.parameters()).device
     batch = to_device(generated_batch(schema, model, size=max(2, examples), generator=rng), device)

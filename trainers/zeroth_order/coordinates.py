@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+from dpaudit.trainers.refusals import refuse_model
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,8 +40,10 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     ------
     UnsupportedModel
         If there is none, or one is in half precision: perturbing bf16 in place at β = 1e-3 walks it away by 20 % of β
-        a step, and updates of 1e-4 vanish below half an ulp of a weight of 0.05.
+        a step, and updates of 1e-4 vanish below half an ulp of a weight of 0.05. Also for compiled models and computed
+        weights, and with PrivacyRefusal for wrapped ones; see :mod:`dpaudit.trainers.refusals`.
     """
+    refuse_model(model)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise UnsupportedModel("no parameter of the model requires gradients; set requires_grad on those to train.")
@@ -48,7 +51,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.dtype not in (torch.float32, torch.float64):
             raise UnsupportedModel(
                 f"parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')} and zeroth-order training needs"
-                " fp32 masters; call .float() on the trainable parameters (frozen ones may stay in half precision)."
+                " fp32 masters; load the model with dtype=torch.float32, or call .float() on the trainable parameters"
+                " (frozen ones may stay in half precision)."
             )
         if not parameter.is_contiguous():
             raise UnsupportedModel(f"parameter {name!r} is not contiguous in memory; replace it by a contiguous copy.")

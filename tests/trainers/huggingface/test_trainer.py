@@ -74,7 +74,7 @@ def arguments(path, **changes):
 
 def trainer(path, net=None, args=None, plan=PLAN, **kwargs):
     return DPTrainer(
-        net or model(),
+        model() if net is None else net,
         args or arguments(path),
         privacy=plan,
         train_dataset=RECORDS,
@@ -366,3 +366,17 @@ def test_default_losses_depend_on_one_example_alone():
         per_example_losses(BertModel(BertConfig(**SMALL)), batch)
     with pytest.raises(PrivacyRefusal, match="labels"):
         per_example_losses(labelled, {"input_ids": batch["input_ids"]})
+
+
+@pytest.mark.parametrize("columns", [True, False])
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, lambda net: net.compile() or net])
+def test_compiled_and_wrapped_models_are_refused_before_columns_are_dropped(tmp_path, wrap, columns, monkeypatch):
+    monkeypatch.setattr("torch._dynamo.convert_frame.compile_frame", None, raising=False)
+    args = arguments(tmp_path, remove_unused_columns=columns)
+    with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
+        trainer(tmp_path, wrap(model()), args)
+    late = trainer(tmp_path, args=args)
+    late.model = wrap(late.model)
+    with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
+        late.train()
+    assert not (tmp_path / "privacy" / "ledger.jsonl").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
-from dpaudit import PrivacyRefusal
+from dpaudit import DpauditError, PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
@@ -123,3 +123,14 @@ def test_arguments_parse_from_a_command_line(tmp_path: Path) -> None:
         " --public_size 100 --expected_batch_size 10 --clipping_norm 1".split()
     )
     assert zeroth.directions == 16 and zeroth.mask().keep == 0.01 and privacy.unit == "user"
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_compiled_and_wrapped_models_are_refused_before_columns_are_dropped(wrap: Any, tmp_path: Path) -> None:
+    with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
+        trainer(tmp_path, model=wrap(tiny_gpt()))
+    late = trainer(tmp_path)
+    late.model = wrap(late.model)
+    with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
+        late.train()
+    assert not (tmp_path / "privacy" / "ledger.jsonl").exists()

@@ -1,0 +1,136 @@
+"""Models that are refused before the first step, whatever the loss: wrapped, compiled, or with computed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dpaudit.privacy.errors import PrivacyRefusal, UnsupportedModel
+
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Refuse a model whose per-example contributions nothing here can bound, with the remedy.
+
+    Raises
+    ------
+    PrivacyRefusal
+        For wrappers that reduce or shard gradients; see :func:`refuse_wrapped`.
+    UnsupportedModel
+        For compiled modules and computed weights; see :func:`refuse_compiled` and :func:`refuse_computed_weights`.
+    """
+    refuse_wrapped(model)
+    refuse_compiled(model)
+    refuse_computed_weights(model)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse wrappers that reduce or shard gradients behind the clipper.
+
+    Raises
+    ------
+    PrivacyRefusal
+        For DataParallel, DistributedDataParallel, FSDP and sharded (DTensor) parameters.
+    """
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        for wrapper in _WRAPPERS:
+            if wrapper in kinds:
+                raise PrivacyRefusal(
+                    f"module {name or 'model'!r} is wrapped by {wrapper}, which would average or shard gradients before"
+                    " they are clipped; pass the plain model and distributed_options()."
+                )
+    for name, parameter in model.named_parameters():
+        if _is_sharded(parameter):
+            raise PrivacyRefusal(
+                f"parameter {name!r} is sharded over processes, and its per-example norm would need every shard; pass a"
+                " plain model, each process holding it whole."
+            )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse modules compiled by ``torch.compile``, before anything is compiled.
+
+    Raises
+    ------
+    UnsupportedModel
+        For a compiled model or part, whether wrapped, compiled in place, or with a compiled forward.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if (
+            hasattr(module, "_orig_mod")
+            or getattr(module, "_compiled_call_impl", None) is not None
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            raise UnsupportedModel(
+                f"module {name or type(model).__name__} is compiled by torch.compile, which hides layers from the"
+                " clipper; pass the eager model."
+            )
+
+
+def refuse_computed_weights(model: nn.Module) -> None:
+    """Refuse trainable modules whose weight is computed from other tensors: re-parametrised, normalised or pruned.
+
+    The rules for norms and perturbations know a layer's weight as its parameter. Where it is a function of other
+    parameters (weight norm, spectral norm, an orthogonal or an own parametrization, a pruning mask), they do not hold.
+
+    Raises
+    ------
+    UnsupportedModel
+        Names the parameter and how to make the weight a parameter again. A wholly frozen module passes.
+    """
+    for name, module in model.named_modules():
+        trained = [local for local, p in _own_parameters(module) if p.requires_grad]
+        if not trained:
+            continue
+        found = _computed(module)
+        if found is not None:
+            how, remedy = found
+            kind = parametrize.type_before_parametrizations(module).__name__
+            at = f"{name}.{trained[0]}" if name else trained[0]
+            raise UnsupportedModel(
+                f"parameter {at!r} belongs to a {kind} whose weight is computed ({how}), so that no rule here bounds"
+                f" its contribution per example; {remedy}, or freeze the module."
+            )
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of a module itself, and those that its parametrizations compute from."""
+    yield from module.named_parameters(recurse=False)
+    if parametrize.is_parametrized(module):
+        for local, parameter in module.parametrizations.named_parameters():  # type: ignore[union-attr]
+            yield f"parametrizations.{local}", parameter
+
+
+def _computed(module: nn.Module) -> tuple[str, str] | None:
+    """How a module's own weight is computed and how to undo that; None for a weight that is a parameter."""
+    if parametrize.is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        tensor, chain = next(iter(parametrizations.items()))
+        return (
+            f"parametrization {type(chain[0]).__name__.lstrip('_')} of {tensor!r}",
+            f"call torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})",
+        )
+    for hook in module._forward_pre_hooks.values():
+        kinds = {kind.__name__ for kind in type(hook).__mro__}
+        if "BasePruningMethod" in kinds:
+            tensor = hook._tensor_name  # type: ignore[attr-defined]
+            return f"pruning mask on {tensor!r}", f"call torch.nn.utils.prune.remove(module, {tensor!r})"
+        for kind, undo in (("WeightNorm", "remove_weight_norm"), ("SpectralNorm", "remove_spectral_norm")):
+            if kind in kinds:
+                tensor = hook.name  # type: ignore[attr-defined]
+                return f"{kind} of {tensor!r}", f"call torch.nn.utils.{undo}(module, {tensor!r})"
+    for tensor in ("weight", "bias"):
+        value = vars(module).get(tensor)
+        if isinstance(value, Tensor) and value.requires_grad:
+            return f"{tensor!r} is a plain tensor", f"make {tensor!r} an nn.Parameter of the module"
+    return None
+
+
+def _is_sharded(parameter: Any) -> bool:
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "placements")
