@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from dpaudit.auditing.coins import COIN_TAIL, member_count_is_plausible
 from dpaudit.auditing.control import Control, ControlPower, control_power
+from dpaudit.auditing.decidable import remedy
 from dpaudit.auditing.f_dp import TradeOff, check_curve, f_dp_p_value
 from dpaudit.auditing.gaussian import dp_attack_limits
 from dpaudit.auditing.guess import check_ids, check_member, check_scores, count_ties
@@ -292,19 +293,11 @@ def _judge(
                 text=(
                     "Even a perfect attack could have shown only epsilon >="
                     f" {lower_text(primary.ceiling_at_verdict)} with this"
-                    f" design (m={plan.m}), not above {upper_text(tested)}: it cannot decide the claim" + _remedy(plan)
+                    f" design (m={plan.m}), not above {upper_text(tested)}: it cannot decide the claim" + remedy(plan)
                 ),
             )
         ]
     return []
-
-
-def _remedy(plan: AuditPlan) -> str:
-    if plan.m_needed is not None:
-        return f"; about {plan.m_needed} canaries could."
-    if not plan.decidable:
-        return "; no number of canaries in one run can, so use the white-box step tests or many runs."
-    return "."
 
 
 def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> list[Finding]:

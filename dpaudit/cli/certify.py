@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import emit, json_option, tell
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.verdict import EXIT_CODES
@@ -45,7 +45,7 @@ def command(source: Path, out: Path | None, control: bool, examine: bool, sign_k
                 f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first."
             )
         config = read_config(source)
-        job = train_phase(begin(config, source.resolve().parent, out))
+        job = train_phase(begin(config, source.resolve().parent, out), tell=tell)
     if control:
         control_phase(job)
     if examine:

@@ -45,6 +45,11 @@ def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
     click.echo(json.dumps(plain(payload), ensure_ascii=False, allow_nan=False) if as_json else text)
 
 
+def tell(note: str) -> None:
+    """Print a remark on standard error: the command goes on."""
+    click.echo(f"dpaudit: note: {note}", err=True)
+
+
 def on_terminal() -> bool:
     """Whether progress may be drawn: standard error is a terminal."""
     return sys.stderr.isatty()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import emit, json_option, tell
 
 
 @click.command("train")
@@ -25,7 +25,7 @@ def command(config: Path, out: Path, as_json: bool) -> None:
     from dpaudit.runs.config import read_config
     from dpaudit.runs.run import begin, train_phase
 
-    job = train_phase(begin(read_config(config), config.resolve().parent, out))
+    job = train_phase(begin(read_config(config), config.resolve().parent, out), tell=tell)
     facts = job.record.facts
     payload = {
         "schema": "dpaudit.train/1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,17 @@ def reopen(root: Path) -> Job:
     return Job(folder=folder, config=parse_config(dict(record.config), str(folder.record)), base=base, record=record)
 
 
-def train_phase(job: Job) -> Job:
-    """Prepare, train, save the model and score the canaries; skips what is done."""
+def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) -> Job:
+    """Prepare, train, save the model and score the canaries; skips what is done.
+
+    Parameters
+    ----------
+    tell : callable
+        Receives what is worth knowing before the first step, one sentence at a time.
+    """
     from dpaudit.runs.fit import fit
     from dpaudit.runs.membership import score_real_records
+    from dpaudit.runs.notes import before_training
     from dpaudit.runs.prepare import prepare
     from dpaudit.runs.sources import load_model
 
@@ -76,6 +84,8 @@ def train_phase(job: Job) -> Job:
                 error=None,
                 facts={"base": str(job.base), "planned": prepared.ledger.to_dict()["stages"]},
             )
+            for note in before_training(prepared):
+                tell(note)
             with progress(sum(plan.steps for plan in prepared.plans), "private steps") as advance:
                 fitted = fit(prepared, advance)
             save_model(fitted.model, prepared.tokenizer, folder.model)

@@ -1,0 +1,32 @@
+"""Can this design decide its claim at all? Known before the first step, from the plan alone."""
+
+from __future__ import annotations
+
+from dpaudit.auditing.plan import AuditPlan
+from dpaudit.privacy.rounding import lower_text, upper_text
+
+
+def undecidable(plan: AuditPlan) -> str | None:
+    """Why no attack could decide the claim with this plan, and what could; None for a plan that can.
+
+    >>> from dpaudit.auditing import design
+    >>> undecidable(design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")) is None
+    True
+    """
+    if plan.decidable:
+        return None
+    tested = plan.tested_epsilon
+    against = "the claim" if tested is None else f"the tested epsilon={upper_text(tested)}"
+    return (
+        f"{plan.m} canaries cannot decide the claim: a perfect attack could show epsilon >="
+        f" {lower_text(plan.ceiling_at_verdict)}, which is not clearly above {against}{remedy(plan)}"
+    )
+
+
+def remedy(plan: AuditPlan) -> str:
+    """What would decide the claim, as the end of a sentence."""
+    if plan.m_needed is not None:
+        return f"; about {plan.m_needed} canaries could."
+    if not plan.decidable:
+        return "; no number of canaries in one run can, so use the white-box step tests or many runs."
+    return "."

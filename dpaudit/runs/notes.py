@@ -1,0 +1,42 @@
+"""What a run says before its first step: not wrong enough to refuse, and not to be found out afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpaudit.auditing.decidable import undecidable
+from dpaudit.privacy.validate import name_some
+from dpaudit.runs.records import limit_rule
+
+if TYPE_CHECKING:
+    from dpaudit.runs.prepare import Prepared
+
+
+def before_training(prepared: Prepared) -> tuple[str, ...]:
+    """One sentence each, for the person who runs it: never written into the release."""
+    notes = (_selection(prepared), _classes(prepared), undecidable(prepared.audit_plan))
+    return tuple(note for note in notes if note is not None)
+
+
+def _selection(prepared: Prepared) -> str | None:
+    """How ``data.limit`` chose, where it had to choose."""
+    data = prepared.config.data
+    held = 0 if prepared.split is None else len(prepared.split.candidates)
+    if data.limit is None or len(prepared.private) + held < data.limit:
+        return None
+    if limit_rule(data) == "first":
+        return (
+            f"data.limit={data.limit} takes the first rows of {data.path}, whatever their order means; set"
+            ' data.limit_by="random" to draw them from the whole file.'
+        )
+    return f"data.limit={data.limit} takes records of {data.path} at random, by their text and run.seed."
+
+
+def _classes(prepared: Prepared) -> str | None:
+    """Classes of which there is nothing to learn."""
+    private = prepared.private
+    if private.labels is None or private.classes is None:
+        return None
+    present = set(private.labels)
+    absent = [name for i, name in enumerate(private.classes) if i not in present]
+    return None if not absent else f"no private record is labelled {name_some(absent)}; check data.path and data.limit."
