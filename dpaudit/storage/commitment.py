@@ -19,9 +19,22 @@ NONCE_BYTES = 32
 
 
 def canonical_json(value: Any) -> bytes:
-    """Encode a plain JSON value in one way only: sorted keys, no spaces, UTF-8, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
+    """Encode a plain JSON value in one way only: sorted keys, no spaces, UTF-8, no NaN.
+
+    Raises
+    ------
+    InvalidValue
+        For half of a surrogate pair, which UTF-8 cannot hold, and for NaN and infinities.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidValue(
+            f"a text holds {error.object[error.start]!a}, half of a surrogate pair, which no file can hold; remove it."
+        ) from None
+    except ValueError as error:
+        raise InvalidValue(f"a value is not plain JSON ({error}); give finite numbers and plain values.") from None
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import secrets
 import struct
@@ -30,9 +29,10 @@ from dpaudit.privacy.stage import Stage
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.files import sync_folder, write_atomically
 from dpaudit.storage.lock import FileLock
+from dpaudit.storage.readers import parse_json, read_bytes
 
 GENESIS = "0" * 64
-MAX_LEDGER_BYTES = 64 * 2**20
+MAX_LEDGER_BYTES = 16 * 2**20
 _HEADER_BYTES = 4096
 _SLOT = struct.Struct("<QQ32s")
 _SLOT_STRIDE = 512  # one slot a disk sector, so that a torn sector cannot touch the other
@@ -410,13 +410,13 @@ def _slot(body: bytes, sequence: int, steps: int) -> bytes:
 
 
 def _read_open(path: Path) -> _OpenRecord:
-    content = path.read_bytes()
+    content = read_bytes(path, limit=_OPEN_BYTES)
     try:
         length, digest = struct.unpack_from("<I32s", content)
         body = content[36 : 36 + length]
         if len(content) != _OPEN_BYTES or hashlib.sha256(body).digest() != digest:
             raise ValueError("its header does not match its digest")
-        header = json.loads(body)
+        header = parse_json(body)
         stage = Stage.from_dict(header["stage"])
         previous = str(header["previous"])
     except (ValueError, KeyError, TypeError, struct.error, DpauditError) as error:
@@ -449,7 +449,7 @@ def _open_segment(path: Path, heads: _Heads) -> _OpenRecord | None:
     counted steps were lost.
     """
     open_path = path.with_suffix(".open")
-    if not open_path.exists():
+    if not os.path.lexists(open_path):
         if heads.marked is not None:
             raise InvalidEvidence(
                 f"ledger {path.name} says that a segment is open and {open_path.name} is missing, so that its steps"
@@ -468,13 +468,9 @@ def _open_segment(path: Path, heads: _Heads) -> _OpenRecord | None:
 
 
 def _read_sealed(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Heads]:
-    try:
-        size = path.stat().st_size
-        if size > MAX_LEDGER_BYTES:
-            raise InvalidEvidence(f"ledger {path.name} has {size} bytes and at most {MAX_LEDGER_BYTES} are read.")
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InvalidEvidence(f"ledger {path} does not exist; give a run folder's release/ledger.jsonl.") from error
+    if not os.path.lexists(path):
+        raise InvalidEvidence(f"ledger {path} does not exist; give a run folder's release/ledger.jsonl.")
+    content = read_bytes(path, limit=MAX_LEDGER_BYTES)
     if not content.endswith(b"\n"):
         raise InvalidEvidence(f"ledger {path.name} does not end with a whole line; it was cut or changed.")
     head, values = GENESIS, []
@@ -483,9 +479,9 @@ def _read_sealed(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Hea
     marked: str | None = None
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
             whole = isinstance(value, dict) and canonical_json(value) == line
-        except (ValueError, RecursionError):
+        except DpauditError:
             whole = False
         if not whole:
             raise InvalidEvidence(f"ledger {path.name}, line {number} is not canonical JSON; it was changed.")

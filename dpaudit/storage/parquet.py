@@ -1,7 +1,8 @@
 """Reading Parquet and Arrow files of others in a process of its own.
 
 The Parquet reader is C++ and can be crashed by a damaged file (fuzzing found a segmentation fault within minutes). The
-child holds no secrets, gets the bytes on standard input, has limits on memory and time, and answers in JSON.
+child holds no secrets, gets the bytes on standard input, has limits on memory and time, and answers in JSON, of which
+no more than a stated number of bytes is read.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import os
 import subprocess
 import sys
-from typing import Any
+import threading
+from typing import IO, Any
 
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.storage.budget import seconds_left
 
 MAX_SECONDS = 120
 MAX_MEMORY = 16 * 2**30
@@ -25,10 +30,13 @@ import json, sys
 request = json.loads(sys.argv[1])
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
-    resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"] + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except (ImportError, ValueError, OSError):
+    # Memory that is allocated; RLIMIT_AS would count what libraries only reserve. Never above what the parent may use.
+    inherited, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    memory = request["memory"] if inherited == resource.RLIM_INFINITY else min(inherited, request["memory"])
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+except (ImportError, AttributeError, ValueError, OSError):
     pass
 def parquet(pa, data):
     import pyarrow.parquet as pq
@@ -36,19 +44,31 @@ def parquet(pa, data):
         pa.BufferReader(data), thrift_string_size_limit=10**7, thrift_container_size_limit=10**6
     )
     meta = file.metadata
-    size = sum(
+    sizes = [
         meta.row_group(g).column(c).total_uncompressed_size
         for g in range(meta.num_row_groups) for c in range(meta.num_columns)
-    )
-    return file.schema_arrow, meta.num_rows, size, lambda names: file.read(columns=names, use_threads=False)
+    ]
+    size = -1 if any(s < 0 for s in sizes) else sum(sizes)
+    batches = lambda names: file.iter_batches(batch_size=1000, columns=names, use_threads=False)
+    return file.schema_arrow, meta.num_rows, size, batches
 def arrow(pa, data):
     source = pa.BufferReader(data)
     table = (pa.ipc.open_file if data[:6] == b"ARROW1" else pa.ipc.open_stream)(source).read_all()
-    return table.schema, table.num_rows, len(data), table.select
+    batches = lambda names: table.select(names).to_batches(max_chunksize=1000)
+    return table.schema, table.num_rows, len(data), batches
+def longest(pa, column):
+    import pyarrow.compute as pc
+    t = pa.types
+    if t.is_dictionary(column.type):
+        column = column.dictionary
+    if any(test(column.type) for test in (t.is_string, t.is_large_string, t.is_binary, t.is_large_binary)):
+        return pc.max(pc.binary_length(column)).as_py() or 0
+    return 0
 def main():
     import pyarrow as pa
     import pyarrow.ipc
-    schema, rows, size, read = {"parquet": parquet, "arrow": arrow}[request["kind"]](pa, sys.stdin.buffer.read())
+    pa.set_memory_pool(pa.system_memory_pool())
+    schema, rows, size, batches = {"parquet": parquet, "arrow": arrow}[request["kind"]](pa, sys.stdin.buffer.read())
     if rows > request["rows"]:
         return {"error": "it has %d rows and the limit is %d" % (rows, request["rows"])}
     if not 0 <= size <= request["size"]:
@@ -60,13 +80,35 @@ def main():
     held = [n for n in names if "binary" in str(schema.field(n).type) and n not in request["binary"]]
     if held:
         return {"error": "its column %r holds bytes, not text; decode it before it is saved" % held[0]}
-    table = read(names)
-    return {"columns": {n: table.column(n).to_pylist() for n in names}, "names": list(schema.names), "rows": rows}
+    pieces, left = {n: [] for n in names}, request["size"]
+    for batch in batches(names):
+        for n in names:
+            column = batch.column(batch.schema.get_field_index(n))
+            # A cell that stands once in the file may be named by a million rows: measured before it is copied.
+            if longest(pa, column) > request["cell"]:
+                return {"error": "its column %r has a cell above %d bytes" % (n, request["cell"])}
+            cells = json.dumps(column.to_pylist(), default=lambda v: v.hex() if isinstance(v, bytes) else str(v))[1:-1]
+            left -= len(cells)
+            if left < 0:
+                return {"error": "its cells expand to more than %d bytes" % request["size"]}
+            if cells:
+                pieces[n].append(cells)
+    return {"pieces": pieces, "names": list(schema.names), "rows": rows}
 try:
     answer = main()
 except BaseException as error:
     answer = {"error": (str(error).splitlines() or [type(error).__name__])[0][:160]}
-json.dump(answer, sys.stdout, default=lambda v: v.hex() if isinstance(v, bytes) else str(v))
+pieces = answer.pop("pieces", None)
+if pieces is None:
+    json.dump(answer, sys.stdout)
+else:
+    sys.stdout.write('{"columns": {')
+    for i, (n, parts) in enumerate(pieces.items()):
+        sys.stdout.write((", " if i else "") + json.dumps(n) + ": [")
+        for j, part in enumerate(parts):
+            sys.stdout.write((", " if j else "") + part)
+        sys.stdout.write("]")
+    sys.stdout.write("}, " + json.dumps(answer)[1:])
 sys.stdout.flush()
 """
 
@@ -80,7 +122,9 @@ class ParquetRequest:
     columns, binary : tuple of str
         Columns to read, and those among them that may hold bytes, which become hexadecimal text.
     rows, size : int
-        Limits on rows and on uncompressed bytes.
+        Limits on rows, and on bytes: uncompressed in the file, and of the cells as JSON.
+    cell : int
+        Limit on the bytes of one text.
     kind : str
         ``parquet``, or ``arrow`` for an Arrow stream or file.
     """
@@ -88,6 +132,7 @@ class ParquetRequest:
     columns: tuple[str, ...]
     rows: int
     size: int
+    cell: int
     binary: tuple[str, ...] = ()
     kind: str = "parquet"
 
@@ -131,13 +176,45 @@ class _Bytes:
 
 @functools.lru_cache(maxsize=4)
 def _ask(digest: bytes, held: _Bytes, request: ParquetRequest) -> dict[str, Any]:
-    wanted = {**dataclasses.asdict(request), "seconds": MAX_SECONDS, "memory": MAX_MEMORY}
+    seconds = max(1, math.ceil(min(MAX_SECONDS, seconds_left())))
+    wanted = {**dataclasses.asdict(request), "seconds": seconds, "memory": MAX_MEMORY}
     command = [sys.executable, "-P", "-c", _CHILD, json.dumps(wanted)]
     try:
-        child = subprocess.run(command, input=held.data, capture_output=True, timeout=MAX_SECONDS, check=False)
-        answer = json.loads(child.stdout) if child.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError):
+        answer = json.loads(_run(command, held.data, limit=request.size + 2**24, seconds=4 * seconds))
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not ({"columns", "error"} & set(answer)):
-        return {"error": "it crashed the Parquet reader"}
+        return {"error": "it crashed the Parquet reader, or went beyond its limits of time and memory"}
     return answer
+
+
+def _run(command: list[str], data: bytes, *, limit: int, seconds: float) -> bytes:
+    """Standard output of a command that gets ``data``; empty when it failed, took too long or said too much."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdin is not None and child.stdout is not None
+    clock = threading.Timer(seconds, child.kill)
+    writer = threading.Thread(target=_write, args=(child.stdin, data), daemon=True)
+    clock.start()
+    writer.start()
+    try:
+        pieces: list[bytes] = []
+        while limit > 0 and (piece := os.read(child.stdout.fileno(), 2**20)):
+            pieces.append(piece)
+            limit -= len(piece)
+        if limit <= 0:
+            child.kill()
+        return b"".join(pieces) if child.wait() == 0 else b""
+    finally:
+        clock.cancel()
+        child.kill()
+        child.wait()
+        writer.join()
+        child.stdout.close()
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    try:
+        with pipe:
+            pipe.write(data)
+    except OSError:  # the child ended before it read everything
+        pass

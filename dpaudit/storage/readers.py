@@ -9,18 +9,20 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.text import printable
 from dpaudit.storage.text import read_text
 
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 32 * 2**20
 MAX_TOML_BYTES = 2**20
 MAX_DEPTH = 32
-MAX_NODES = 4_000_000
+MAX_NODES = 2_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -33,19 +35,25 @@ def read_bytes(path: Path, *, limit: int = MAX_JSON_BYTES) -> bytes:
         When the file is absent, is not a regular file (a pipe, a device), or is larger than the limit.
     """
     try:
-        mode = path.stat()
-        if not stat.S_ISREG(mode.st_mode):
-            raise InvalidEvidence(f"{path} is not a regular file; give the path of a file.")
-        if mode.st_size > limit:
-            raise InvalidEvidence(f"{path} has {mode.st_size} bytes and the limit is {limit}; give the original file.")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        # Without O_NONBLOCK the opening of a pipe waits for a writer; what was opened is judged, not what a name meant.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            mode = os.fstat(handle)
+            if not stat.S_ISREG(mode.st_mode):
+                raise InvalidEvidence(f"{path} is not a regular file; give the path of a file.")
+            if mode.st_size > limit:
+                raise InvalidEvidence(
+                    f"{path} has {mode.st_size} bytes and the limit is {limit}; give the original file."
+                )
+            data = file.read(mode.st_size + 1)  # a read of ``limit`` bytes would reserve as much
+    except IsADirectoryError:
+        raise InvalidEvidence(f"{path} is not a regular file; give the path of a file.") from None
     except (OSError, ValueError) as error:
         raise InvalidEvidence(
             f"{path} cannot be read ({_reason(error)}); check the path and its permissions."
         ) from None
-    if len(data) > limit:
-        raise InvalidEvidence(f"{path} grew beyond the limit of {limit} bytes while it was read; copy it first.")
+    if len(data) > mode.st_size:
+        raise InvalidEvidence(f"{path} grew while it was read; read it when nothing writes to it.")
     return data
 
 
@@ -59,9 +67,16 @@ def parse_json(data: bytes, *, name: str = "the file", limit: int = MAX_JSON_BYT
     """
     if len(data) > limit:
         raise InvalidEvidence(f"{name} has {len(data)} bytes and the limit is {limit}; give the original file.")
+    # Every value but the first follows one of these; counted before parsing, since a value takes 30 times its text.
+    if sum(map(data.count, (b",", b"[", b"{", b":"))) > MAX_NODES:
+        raise InvalidEvidence(f"{name} holds more than {MAX_NODES} values; give the original file.")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite_float
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_integer,
         )
     except InvalidEvidence as error:
         raise InvalidEvidence(f"{name}: {error}") from None
@@ -98,10 +113,12 @@ def parse_toml(data: bytes, *, name: str) -> dict[str, Any]:
         )
     text = read_text(data, name=name, limit=MAX_TOML_BYTES)
     try:
-        return tomllib.loads(text)
+        value = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         remedy = "write / for \\ in paths" if "\\" in str(error) else "mend the line it names"
         raise InvalidEvidence(f"{name} is not valid TOML ({_reason(error)}); {remedy}.") from None
+    _check_shape(value, name)
+    return value
 
 
 def read_toml(path: Path, *, limit: int = MAX_TOML_BYTES) -> dict[str, Any]:
@@ -110,16 +127,45 @@ def read_toml(path: Path, *, limit: int = MAX_TOML_BYTES) -> dict[str, Any]:
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Path of ``relative`` under ``folder``; refuses absolute paths, ``..`` and links that lead outside."""
-    if not relative or "\x00" in relative or "\\" in relative or Path(relative).is_absolute():
-        raise InvalidEvidence(f"path {relative!r} must be relative to the run folder; give a plain relative path.")
+    """Path of ``relative`` under ``folder``; refuses absolute paths, ``..`` and links that lead outside.
+
+    A name has one spelling: no empty part, no ``.``, no control character, so that two names are two files.
+    """
+    shown = printable(relative[:80])
+    if not relative or "\\" in relative or Path(relative).is_absolute():
+        raise InvalidEvidence(f"path '{shown}' must be relative to the run folder; give a plain relative path.")
+    if shown != relative[:80] or printable(relative) != relative:
+        raise InvalidEvidence(f"path '{shown}' holds characters that cannot be shown; give a plain relative path.")
     root = folder.resolve()
     try:
         target = (root / relative).resolve()
-    except (OSError, RuntimeError) as error:
-        raise InvalidEvidence(f"path {relative[:80]!r} cannot be resolved ({_reason(error)}).") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidEvidence(f"path '{shown}' cannot be resolved ({_reason(error)}).") from None
     if target == root or root not in target.parents:
-        raise InvalidEvidence(f"path {relative!r} leads outside the run folder; evidence lies inside it.")
+        raise InvalidEvidence(f"path '{shown}' leads outside the run folder; evidence lies inside it.")
+    if "/".join(part for part in relative.split("/") if part not in ("", ".", "..")) != relative:
+        raise InvalidEvidence(f"path '{shown}' is not in its plain form; leave out '.', '..' and empty parts.")
+    return target
+
+
+def beside(folder: Path, name: str) -> Path | None:
+    """Path of a file of evidence in ``folder``; None when nothing at all has that name.
+
+    Raises
+    ------
+    InvalidEvidence
+        When something stands there that is not a regular file of this folder: a folder, a pipe, a device, a link that
+        leads out of it or nowhere.
+    """
+    path = folder / name
+    try:
+        if not os.path.lexists(path):
+            return None
+        target = inside(folder, name)
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise InvalidEvidence(f"{name} is not a regular file; put the original file there.")
+    except OSError as error:
+        raise InvalidEvidence(f"{name} cannot be read ({_reason(error)}); put the original file there.") from None
     return target
 
 
@@ -140,6 +186,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(k for k in keys if keys.count(k) > 1)
         raise InvalidEvidence(f"key {twice[:60]!r} stands twice in one object; a record has each key once.")
     return result
+
+
+def _bounded_integer(text: str) -> int:
+    """Integers of 64 bits, as TOML and most readers of JSON know them; longer ones break arithmetic further on."""
+    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
+        raise InvalidEvidence(f"number {text[:20]}{'…' * (len(text) > 20)} is beyond 64 bits; give a smaller number.")
+    return value
 
 
 def _finite_float(text: str) -> float:
@@ -167,6 +220,8 @@ def _check_shape(value: Any, name: str) -> None:
                 below.extend(item.values())
             elif isinstance(item, list):
                 below.extend(item)
+            elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+                raise InvalidEvidence(f"{name} holds a number beyond 64 bits; give a smaller number.")
         level, depth = below, depth + 1
 
 

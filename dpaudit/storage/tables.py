@@ -119,7 +119,9 @@ def load_table(
     kind = format_of(path) or "csv"
     wanted = (*columns, *optional)
     if kind in ("dataset", "parquet"):
-        request = ParquetRequest(columns=wanted, binary=tuple(binary), rows=limits.rows, size=2 * limits.bytes)
+        request = ParquetRequest(
+            columns=wanted, binary=tuple(binary), rows=limits.rows, size=2 * limits.bytes, cell=limits.cell
+        )
         if kind == "dataset":
             files, request = _dataset_files(path), dataclasses.replace(request, kind="arrow")
         else:

@@ -7,11 +7,12 @@ from typing import Any
 
 from dpaudit.certificates.build import to_float
 from dpaudit.certificates.verify.files import embedded_ledger
-from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNFINISHED, Step
 from dpaudit.privacy.errors import DpauditError, UnsupportedStage
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
+from dpaudit.storage.budget import OutOfTime, section
 
 # Same accountant, same version: only the last digits may differ between machines. Another version may discretise
 # differently, so its answer may move by a tenth of a percent, and may be tighter than what was stored by one percent.
@@ -32,7 +33,8 @@ def recomputed_guarantees(body: dict[str, Any]) -> Recomputed:
     -------
     dict
         Accountant to its fresh result in the form of :meth:`dpaudit.Guarantee.to_dict`; None where it cannot be run
-        here; ``{"refused": reason}`` where the accountant refuses this ledger.
+        here; ``{"refused": reason}`` where the accountant refuses this ledger, ``{"unfinished": True}`` where the limits
+        of time and memory ended it.
     """
     names = [g["accountant"] for g in body["accounting"]["guarantees"]]
     claim = body["claim"]
@@ -45,8 +47,12 @@ def recomputed_guarantees(body: dict[str, Any]) -> Recomputed:
     if ledger is None or ledger.steps > MAX_STEPS:
         return dict.fromkeys(names)
     results: Recomputed = {}
-    for name in names:
-        results[name] = _run(name, ledger, claim["delta"])
+    for name in dict.fromkeys(names):
+        try:
+            with section():
+                results[name] = _run(name, ledger, claim["delta"])
+        except OutOfTime:
+            results[name] = {"unfinished": True}
     return results
 
 
@@ -86,7 +92,13 @@ def _run(name: str, ledger: Any, delta: float) -> dict[str, Any] | None:
 def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
     name = f"accounting.{stored['accountant']}"
     if fresh is None:
-        return Step(name, ABSENT, "this installation has no such accountant, or it cannot run on this ledger")
+        return Step(
+            name,
+            ABSENT,
+            "this installation has no such accountant, or it cannot run on this ledger",
+        )
+    if "unfinished" in fresh:
+        return Step(name, ABSENT, f"{UNFINISHED}, so it supports nothing")
     if "refused" in fresh:
         return Step(name, DIFFERENT, f"the accountant refuses this ledger: {fresh['refused']}")
     if stored["rigorous"] and not fresh["rigorous"]:

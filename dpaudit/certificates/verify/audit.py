@@ -11,7 +11,7 @@ from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, j
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.rounding import exact_text, lower_text
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
-from dpaudit.storage.readers import parse_json, read_bytes
+from dpaudit.storage.readers import beside, parse_json, read_bytes
 from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
 
 TOLERANCE = 1e-6
@@ -34,9 +34,9 @@ def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     plan, digest = audit["plan"], audit["plan_digest"]
     if plan is None or digest is None:
         return [Step("audit.plan", ABSENT, "the certificate holds no audit plan")]
-    path = folder / "audit_plan.json"
+    path = beside(folder, "audit_plan.json")
     steps = []
-    if path.exists():
+    if path is not None:
         data = read_bytes(path)
         same = sha256_bytes(data) == digest and plain_json(parse_json(data, name=path.name)) == plan
         where = "audit_plan.json"
@@ -80,10 +80,10 @@ def _coins_step(audit: dict[str, Any]) -> Step:
 
 def _scores_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     audit = body["audit"]
-    path = folder / "scores.parquet"
     if audit["scores_digest"] is None:
         return [Step("audit.scores", ABSENT, "the certificate does not bind a score file")]
-    if not path.is_file():
+    path = beside(folder, "scores.parquet")
+    if path is None:
         return [Step("audit.scores", ABSENT, "scores.parquet does not stand beside the certificate")]
     if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit["scores_digest"]:
         return [Step("audit.scores", DIFFERENT, "scores.parquet is not the certified score file")]

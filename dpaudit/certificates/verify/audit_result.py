@@ -15,6 +15,7 @@ from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, j
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.readers import beside
 from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
 
 TOLERANCE = 1e-6
@@ -138,10 +139,10 @@ def _power_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     if stated is None:
         lower = section["result"].get("power_lower")
         return [] if lower is None else [Step("audit.power", DIFFERENT, "a lower limit is stated without a power")]
-    path = folder / "control_scores.parquet"
     if section["control_digest"] is None:
         return [Step("audit.power", ABSENT, "the power rests on evidence that the certificate does not bind")]
-    if not path.is_file():
+    path = beside(folder, "control_scores.parquet")
+    if path is None:
         return [Step("audit.power", ABSENT, "control_scores.parquet does not stand beside the certificate")]
     if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != section["control_digest"]:
         return [Step("audit.power", DIFFERENT, "control_scores.parquet is not the certified control")]

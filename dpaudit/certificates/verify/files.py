@@ -1,8 +1,7 @@
-"""Verification steps on the files beside a certificate: the digest-chained ledger, and the released files."""
+"""Verification steps on records beside a certificate: the digest-chained ledger, and the white-box examination."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,7 @@ from dpaudit.certificates.build import plain_json
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.storage.commitment import sha256_file
-from dpaudit.storage.readers import inside, read_json
-
-# A file with one of these endings holds weights; beside certified weights it must be certified too.
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".onnx"}
-MAX_SUBJECT_BYTES = 64 * 2**30
-MAX_FOLDERS = 1000
+from dpaudit.storage.readers import beside, read_json
 
 
 def embedded_ledger(body: dict[str, Any]) -> Ledger | None:
@@ -27,11 +20,11 @@ def embedded_ledger(body: dict[str, Any]) -> Ledger | None:
 
 def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     """Compare the digest chain of ``ledger.jsonl`` with the ledger and head inside the certificate."""
-    path = folder / "ledger.jsonl"
     section = body["ledger"]
     if section is None:
         return [Step("ledger", ABSENT, "the certificate has no ledger")]
-    if not path.exists():
+    path = beside(folder, "ledger.jsonl")
+    if path is None:
         return [Step("ledger", ABSENT, "ledger.jsonl does not stand beside the certificate")]
     from dpaudit.storage.journal import read_journal
 
@@ -56,43 +49,10 @@ def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     return steps
 
 
-def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step]:
-    """Digest every released file the certificate names, and look for weights it does not name."""
-    steps = []
-    names = {subject["name"] for subject in subjects}
-    if len(names) != len(subjects):
-        steps.append(Step("subject", DIFFERENT, "two subjects have the same name"))
-    folders: set[Path] = set()
-    for subject in subjects:
-        name, stated = subject["name"], subject["digest"]["sha256"]
-        step = f"subject {name}"
-        try:
-            path = inside(folder, name)
-        except InvalidEvidence as error:
-            steps.append(Step(step, DIFFERENT, str(error)))
-            continue
-        if path.parent != folder.resolve() and path.parent.is_dir():
-            folders.add(path.parent)
-        if not path.is_file():
-            # A folder that is there without its certified file holds something else under another name.
-            gone = path.parent in folders
-            detail = "its folder is here and the file is not" if gone else "the file is not beside the certificate"
-            steps.append(Step(step, DIFFERENT if gone else ABSENT, detail))
-            continue
-        if path.stat().st_size > MAX_SUBJECT_BYTES:
-            steps.append(Step(step, ABSENT, f"the file is above {MAX_SUBJECT_BYTES} bytes"))
-            continue
-        found = sha256_file(path)
-        detail = f"SHA-256 {found[:12]}…"
-        steps.append(judge(step, found == stated, detail, f"{detail}, certified {stated[:12]}…: another file"))
-    steps += _uncertified_weights(folder, folders, names)
-    return steps
-
-
 def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     """Compare ``examination.json`` with what the certificate says about white-box tests and their findings."""
-    stated, path = body.get("examination"), folder / "examination.json"
-    if not path.is_file():
+    stated, path = body.get("examination"), beside(folder, "examination.json")
+    if path is None:
         if stated is None:
             return []
         return [Step("examination", ABSENT, "repeating white-box tests needs the training code: dpaudit examine")]
@@ -104,18 +64,3 @@ def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         return [Step("examination", DIFFERENT, "a finding of examination.json is not in the certificate")]
     count = len(found.get("tests") or ())
     return [Step("examination", EQUAL, f"{count} tests, {len(found.get('findings') or ())} findings, as recorded")]
-
-
-def _uncertified_weights(folder: Path, folders: set[Path], names: set[str]) -> list[Step]:
-    root = folder.resolve()
-    searched = set(folders)
-    if (root / "ledger.jsonl").is_file() or (root / "audit_plan.json").is_file():
-        # This is a release folder, so every folder in it belongs to the run.
-        searched |= {path for path in sorted(root.iterdir())[:MAX_FOLDERS] if path.is_dir() and not path.is_symlink()}
-    found = {path.relative_to(root).as_posix() for parent in searched for path in parent.iterdir() if _is_weights(path)}
-    detail = "weights lie beside the certified ones and are not certified"
-    return [Step(f"subject {name}", DIFFERENT, detail) for name in sorted(found - names)]
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix.lower() in WEIGHT_SUFFIXES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import EXIT_CODES
 
 Outcome = Literal["recomputed and equal", "recomputed and different", "not recomputable"]
@@ -13,7 +14,9 @@ EQUAL: Outcome = "recomputed and equal"
 DIFFERENT: Outcome = "recomputed and different"
 ABSENT: Outcome = "not recomputable"
 
+_NAME_WIDTH = 60
 UNSIGNED = "internally consistent; origin not proven"
+UNFINISHED = "not finished within the limits of time and memory"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,18 +77,31 @@ class VerificationReport:
         return all(step.outcome != DIFFERENT for step in self.steps)
 
     @property
+    def finished(self) -> bool:
+        """Whether every check that the evidence allows was made within the limits of time and memory."""
+        return not any(step.outcome == ABSENT and step.detail.startswith(UNFINISHED) for step in self.steps)
+
+    @property
     def verdict(self) -> str:
-        """The stated verdict when everything re-derives, else "invalid_evidence"."""
-        return self.stated_verdict if self.ok else "invalid_evidence"
+        """The stated verdict when everything re-derives, else "invalid_evidence"; never consistent when cut short."""
+        if not self.ok:
+            return "invalid_evidence"
+        return "inconclusive" if self.stated_verdict == "consistent" and not self.finished else self.stated_verdict
 
     @property
     def exit_code(self) -> int:
-        """3 when anything differs, 1 for an unmet policy, 0 where the policy accepts, else the verdict's code."""
+        """3 when anything differs, 1 for an unmet policy, 0 where the policy accepts, else the verdict's code.
+
+        A check that the limits cut short supports nothing, so that 0 becomes 2.
+        """
         if not self.ok:
             return 3
         if self.policy_failures:
             return 1
-        return 0 if self.policy_accepts else EXIT_CODES[self.stated_verdict]
+        if self.policy_accepts and self.finished:
+            return 0
+        code = EXIT_CODES[self.verdict]
+        return code if self.finished else max(code, EXIT_CODES["inconclusive"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value, ``dpaudit.verify/1``."""
@@ -99,14 +115,27 @@ class VerificationReport:
             "steps": [step.to_dict() for step in self.steps],
         }
 
+    def to_plain(self) -> dict[str, Any]:
+        """All fields as plain JSON values, for :meth:`from_plain` in another process."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, value: dict[str, Any]) -> VerificationReport:
+        """The report whose :meth:`to_plain` this is."""
+        steps = tuple(Step(**step) for step in value["steps"])
+        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "steps"}
+        return cls(steps=steps, **rest)
+
     def to_text(self) -> str:
-        """The report as lines for a terminal."""
+        """The report as lines for a terminal; whatever the certificate's maker wrote stays on its line."""
         mark = {EQUAL: "=", DIFFERENT: "X", ABSENT: "?"}
-        width = max((len(step.name) for step in self.steps), default=0)
-        lines = [f"{mark[s.outcome]} {s.name.ljust(width)}  {s.outcome}: {s.detail}" for s in self.steps]
-        lines += [f"X policy: {failure}" for failure in self.policy_failures]
+        width = min(_NAME_WIDTH, max((len(printable(step.name)) for step in self.steps), default=0))
+        lines = [
+            f"{mark[step.outcome]} {printable(step.name).ljust(width)}  {step.outcome}: {printable(step.detail)}"
+            for step in self.steps
+        ]
+        lines += [f"X policy: {printable(failure)}" for failure in self.policy_failures]
         lines.append(f"origin   {self.origin}")
-        lines.append(
-            f"verdict  {self.verdict}" + ("" if self.ok else f" (the certificate states {self.stated_verdict})")
-        )
+        stated = "" if self.verdict == self.stated_verdict else f" (the certificate states {self.stated_verdict})"
+        lines.append(f"verdict  {self.verdict}{stated}")
         return "\n".join(lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.certificates.amend import amendment_steps
 from dpaudit.certificates.build import certificate_bytes, missing_fields, statement_digest, verdict_section
@@ -13,10 +14,16 @@ from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import validate_statement
 from dpaudit.certificates.verify.accounting import Recomputed, accounting_steps, claim_step, recomputed_guarantees
 from dpaudit.certificates.verify.audit import audit_steps
-from dpaudit.certificates.verify.files import examination_steps, ledger_steps, subject_steps
-from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, Step, VerificationReport
+from dpaudit.certificates.verify.files import examination_steps, ledger_steps
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNFINISHED, Step, VerificationReport
+from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence
+from dpaudit.storage.budget import OutOfTime, section
+from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from dpaudit.certificates.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,8 +69,10 @@ def read_certificate(path: Path | str) -> Certificate:
     return Certificate(path, data, validate_statement(parse_json(data, name=path.name)))
 
 
-def verify_certificate(path: Path | str, *, policy: Path | str | None = None) -> VerificationReport:
-    """Re-derive every number of a certificate from its evidence, without the model.
+def verify_certificate(
+    path: Path | str, *, policy: Path | str | None = None, limits: Limits = LIMITS
+) -> VerificationReport:
+    """Re-derive every number of a certificate from its evidence, without the model, in a confined process.
 
     Parameters
     ----------
@@ -72,6 +81,8 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
         scores, weights) is used where it is present.
     policy : path, optional
         TOML file with the reader's own rules; see :func:`dpaudit.certificates.policy.read_policy`.
+    limits : Limits, optional
+        Computing time and memory. What does not finish within them is not recomputed and supports nothing.
 
     Returns
     -------
@@ -82,9 +93,24 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
     Raises
     ------
     InvalidEvidence
-        When the certificate cannot be read at all.
+        When the certificate cannot be read at all, or not within the limits.
     """
-    from dpaudit.certificates.policy import judge_policy, read_policy
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was removed; an absolute path can be read all the same
+        folder = os.sep
+    arguments = {"path": str(path), "policy": None if policy is None else str(policy), "folder": folder}
+    return VerificationReport.from_plain(call(_verify_for_another_process, arguments, limits))
+
+
+def _verify_for_another_process(path: str, policy: str | None, folder: str) -> dict[str, Any]:
+    os.chdir(folder)
+    return verify_here(path, policy=policy).to_plain()
+
+
+def verify_here(path: Path | str, *, policy: Path | str | None = None) -> VerificationReport:
+    """The work of :func:`verify_certificate` in this process, with no limit on memory and none on time of its own."""
+    from dpaudit.certificates.policy import read_policy
 
     rules = None if policy is None else read_policy(Path(policy))
     certificate = read_certificate(path)
@@ -96,16 +122,17 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
     steps += _guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
     steps += _guarded("fields", lambda: [_fields_step(certificate)])
     steps += _guarded("ledger", lambda: ledger_steps(certificate.folder, certificate.body))
-    steps += _guarded("subject", lambda: subject_steps(certificate.folder, subjects))
     recomputed = recomputed_guarantees(certificate.body)
     steps += _guarded("accounting", lambda: accounting_steps(certificate.body, recomputed))
     steps += _guarded("claim", lambda: claim_step(certificate.body, recomputed))
     steps += _guarded("audit", lambda: audit_steps(certificate.folder, certificate.body))
     steps += _guarded("examination", lambda: examination_steps(certificate.folder, certificate.body))
+    # Digests of large files come last, so that they cannot spend the time of what decides.
+    steps += _guarded("subject", lambda: subject_steps(certificate.folder, subjects))
     steps += _guarded(
         "verdict", lambda: [_verdict_step(certificate.body, certificate.statement["subject"], recomputed)]
     )
-    failures, accepts = ((), False) if rules is None else judge_policy(rules, certificate.body, steps, recomputed)
+    failures, accepts = _judged(rules, certificate.body, steps, recomputed)
     return VerificationReport(
         stated_verdict=certificate.body["verdict"]["name"],
         steps=tuple(steps),
@@ -115,12 +142,36 @@ def verify_certificate(path: Path | str, *, policy: Path | str | None = None) ->
     )
 
 
-def _guarded(name: str, make: Callable[[], list[Step]]) -> list[Step]:
-    """Evidence that cannot be read is a difference that is named, never a traceback."""
+def _judged(
+    rules: Policy | None, body: dict[str, Any], steps: list[Step], recomputed: Recomputed
+) -> tuple[tuple[str, ...], bool]:
+    """Failures of a policy, and whether it accepts; a certificate that a rule cannot be applied to fails it."""
+    from dpaudit.certificates.policy import judge_policy
+
+    if rules is None:
+        return (), False
     try:
-        return make()
-    except (DpauditError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        return [Step(name, DIFFERENT, f"the evidence cannot be read: {error or type(error).__name__}")]
+        return judge_policy(rules, body, steps, recomputed)
+    except _MALFORMED as error:
+        return (f"a rule cannot be applied to this certificate ({_why(error)}); a field has another form.",), False
+
+
+_MALFORMED = (DpauditError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _why(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _guarded(name: str, make: Callable[[], list[Step]]) -> list[Step]:
+    """Evidence that cannot be read is a difference that is named, never a traceback; what takes too long is left."""
+    try:
+        with section():
+            return make()
+    except (OutOfTime, MemoryError):
+        return [Step(name, ABSENT, f"{UNFINISHED}, so it supports nothing")]
+    except _MALFORMED as error:
+        return [Step(name, DIFFERENT, f"the evidence cannot be read: {_why(error)}")]
 
 
 def _canonical_step(certificate: Certificate) -> Step:
@@ -154,7 +205,8 @@ def _fields_step(certificate: Certificate) -> Step:
 def _verdict_step(body: dict[str, Any], subjects: list[dict[str, Any]], recomputed: Recomputed) -> Step:
     """Derive the verdict from bounds recomputed here only: an accountant that cannot be run proves nothing."""
     rows = body["accounting"]["guarantees"]
-    usable = [g for g in rows if recomputed.get(g["accountant"]) is not None or not g["rigorous"]]
+    made = {name for name, fresh in recomputed.items() if fresh is not None and "unfinished" not in fresh}
+    usable = [g for g in rows if g["accountant"] in made or not g["rigorous"]]
     view = {**body, "accounting": {"guarantees": usable}}
     view["missing"] = missing_fields(view, subjects)
     derived, stated = verdict_section(view), body["verdict"]
