@@ -8,6 +8,7 @@ dropped from the middle. Dropping the last one can be seen only where it was sig
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,13 @@ def amendment_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) ->
 
 
 def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         return []
+    if folder.is_symlink() or not folder.is_dir():
+        raise InvalidEvidence(f"{folder.name} is not a folder of its own; put the original folder there.")
     paths = sorted(p for p in folder.iterdir() if p.suffix == ".json" and not p.name.endswith(".dsse.json"))
+    if links := [path.name for path in paths if path.is_symlink()]:
+        raise InvalidEvidence(f"amendment {links[0]} is a link; put the original file there.")
     if len(paths) > MAX_AMENDMENTS:
         raise InvalidEvidence(f"{folder.name} holds {len(paths)} amendments and the limit is {MAX_AMENDMENTS}.")
     return paths

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def key_id(public_key: str) -> str:
 def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) -> tuple[list[Step], str]:
     """Check the envelope beside a certificate against trusted keys (PEM); returns steps and the origin in words."""
     path = envelope_path(certificate)
-    if not path.exists():
+    if not os.path.lexists(path):
         detail = "there is no certificate.dsse.json"
         if trusted:
             return [Step("signature", DIFFERENT, f"{detail}, and the policy trusts only signed certificates")], UNSIGNED

@@ -12,12 +12,15 @@ from dpaudit.cli.common import emit, json_option
 @click.command("verify")
 @click.argument("certificate", type=click.Path(path_type=Path))
 @click.option("--policy", type=click.Path(path_type=Path), help="Your own rules; see docs/howto/policy.md.")
+@click.option("--max-seconds", type=float, default=8.0, show_default=True, help="Computing time that it may take.")
+@click.option("--max-megabytes", type=int, default=400, show_default=True, help="Memory that it may take.")
 @json_option
-def command(certificate: Path, policy: Path | None, as_json: bool) -> None:
+def command(certificate: Path, policy: Path | None, max_seconds: float, max_megabytes: int, as_json: bool) -> None:
     """Re-derive every number of CERTIFICATE (or a run folder) from its evidence, without the model.
 
     Exit code: the verdict's (0 consistent, 1 violated or accounting_mismatch, 2 inconclusive), 3 when anything differs,
-    1 when a policy is not met and 0 when it is met and accepts the verdict.
+    1 when a policy is not met and 0 when it is met and accepts the verdict. What does not finish within the limits is
+    not recomputed and supports nothing; a long ledger or large weights need more of both.
 
     \b
     Example:
@@ -25,7 +28,9 @@ def command(certificate: Path, policy: Path | None, as_json: bool) -> None:
       dpaudit verify certificate.json --policy policy.toml --json
     """
     from dpaudit.certificates.verify.verify import verify_certificate
+    from dpaudit.storage.confined import Limits
 
-    report = verify_certificate(certificate, policy=policy)
+    limits = Limits(seconds=max_seconds, megabytes=max_megabytes)
+    report = verify_certificate(certificate, policy=policy, limits=limits)
     emit(report.to_dict(), as_json, report.to_text())
     raise SystemExit(report.exit_code)

@@ -68,9 +68,9 @@ def _limit(name: str, value: int) -> None:
 
 
 def _peak_megabytes() -> float:
+    """Most memory this process has held, in MiB; 0 where it cannot be known (``getrusage`` counts the parent's too)."""
     try:
-        import resource
-    except ImportError:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:")), 0.0)
+    except OSError:
         return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

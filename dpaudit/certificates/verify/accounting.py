@@ -33,8 +33,8 @@ def recomputed_guarantees(body: dict[str, Any]) -> Recomputed:
     -------
     dict
         Accountant to its fresh result in the form of :meth:`dpaudit.Guarantee.to_dict`; None where it cannot be run
-        here; ``{"refused": reason}`` where the accountant refuses this ledger, ``{"unfinished": True}`` where the limits
-        of time and memory ended it.
+        here; ``{"refused": reason}`` where the accountant refuses this ledger, ``{"unfinished": True}`` where limits
+        of time or memory ended it.
     """
     names = [g["accountant"] for g in body["accounting"]["guarantees"]]
     claim = body["claim"]

@@ -100,8 +100,7 @@ class VerificationReport:
             return 1
         if self.policy_accepts and self.finished:
             return 0
-        code = EXIT_CODES[self.verdict]
-        return code if self.finished else max(code, EXIT_CODES["inconclusive"])
+        return EXIT_CODES[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value, ``dpaudit.verify/1``."""
