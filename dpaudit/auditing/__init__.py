@@ -10,6 +10,7 @@ from dpaudit.auditing.design import canaries_needed as canaries_needed
 from dpaudit.auditing.design import choose_guesses as choose_guesses
 from dpaudit.auditing.design import choose_mechanism_guesses as choose_mechanism_guesses
 from dpaudit.auditing.design import design as design
+from dpaudit.auditing.design import planned_again as planned_again
 from dpaudit.auditing.exposure import SkewNormalFit as SkewNormalFit
 from dpaudit.auditing.exposure import exposure as exposure
 from dpaudit.auditing.exposure import exposure_epsilon_lower as exposure_epsilon_lower
@@ -23,6 +24,7 @@ from dpaudit.auditing.exposure import mean_exposure_without_leakage as mean_expo
 from dpaudit.auditing.exposure import rank_sum_test as rank_sum_test
 from dpaudit.auditing.exposure_report import ExposureReport as ExposureReport
 from dpaudit.auditing.exposure_report import exposure_report as exposure_report
+from dpaudit.auditing.exposure_summary import exposure_summary as exposure_summary
 from dpaudit.auditing.extraction import candidate_epsilon_lower as candidate_epsilon_lower
 from dpaudit.auditing.extraction import candidate_p_value as candidate_p_value
 from dpaudit.auditing.extraction import candidate_runs_epsilon_lower as candidate_runs_epsilon_lower

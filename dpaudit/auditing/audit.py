@@ -102,7 +102,7 @@ def audit(
             validate.non_negative(**{name: value})
 
     group = plan.group_epsilon if group_claim is None else group_claim
-    tested, claim_name = _what_is_tested(plan, accounted_upper, group)
+    tested, claim_name = what_is_tested(plan, accounted_upper, group)
     found = list(findings)
     found += _accounting(plan, accounted_upper)
     found += _validity(plan, values.size, members, coins)
@@ -130,25 +130,6 @@ def audit(
         found.append(_control_finding(control_power(plan, tested, control), plan))
     power, power_lower, source = _power_of(found)
     verdict = decide(found, power=power_lower)
-    design: dict[str, Any] = {
-        "kind": plan.kind,
-        "coins": coins,
-        "relation": plan.relation.value,
-        "unit": plan.unit,
-        "m": plan.m,
-        "members": members,
-        "copies": plan.copies,
-        "guesses_in": plan.guesses_in,
-        "guesses_out": plan.guesses_out,
-        "k_rule": plan.k_rule,
-        "guesses_mechanism": plan.guesses_mechanism,
-        "ties": count_ties(values),
-        "attack": plan.attack,
-        "alpha": plan.alpha,
-        "alpha_split": dataclasses.asdict(plan.alpha_split),
-        "decidable": plan.decidable,
-        "m_needed": plan.m_needed,
-    }
     result = AuditResult(
         verdict=verdict,
         summary="",
@@ -172,7 +153,7 @@ def audit(
         power_lower=power_lower,
         power_source=source,
         power_if_attack_were_optimal=primary.optimal if primary else None,
-        design=design,
+        design=design_section(plan, coins=coins, members=members, ties=count_ties(values)),
         secondary=bounds,
         auc=auc,
         findings=tuple(found),
@@ -180,7 +161,30 @@ def audit(
     return dataclasses.replace(result, summary=summarise(result))
 
 
-def _what_is_tested(plan: AuditPlan, accounted_upper: float | None, group: float | None) -> tuple[float | None, str]:
+def design_section(plan: AuditPlan, *, coins: str, members: int, ties: int | None) -> dict[str, Any]:
+    """The part of a result that says what was planned and what the coins and scores were, as a plain JSON value."""
+    return {
+        "kind": plan.kind,
+        "coins": coins,
+        "relation": plan.relation.value,
+        "unit": plan.unit,
+        "m": plan.m,
+        "members": members,
+        "copies": plan.copies,
+        "guesses_in": plan.guesses_in,
+        "guesses_out": plan.guesses_out,
+        "k_rule": plan.k_rule,
+        "guesses_mechanism": plan.guesses_mechanism,
+        "ties": ties,
+        "attack": plan.attack,
+        "alpha": plan.alpha,
+        "alpha_split": dataclasses.asdict(plan.alpha_split),
+        "decidable": plan.decidable,
+        "m_needed": plan.m_needed,
+    }
+
+
+def what_is_tested(plan: AuditPlan, accounted_upper: float | None, group: float | None) -> tuple[float | None, str]:
     """The ε that the bound is compared with, and the name of that claim."""
     if plan.copies > 1:
         return group, "group (epsilon, delta)"

@@ -27,6 +27,9 @@ from dpaudit.privacy.stage import Relation
 MARGIN = 1.1
 """A design must be able to show this multiple of the claim."""
 
+BY_CALLER = "given by the caller"
+"""The rule of a plan whose numbers of guesses the caller chose."""
+
 _LARGEST_M = 10_000_000
 _TOL = 1e-4
 
@@ -185,6 +188,29 @@ def design(
     )
 
 
+def planned_again(plan: AuditPlan) -> AuditPlan:
+    """The plan that m, claim, α and δ of a plan give, so that what it says about itself can be compared.
+
+    Numbers of guesses that a caller chose stay as they are; numbers that the rule chose are chosen again.
+    """
+    return design(
+        plan.m,
+        plan.claimed_epsilon,
+        plan.delta,
+        plan.alpha,
+        plan.copies,
+        relation=plan.relation,
+        unit=plan.unit,
+        kind=plan.kind,
+        attack=plan.attack,
+        attack_parameters=plan.attack_parameters,
+        guesses=plan.guesses_in if plan.k_rule == BY_CALLER or plan.kind != "one_run" else None,
+        group_claim=plan.group_epsilon,
+        alpha_split=plan.alpha_split,
+        coin_commitment=plan.coin_commitment,
+    )
+
+
 def _forecast_one_run(
     m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None
 ) -> dict[str, Any]:
@@ -197,7 +223,7 @@ def _forecast_one_run(
             else f"maximise the expected bound at the claim; no k has ceiling > {MARGIN} x claim"
         )
     else:
-        k, rule = guesses, "given by the caller"
+        k, rule = guesses, BY_CALLER
         decidable = snj_ceiling(m, 2 * k, delta, level) > MARGIN * epsilon
     return {
         "guesses_in": k,

@@ -7,9 +7,10 @@ dropped from the middle. Dropping the last one can be seen only where it was sig
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,61 @@ def read_amendments(certificate: Path, data: bytes) -> list[Amendment]:
         )
         previous = sha256_bytes(content)
     return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Corrected:
+    """A certificate's predicate as its corrections leave it.
+
+    Attributes
+    ----------
+    body : dict
+        A copy with every correction applied in order.
+    changed : tuple of str
+        Dotted paths that were changed.
+    unknown : tuple of str
+        Sentences on changes of fields that the certificate does not have.
+    """
+
+    body: dict[str, Any]
+    changed: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def corrected(body: Mapping[str, Any], amendments: Sequence[Amendment]) -> Corrected:
+    """Apply the corrections among amendments to a copy of a predicate.
+
+    A policy must be met by the certificate as issued and as corrected, so that a correction can only make it stricter.
+    """
+    copied: dict[str, Any] = copy.deepcopy(dict(body))
+    changed: list[str] = []
+    unknown: list[str] = []
+    for amendment in amendments:
+        for path, value in amendment.changes.items() if amendment.kind == "correction" else ():
+            if _apply(copied, path, value):
+                changed.append(path)
+            else:
+                unknown.append(f"amendment {amendment.number} corrects {path[:80]!r}, which the certificate lacks")
+    return Corrected(copied, tuple(changed), tuple(unknown))
+
+
+def _apply(body: dict[str, Any], path: str, value: Any) -> bool:
+    holder: Any = body
+    *parents, last = path.removeprefix("predicate.").split(".")
+    for part in parents:
+        holder = holder.get(part) if isinstance(holder, dict) else _item(holder, part)
+    if isinstance(holder, dict) and last in holder:
+        holder[last] = copy.deepcopy(value)
+        return True
+    if isinstance(holder, list) and last.isdecimal() and int(last) < len(holder):
+        holder[int(last)] = copy.deepcopy(value)
+        return True
+    return False
+
+
+def _item(holder: Any, part: str) -> Any:
+    inside = isinstance(holder, list) and part.isdecimal() and int(part) < len(holder)
+    return holder[int(part)] if inside else None
 
 
 def amendment_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) -> list[Step]:

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit._version import __version__
+from dpaudit.certificates.consistency import contradictions
 from dpaudit.certificates.verdict import MEANING, derive_verdict
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
@@ -24,6 +26,10 @@ from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://dpaudit.dev/certificate/v1"
 SCHEMA = "dpaudit.certificate/1"
+RULES = "2"
+"""Revision of the rules and words by which a certificate is derived. Whoever verifies compares words with their own
+only where these agree; numbers and verdicts are compared always."""
+
 MECHANISM_NEEDS = ("algorithm", "clipping_norm", "normaliser", "noise_source")
 
 LIMITS = (
@@ -99,7 +105,8 @@ class CertificateEvidence:
     copies : int
         Times an inserted canary stands in the data.
     scores_digest, control_digest : str or None
-        SHA-256 of ``scores.parquet``, and of ``control_scores.parquet`` (id, score, member of a positive control).
+        SHA-256 of ``scores.parquet``, and of ``control_scores.parquet`` (the positive control that ``power`` rests on,
+        with the digests that bind it to this run; see :mod:`dpaudit.certificates.control_file`).
     nonce : str or None
         The 32-byte nonce of the coin commitment, hexadecimal.
     audit_result : mapping or None
@@ -148,6 +155,15 @@ class CertificateEvidence:
     def __post_init__(self) -> None:
         validate.one_of(["complete", "unfinished", "test"], run_status=self.run_status)
         validate.integer_at_least(1, copies=self.copies)
+        for finding in self.findings:
+            finding_status(finding)  # refuses an unknown one
+        power = None if self.audit_result is None else self.audit_result.get("power")
+        if self.control_digest is None and power is not None:
+            raise InvalidValue(
+                f"audit_result has power={power!r} and no control_digest: a certificate carries only power that its"
+                " reader can measure again, so audit with a control and give its digest, and put white-box tests into"
+                " findings."
+            )
         for canary in self.canaries:
             if set(canary) != {"id", "coin", "guess"}:
                 raise InvalidValue(
@@ -180,7 +196,7 @@ def build_certificate(evidence: CertificateEvidence) -> dict[str, Any]:
     body: dict[str, Any] = plain_json(
         {
             "schema": SCHEMA,
-            "verifier": {"name": "dpaudit", "version": __version__},
+            "verifier": {"name": "dpaudit", "version": __version__, "rules": RULES},
             "run_status": evidence.run_status,
             "claim": None if evidence.claim is None else evidence.claim.to_dict(),
             "scope": {"trust_model": evidence.trust_model, "release_scope": evidence.release_scope},
@@ -254,11 +270,13 @@ def verdict_section(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group_epsilon(audit: Mapping[str, Any] | None) -> float | None:
-    """The group claim that k > 1 copies test; infinity when the plan has none, so that nothing is convicted on it."""
+    """The group claim that k > 1 copies test: of the steps that ran, else as planned; infinity without either."""
     if audit is None or audit["copies"] == 1:
         return None
-    stated = (audit["plan"] or {}).get("group_epsilon")
-    return math.inf if stated is None else to_float(stated)
+    tested = ((audit["result"] or {}).get("claim") or {}).get("tested_epsilon")
+    if tested is None:
+        tested = (audit["plan"] or {}).get("group_epsilon")
+    return math.inf if tested is None else to_float(tested)
 
 
 def audit_faults(audit: Mapping[str, Any]) -> list[str]:
@@ -356,7 +374,7 @@ def _audit_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
 
 def _mismatches(body: Mapping[str, Any]) -> list[str]:
     claim, ledger = body["claim"], body["ledger"]
-    found: list[str] = []
+    found = contradictions(body)
     if claim is None:
         return found
     if ledger is not None:

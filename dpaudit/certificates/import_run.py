@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes
 from dpaudit.certificates.curve import declared_curve
+from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
+from dpaudit.certificates.group import group_epsilon
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
-from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
-from dpaudit.storage.journal import DiskJournal, read_journal
+from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import number, read_table
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan
-
-IMPORTED = (
-    "The ledger was imported from {source} after the run: dpaudit did not count the steps itself and relies on that"
-    " history."
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,21 +127,21 @@ def certify_run(
         raise InvalidValue(f"{certificate} exists; it is amended, never rewritten: see dpaudit.certificates.amend.")
     plan_path = release / "audit_plan.json"
     plan_digest = sha256_file(plan_path) if plan_path.exists() else None
-    head = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
+    record = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
-    audited = {} if canaries is None else _audit(release, canaries, ledger, smallest_upper(guarantees))
+    audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees)
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
         release_scope=release_scope,
         ledger=ledger,
-        ledger_head=head,
+        ledger_head=record.head,
         mechanism=mechanism,
         guarantees=guarantees,
         findings=findings,
         subjects=_subjects(release),
         provenance={"ledger_source": source, **(provenance or {})},
-        deviations=[IMPORTED.format(source=source), *deviations],
+        deviations=[*ledger_deviations(record.reasons), *deviations],
         reproduction=reproduction,
         **audited,
     )
@@ -153,12 +150,13 @@ def certify_run(
     return statement
 
 
-def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | None) -> str:
+def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | None) -> JournalRecord:
+    """The ledger that dpaudit's own journal counted, or the one given, written down as imported."""
     if path.exists():
         record = read_journal(path)
         if record.ledger.merged() != ledger.merged():
             raise InvalidEvidence(f"{path} holds another ledger than the one given; remove one of them.")
-        return record.head
+        return record
     journal = DiskJournal(
         path,
         relation=str(ledger.relation),
@@ -167,12 +165,12 @@ def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | No
         audit_plan_sha256=plan_digest,
     )
     for stage in ledger.stages:
-        journal.append(stage, f"imported from {source}")
+        journal.append(stage, f"{IMPORT_REASON}{source}")
     journal.close()
-    return journal.head
+    return read_journal(path)
 
 
-def _audit(release: Path, canaries: Canaries, ledger: Ledger, upper: float | None) -> dict[str, Any]:
+def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequence[Guarantee]) -> dict[str, Any]:
     from dpaudit.auditing import AuditPlan, audit, guess
 
     plan_path, scores_path = release / "audit_plan.json", release / "scores.parquet"
@@ -194,7 +192,17 @@ def _audit(release: Path, canaries: Canaries, ledger: Ledger, upper: float | Non
         curve = declared_curve(ledger, plan.delta, canaries.copies)
     except DpauditError:  # no certified profile for this ledger, such as a shuffled one
         curve = None
-    result = audit(canaries.ids, values, canaries.coins, plan, coins="verified", accounted_upper=upper, curve=curve)
+    names = [guarantee.accountant for guarantee in guarantees]
+    result = audit(
+        canaries.ids,
+        values,
+        canaries.coins,
+        plan,
+        coins="verified",
+        accounted_upper=smallest_upper(guarantees),
+        group_claim=group_epsilon(ledger, delta=plan.delta, accountants=names, copies=canaries.copies),
+        curve=curve,
+    )
     rows = zip(canaries.ids, canaries.coins, guess(canaries.ids, values, plan), strict=True)
     return {
         "audit_plan": plan.to_dict(),

@@ -22,8 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.build import to_float
-from dpaudit.certificates.verify.report import EQUAL, Step
+from dpaudit.certificates.verify.report import EQUAL, RECORDED, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
@@ -82,15 +81,44 @@ def read_policy(path: Path) -> Policy:
     return dataclasses.replace(policy, trusted_keys=keys)
 
 
-def judge_policy(
-    policy: Policy,
-    body: Mapping[str, Any],
-    steps: Sequence[Step],
-    recomputed: Mapping[str, Mapping[str, Any] | None],
-) -> tuple[tuple[str, ...], bool]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a verification found of one certificate, as its policy reads it.
+
+    Attributes
+    ----------
+    body : mapping
+        The predicate, as issued or as corrected.
+    recomputed : mapping
+        Accountant to its fresh result.
+    steps : sequence of Step
+    verdict : str
+        The verdict that follows from what was recomputed.
+    power_lower : float or None
+        Lower end of the 95 % interval of the attack's power, measured again from control and scores.
+    """
+
+    body: Mapping[str, Any]
+    recomputed: Mapping[str, Mapping[str, Any] | None]
+    steps: Sequence[Step]
+    verdict: str
+    power_lower: float | None
+
+
+def judge_policy(policy: Policy, facts: Facts) -> tuple[tuple[str, ...], bool]:
     """Sentences on every rule that is not met, and whether the verdict is one the policy accepts."""
-    failures = (*_claim_failures(policy, body, recomputed), *_audit_failures(policy, body, steps))
-    return failures, not failures and body["verdict"]["name"] in policy.verdicts
+    failures = (*_claim_failures(policy, facts.body, facts.recomputed), *_audit_failures(policy, facts))
+    return failures, not failures and facts.verdict in policy.verdicts
+
+
+def policy_warnings(policy: Policy) -> tuple[str, ...]:
+    """Rules that the owner's word alone can meet, since nobody vouches for it."""
+    if not policy.required_tests or policy.trusted_keys:
+        return ()
+    return (
+        "required_tests is met by what the owner recorded, and nothing repeats white-box tests here; add trusted_keys"
+        " of someone who saw them run.",
+    )
 
 
 def _claim_failures(
@@ -126,15 +154,17 @@ def _claim_failures(
         yield f"unit={claim['unit']!r} is not among {', '.join(policy.units)}."
 
 
-def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Step]) -> Iterator[str]:
-    result = (body["audit"] or {}).get("result") or {}
-    power = result.get("power")
-    if policy.minimum_power is not None and (power is None or to_float(power) < policy.minimum_power):
-        shown = "unknown" if power is None else lower_text(to_float(power), 3)
-        yield f"power={shown} of the attack is below minimum_power={exact_text(policy.minimum_power)}."
-    equal = {step.name for step in steps if step.outcome == EQUAL}
+def _audit_failures(policy: Policy, facts: Facts) -> Iterator[str]:
+    body, least = facts.body, facts.power_lower
+    if policy.minimum_power is not None and (least is None or least < policy.minimum_power):
+        shown = "unknown" if least is None else lower_text(least, 3)
+        yield (
+            f"power={shown} of the attack (lower end of its 95 % interval, recomputed) is below"
+            f" minimum_power={exact_text(policy.minimum_power)}."
+        )
+    met = {step.name for step in facts.steps if step.outcome == EQUAL or _checked(step)}
     for name in policy.required_steps:
-        if name not in equal:
+        if name not in met:
             yield f"required step {name!r} was not recomputed and equal; supply its evidence."
     ran = {test.get("name") for test in (body.get("examination") or {}).get("tests") or () if isinstance(test, dict)}
     for name in policy.required_tests:
@@ -142,9 +172,13 @@ def _audit_failures(policy: Policy, body: Mapping[str, Any], steps: Sequence[Ste
             yield f"required test {name!r} did not run; certify with --examine."
     if not policy.allow_deviations and body["deviations"]:
         yield f"the run deviates: {body['deviations'][0]}"
-    verdict = body["verdict"]["name"]
-    if policy.verdicts and verdict not in policy.verdicts:
-        yield f"verdict {verdict!r} is not among {', '.join(policy.verdicts)}."
+    if policy.verdicts and facts.verdict not in policy.verdicts:
+        yield f"verdict {facts.verdict!r} is not among {', '.join(policy.verdicts)}."
+
+
+def _checked(step: Step) -> bool:
+    """A recorded step that was checked all the same: a trusted signature, and the list of missing fields."""
+    return step.outcome == RECORDED and (step.name == "fields" or step.name.endswith("signature"))
 
 
 def _read_key(path: Path) -> str:

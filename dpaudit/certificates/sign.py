@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNSIGNED, Step
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, RECORDED, UNSIGNED, Step
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import parse_json, read_bytes
@@ -81,7 +81,10 @@ def key_id(public_key: str) -> str:
 
 
 def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) -> tuple[list[Step], str]:
-    """Check the envelope beside a certificate against trusted keys (PEM); returns steps and the origin in words."""
+    """Check the envelope beside a certificate against trusted keys (PEM); returns steps and the origin in words.
+
+    A good signature is "recorded": it shows who vouches for the bytes, and recomputes nothing.
+    """
     path = envelope_path(certificate)
     if not os.path.lexists(path):
         detail = "there is no certificate.dsse.json"
@@ -101,7 +104,7 @@ def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) ->
         for signature in signatures:
             if _verifies(pem, payload, signature):
                 name = key_id(pem)
-                return [Step("signature", EQUAL, f"signed by the trusted key {name[:16]}…")], f"signed by key {name}"
+                return [Step("signature", RECORDED, f"signed by the trusted key {name[:16]}…")], f"signed by key {name}"
     return [
         Step("signature", DIFFERENT, "no signature is by a trusted key: unknown signer or replayed signature")
     ], UNSIGNED

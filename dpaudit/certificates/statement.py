@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dpaudit.certificates.build import PREDICATE_TYPE, SCHEMA, STATEMENT_TYPE
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.finding import finding_status
 from dpaudit.storage.commitment import canonical_json
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 lower-case hexadecimal digits.")]
@@ -207,7 +208,19 @@ def validate_statement(value: Any) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
+    _check_findings(value["predicate"])
     return value
+
+
+def _check_findings(body: dict[str, Any]) -> None:
+    """Every finding, wherever it stands, asks for a known verdict or for none: an unknown status is refused."""
+    places: list[Any] = [body["findings"], (body.get("examination") or {}).get("findings")]
+    places.append(((body["audit"] or {}).get("result") or {}).get("findings"))
+    for rows in places:
+        if rows is not None and not isinstance(rows, list):
+            raise InvalidEvidence("the findings of a certificate are not a list; give the original.")
+        for row in rows or ():
+            finding_status(row)
 
 
 @functools.cache

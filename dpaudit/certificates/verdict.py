@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
-from dpaudit.privacy.verdict import ENOUGH_POWER, VERDICTS
+from dpaudit.privacy.verdict import ENOUGH_POWER, VERDICTS, decide_statuses, enough_power, worse
 
 MEANING = {
     "violated": (
@@ -71,15 +72,22 @@ def derive_verdict(
     missing : names of required fields that the evidence lacks.
     mismatches : sentences on claim and accounting that disagree (δ, relation, unit).
     audit : mapping or None
-        ``dpaudit.audit/1`` result: ``verdict`` and ``primary.epsilon_lower_at_verdict`` are read.
+        ``dpaudit.audit/1`` result: ``verdict``, ``power_lower``, ``findings`` and ``primary.epsilon_lower_at_verdict``
+        are read. "consistent" needs the lower limit of a measured power, whatever the audit says of itself.
     audit_faults : sentences on a broken commitment or guesses.
     findings : sequence of mappings with ``name``, ``status`` (a verdict, or "note") and ``text``.
     run_status : "complete" or "unfinished".
+
+    Raises
+    ------
+    InvalidEvidence
+        When a finding has no known status.
     """
     found: dict[str, list[str]] = {name: [] for name in VERDICTS}
     for finding in findings:
-        if finding.get("status") in found and finding["status"] != "consistent":
-            found[str(finding["status"])].append(f"{finding.get('name')}: {finding.get('text')}")
+        status = finding_status(finding)
+        if status not in ("note", "consistent"):
+            found[status].append(f"{finding.get('name')}: {finding.get('text')}")
     found["accounting_mismatch"] += [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
     found["accounting_mismatch"] += list(mismatches)
     if claim_epsilon is not None and epsilon_upper is not None and exceeds(epsilon_upper, claim_epsilon):
@@ -107,7 +115,7 @@ def _judge_audit(
     if audit is None:
         found["inconclusive"].append("no audit was made, so nothing is known about what leaked")
         return
-    verdict = audit.get("verdict")
+    verdict = _own_verdict(audit)
     if faulty or verdict == "invalid_audit":
         if verdict == "invalid_audit":
             found["invalid_audit"].extend(_own_reasons(audit, "the audit itself reports that it is invalid"))
@@ -131,6 +139,16 @@ def _judge_audit(
         found["invalid_audit"].append(f"the audit's verdict {str(verdict)[:40]!r} is unknown")
 
 
+def _own_verdict(audit: Mapping[str, Any]) -> str:
+    """What the audit's findings and its measured power give; its own word counts only where it is graver."""
+    stated = str(audit.get("verdict"))
+    if stated not in VERDICTS:
+        return stated
+    statuses = [finding_status(f) for f in audit.get("findings") or ()]
+    derived = decide_statuses(statuses, power=_number(audit.get("power_lower")))
+    return worse(stated, derived)
+
+
 def lower_at_verdict(audit: Mapping[str, Any]) -> float | None:
     """Empirical lower bound that the verdict is decided on; None when the audit has none."""
     primary = audit.get("primary")
@@ -142,12 +160,20 @@ def lower_at_verdict(audit: Mapping[str, Any]) -> float | None:
 
 def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
     """The audit's findings that ask for its verdict, in words."""
-    verdict = audit.get("verdict")
+    verdict = _own_verdict(audit)
     findings = [f for f in audit.get("findings") or () if isinstance(f, Mapping) and f.get("status") == verdict]
     texts = [str(finding.get("text")) for finding in findings]
-    power = audit.get("power")
+    power, lower = _number(audit.get("power")), _number(audit.get("power_lower"))
     if verdict == "inconclusive" and power is None:
         texts.append("the power of this attack is unknown, since no positive control was made")
-    elif verdict == "inconclusive" and isinstance(power, (int, float)) and power < ENOUGH_POWER:
-        texts.append(f"this attack would notice a broken run with probability {lower_text(power, 2)} only")
+    elif verdict == "inconclusive" and not enough_power(lower):
+        shown = lower_text(0.0 if lower is None else lower, 2)
+        texts.append(
+            f"this attack was shown to notice a broken run with probability {shown} at least, below the"
+            f" {ENOUGH_POWER:g} that a verdict needs"
+        )
     return texts or [fallback]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

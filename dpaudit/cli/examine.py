@@ -64,7 +64,7 @@ def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
 
 def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
     """Findings as a certificate takes them: the cause and its standing text, never a witness."""
-    return [{**finding.public(), "verdict": finding.status} for finding in found.findings]
+    return [finding.public() for finding in found.findings]
 
 
 def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpaudit import MemoryJournal
+from dpaudit.certificates.control_file import (
+    ControlBinding,
+    binding_of,
+    control_columns,
+    foreign_control,
+    read_control_file,
+)
+from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.publish import canary_scores
 from dpaudit.runs.records import Records
 from dpaudit.runs.sources import load_model
+from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.run_folder import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import Control
 
 FAULT = "no noise is added, while the ledger claims it; clipping and everything else as configured"
 
@@ -37,14 +50,49 @@ class _NoNoise:
         return torch.zeros(tuple(shape), dtype=torch.float32, device=device)
 
 
-def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None] = lambda n: None) -> None:
-    """Train the control, score its own fresh canaries, and write id, score, member.
+def train_control(
+    prepared: Prepared,
+    path: Path,
+    config_sha256: str,
+    *,
+    runs: int = 1,
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Train controls, score their own fresh canaries, and write scores and coins with what binds them to the run.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The run that the control belongs to.
+    path : Path
+        ``control_scores.parquet``.
+    config_sha256 : str
+        Digest of the run's configuration.
+    runs : int
+        Controls to train; their guesses count together. One control of the run's own size shows little where the
+        audit plan allows few errors: ``audit_plan.control_canaries`` says how many canaries it takes.
 
     Raises
     ------
     InvalidValue
         For a method whose control is not wired.
     """
+    validate.integer_at_least(1, controls=runs)
+    binding = binding_of_run(prepared.folder, config_sha256)
+    made = [_one_control(prepared, advance) for _ in range(runs)]
+    _write(path, made, binding)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """One control: ids, scores and coins of its canaries, of equal length."""
+
+    ids: tuple[str, ...]
+    scores: np.ndarray
+    coins: np.ndarray
+
+
+def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
     from dpaudit.attacks import commit, draw_nonce, flip_coins, inserted
     from dpaudit.runs.fit import collator, encode, loss_function, merged, select_trainable
     from dpaudit.trainers import OptimizerSettings, train
@@ -84,22 +132,28 @@ def train_control(prepared: Prepared, path: Path, advance: Callable[[int], None]
         callback=lambda report: advance(1),
         noise=_NoNoise(),
     )
-    scores = canary_scores(config.audit.attack, canaries, merged(model), base)
-    _write(path, ids, scores, np.asarray(coins))
+    return _Scored(ids, canary_scores(config.audit.attack, canaries, merged(model), base), np.asarray(coins))
 
 
-def _write(path: Path, ids: tuple[str, ...], scores: np.ndarray, coins: np.ndarray) -> None:
+def _write(path: Path, made: Sequence[_Scored], binding: ControlBinding) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    order = np.argsort(np.asarray(ids))
-    table = pa.table(
-        {
-            "id": pa.array([ids[i] for i in order], pa.string()),
-            "score": pa.array(scores[order], pa.float64()),
-            "member": pa.array(coins[order].astype(np.int8), pa.int8()),
-        }
+    rows = sorted(
+        (name, float(score), int(coin), str(run))
+        for run, control in enumerate(made)
+        for name, score, coin in zip(control.ids, control.scores, control.coins, strict=True)
     )
+    columns: dict[str, Any] = {
+        "id": pa.array([row[0] for row in rows], pa.string()),
+        "score": pa.array([row[1] for row in rows], pa.float64()),
+        "member": pa.array([row[2] for row in rows], pa.int8()),
+    }
+    if len(made) > 1:
+        columns["run"] = pa.array([row[3] for row in rows], pa.string())
+    for name, cells in control_columns(binding, fault=FAULT, rows=len(rows)).items():
+        columns[name] = pa.array(cells, pa.string()).dictionary_encode()
+    table = pa.table(columns)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     with temporary.open("rb") as file:
@@ -107,22 +161,25 @@ def _write(path: Path, ids: tuple[str, ...], scores: np.ndarray, coins: np.ndarr
     temporary.replace(path)
 
 
-def read_control(path: Path) -> Any:
-    """The control's scores as the audit takes them, or None when no control was trained."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def binding_of_run(folder: RunFolder, config_sha256: str) -> ControlBinding:
+    """What a control of this run must carry."""
+    plan = read_json(folder.audit_plan)
+    return binding_of(plan, plan_sha256=sha256_file(folder.audit_plan), config_sha256=config_sha256)
 
-    from dpaudit.auditing import Control
 
+def read_control(path: Path, expected: ControlBinding, audited: Sequence[str]) -> Control | None:
+    """The control's scores as the audit takes them, or None when no control was trained.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the file is not a control of this run: of another configuration, plan, canary generator or attack.
+    """
     if not path.exists():
         return None
-    try:
-        table = pq.read_table(path, columns=["id", "score", "member"])
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise InvalidEvidence(f"control scores {path} cannot be read ({str(error).splitlines()[0]}).") from error
-    return Control(
-        ids=table.column("id").to_pylist(),
-        scores=table.column("score").to_numpy(),
-        member=table.column("member").to_numpy(),
-        fault=FAULT,
-    )
+    found = read_control_file(path)
+    if why := foreign_control(found, expected, audited):
+        raise InvalidEvidence(
+            f"{path} is not a control of this run ({why}); remove it and make one: dpaudit certify RUN --control."
+        )
+    return found.control

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,13 +105,14 @@ def publish(
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
-    from dpaudit.auditing import AuditPlan, audit, guess
+    from dpaudit.auditing import AuditPlan, audit, exposure_summary, guess
     from dpaudit.certificates.build import build_certificate, certificate_bytes
     from dpaudit.certificates.curve import declared_curve
+    from dpaudit.certificates.group import group_epsilon
     from dpaudit.certificates.privacy_json import privacy_json
     from dpaudit.certificates.sign import envelope_path, sign
     from dpaudit.reports import model_card, render_report
-    from dpaudit.runs.control import read_control
+    from dpaudit.runs.control import binding_of_run, read_control
     from dpaudit.storage.files import write_atomically
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
@@ -126,7 +126,8 @@ def publish(
     if set(by_id) != set(secret.ids):
         raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
     scores = np.asarray([by_id[i] for i in secret.ids])
-    control = read_control(folder.control_scores)
+    control = read_control(folder.control_scores, binding_of_run(folder, record.config_sha256), secret.ids)
+    group = group_epsilon(ledger, delta=plan.delta, accountants=config.privacy.accountants, copies=plan.copies)
     result = audit(
         secret.ids,
         scores,
@@ -134,11 +135,12 @@ def publish(
         plan,
         coins="verified",
         accounted_upper=smallest_upper(guarantees),
+        group_claim=group,
         control=control,
         curve=declared_curve(ledger, plan.delta, plan.copies),
     )
     guesses = guess(secret.ids, scores, plan)
-    exposure = exposure_of(scores, np.asarray(secret.coins), copies=plan.copies)
+    exposure = exposure_summary(scores, np.asarray(secret.coins), copies=plan.copies)
     canaries = [
         {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
     ]
@@ -175,6 +177,7 @@ def _evidence(
     reproduction: str,
 ) -> Any:
     from dpaudit.certificates.build import CertificateEvidence, Claim
+    from dpaudit.certificates.deviations import ledger_deviations
 
     facts = record.facts
     examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
@@ -182,9 +185,7 @@ def _evidence(
     deviations = (
         [f"{facts['steps_lost']} steps were charged whose update a crash lost."] if facts.get("steps_lost") else []
     )
-    recovered = sum(reason.startswith("recovered") for reason in journal.reasons)
-    if recovered:
-        deviations.append(f"The run stopped uncleanly {recovered} times; each stop is charged at its reserved steps.")
+    deviations += ledger_deviations(journal.reasons)
     return CertificateEvidence(
         claim=Claim(
             epsilon=config.claim.epsilon,
@@ -247,33 +248,6 @@ def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
         "precision": "fp32 sums, noise and moments",
         "world_size": 1,
         "hyperparameter_tuning": "none on private records inside this run",
-    }
-
-
-def exposure_of(scores: np.ndarray, coins: np.ndarray, *, copies: int) -> dict[str, Any]:
-    """Exposure of the inserted canaries against the canaries that were left out.
-
-    The references come from the same generator and were decided by the same coins; the loss ranked is minus the
-    score, so that canaries whose tokens differ in difficulty can be compared.
-    """
-    from dpaudit.auditing import exposure, mean_exposure_without_leakage, rank_sum_test
-
-    inside, outside = -scores[coins == 1], -scores[coins == 0]
-    if not len(inside) or not len(outside):
-        return {"references": len(outside), "canaries": len(inside), "copies": copies, "values": []}
-    values = exposure(inside, outside)
-    p_value, exact = rank_sum_test(inside, outside)
-    return {
-        "references": len(outside),
-        "canaries": len(inside),
-        "copies": copies,
-        "median": float(np.median(values)),
-        "maximum": float(values.max()),
-        "largest_possible": math.log2(len(outside)),
-        "mean_without_leakage": mean_exposure_without_leakage(len(outside)),
-        "rank_sum_p_value": p_value,
-        "rank_sum_exact": exact,
-        "values": sorted((round(float(v), 6) for v in values), reverse=True),
     }
 
 

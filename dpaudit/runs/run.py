@@ -112,8 +112,8 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
     return dataclasses.replace(job, record=record)
 
 
-def control_phase(job: Job) -> None:
-    """Train a positive control on public records, once; the power of the attack is measured on it."""
+def control_phase(job: Job, *, runs: int = 1) -> None:
+    """Train positive controls on public records, once; the power of the attack is measured on them together."""
     from dpaudit.runs.control import train_control
     from dpaudit.runs.prepare import prepare
 
@@ -122,8 +122,8 @@ def control_phase(job: Job) -> None:
     quiet_transformers()
     with job.folder.locked():
         prepared = prepare(job.config, job.base, job.folder)
-        with progress(sum(plan.steps for plan in prepared.plans), "control steps") as advance:
-            train_control(prepared, job.folder.control_scores, advance)
+        with progress(runs * sum(plan.steps for plan in prepared.plans), "control steps") as advance:
+            train_control(prepared, job.folder.control_scores, job.record.config_sha256, runs=runs, advance=advance)
 
 
 def examine_phase(job: Job, *, budget: str = "1min") -> None:

@@ -120,6 +120,8 @@ def _compare(stored: dict[str, Any], fresh: dict[str, Any] | None) -> Step:
                 name, DIFFERENT, f"{field} is {exact_text(a)} in the certificate and {exact_text(b)} recomputed"
             )
         shown.append(f"{field} {PRINTED[field](b, 6)}")
+    if tolerance == SAME_VERSION and stored.get("assumption") != fresh.get("assumption"):
+        return Step(name, DIFFERENT, f"the assumption it rests on is {str(fresh.get('assumption'))[:200]!r}")
     if tolerance == OTHER_VERSION:
         shown.append(f"version {stored['version']} stored, {fresh['version']} here")
     return Step(name, EQUAL, ", ".join(shown))

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.build import open_commitment, plain_json, plan_commitment, to_float
-from dpaudit.certificates.verify.audit_result import group_step, result_steps, verdict_step
-from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.certificates.verify.audit_result import RecomputedAudit
+from dpaudit.certificates.verify.compare import TOLERANCE, first_difference, judge_differences, written_here
+from dpaudit.certificates.verify.guard import guarded
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step, judge
+from dpaudit.certificates.verify.result_steps import group_step, result_steps
 from dpaudit.privacy.rounding import exact_text, lower_text
-from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
+from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import beside, parse_json, read_bytes
-from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
 
-TOLERANCE = 1e-6
+_FORECAST = (
+    "guesses_in",
+    "guesses_out",
+    "k_rule",
+    "guesses_mechanism",
+    "expected_epsilon_lower",
+    "power_if_attack_were_optimal",
+    "m_needed",
+    "control_canaries",
+)
+"""What a plan says about itself and another version may compute better; ceilings and decidability are facts."""
 
 
-def audit_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
-    """Every step on the audit section; none where the certificate has no audit."""
+def audit_steps(folder: Path, body: dict[str, Any], again: RecomputedAudit | None) -> list[Step]:
+    """Every step on the audit section; each is made, whatever the others find.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the evidence lies.
+    body : dict
+        The predicate.
+    again : RecomputedAudit or None
+        The audit made again; None where the certificate has none.
+    """
     audit = body["audit"]
-    if audit is None:
+    if audit is None or again is None:
         return [Step("audit", ABSENT, "the certificate holds no audit")]
-    steps = [*_plan_steps(folder, body), _coins_step(audit), *_scores_steps(folder, body)]
+    steps = guarded("audit.plan", lambda: _plan_steps(folder, body))
+    steps += guarded("audit.plan.forecast", lambda: _forecast_steps(body))
+    steps += guarded("audit.coins", lambda: [_coins_step(audit)])
+    steps += [_order_step(audit), again.scores.step]
+    steps += guarded("audit.guesses", lambda: [_guesses_step(again.scores.values, audit)])
     if audit["plan"] is None or audit["result"] is None or not audit["canaries"]:
-        steps.append(Step("audit.bound", ABSENT, "plan, guesses or result are not in the certificate"))
-        return steps
-    return [*steps, *_bound_steps(body), *group_step(body), verdict_step(audit["result"])]
+        return [*steps, Step("audit.bound", ABSENT, "plan, guesses or result are not in the certificate")]
+    steps += result_steps(body, again)
+    steps += guarded("audit.bound", lambda: _bound_steps(body))
+    return steps + guarded("audit.group_claim", lambda: group_step(body, again))
 
 
 def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
@@ -55,14 +82,39 @@ def _plan_claim_step(plan: dict[str, Any], body: dict[str, Any]) -> Step:
         return Step("audit.plan.claim", ABSENT, "the certificate holds no claim")
     pairs = [
         ("claimed_epsilon", plan.get("claimed_epsilon"), claim["epsilon"]),
-        ("delta", plan.get("delta"), claim["delta"]),
-        ("relation", plan.get("relation"), claim["relation"]),
+        *((name, plan.get(name), claim[name]) for name in ("delta", "relation", "unit")),
         ("copies", plan.get("copies"), copies),
     ]
-    for name, planned, stated in pairs:
-        if planned != stated:
-            return Step("audit.plan.claim", DIFFERENT, f"the plan has {name}={planned} and the certificate {stated}")
-    return Step("audit.plan.claim", EQUAL, "plan and certificate name the same claim")
+    found = [
+        f"the plan has {n}={planned} and the certificate {stated}" for n, planned, stated in pairs if planned != stated
+    ]
+    return judge_differences("audit.plan.claim", found, (), "plan and certificate name the same claim")
+
+
+def _forecast_steps(body: dict[str, Any]) -> list[Step]:
+    """What the plan says it could show, from its own m, claim, α and δ."""
+    from dpaudit.auditing import AuditPlan, planned_again
+
+    stated = body["audit"]["plan"]
+    if stated is None:
+        return []
+    fresh = plain_json(planned_again(AuditPlan.from_dict(stated)).to_dict())
+
+    def differing(names: tuple[str, ...]) -> list[str]:
+        shared = [name for name in names if name in stated or name != "control_canaries"]
+        return [d for name in shared if (d := first_difference(stated.get(name), fresh.get(name), name))]
+
+    hard, soft = differing(("ceiling", "ceiling_at_verdict", "decidable")), differing(_FORECAST)
+    if written_here(body):
+        hard, soft = [*hard, *soft], []
+    return [judge_differences("audit.plan.forecast", hard, soft, "follows from m, claim, α and δ")]
+
+
+def _order_step(audit: dict[str, Any]) -> Step:
+    """Who says that the coins were fixed before training; nothing in a certificate can prove it yet."""
+    if audit["commitment_order"] == "asserted":
+        return Step("audit.order", RECORDED, "the owner asserts that plan and coins were fixed before training")
+    return Step("audit.order", DIFFERENT, "the order of commitment is called proven and no proof of it is here")
 
 
 def _coins_step(audit: dict[str, Any]) -> Step:
@@ -73,43 +125,14 @@ def _coins_step(audit: dict[str, Any]) -> Step:
         return Step("audit.coins", DIFFERENT, "the commitment is not the one inside the audit plan")
     if open_commitment(audit) != stated:
         return Step("audit.coins", DIFFERENT, "nonce, ids and coins do not open the commitment: coins were changed")
-    return Step(
-        "audit.coins", EQUAL, f"SHA-256(nonce ‖ ids and coins) is {stated[:12]}…, order {audit['commitment_order']}"
-    )
+    return Step("audit.coins", EQUAL, f"SHA-256(nonce ‖ ids and coins) is {stated[:12]}…")
 
 
-def _scores_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
-    audit = body["audit"]
-    if audit["scores_digest"] is None:
-        return [Step("audit.scores", ABSENT, "the certificate does not bind a score file")]
-    path = beside(folder, "scores.parquet")
-    if path is None:
-        return [Step("audit.scores", ABSENT, "scores.parquet does not stand beside the certificate")]
-    if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit["scores_digest"]:
-        return [Step("audit.scores", DIFFERENT, "scores.parquet is not the certified score file")]
-    steps = [Step("audit.scores", EQUAL, f"SHA-256 {audit['scores_digest'][:12]}…")]
-    if audit["plan"] is None or not audit["canaries"]:
-        return [*steps, Step("audit.guesses", ABSENT, "the plan's guess rule is not in the certificate")]
-    scores = _read_scores(path, audit)
-    return [*steps, _guesses_step(scores, audit), *result_steps(folder, body, scores)]
-
-
-def _read_scores(path: Path, audit: dict[str, Any]) -> list[float]:
-    """Scores in the order of the certified canaries; exactly one for each."""
-    table = read_table(path, columns=("id", "score"), optional=("attack",))
-    rows = list(range(len(table["id"])))
-    if "attack" in table and len(set(table["attack"])) > 1:
-        rows = [i for i in rows if table["attack"][i] == audit["plan"].get("attack")]
-    scores = {str(table["id"][i]): number(table["score"][i], name=f"score of {table['id'][i]}") for i in rows}
-    ids = [row[0] for row in audit["canaries"]]
-    if len(scores) != len(rows) or set(scores) != set(ids):
-        raise InvalidEvidence(f"{path.name} does not hold exactly one score for each certified canary")
-    return [scores[i] for i in ids]
-
-
-def _guesses_step(scores: list[float], audit: dict[str, Any]) -> Step:
+def _guesses_step(scores: list[float] | None, audit: dict[str, Any]) -> Step:
     from dpaudit.auditing import AuditPlan, guess
 
+    if scores is None:
+        return Step("audit.guesses", ABSENT, "the scores they follow from are not here")
     plan = AuditPlan.from_dict(audit["plan"])
     made = guess([row[0] for row in audit["canaries"]], scores, plan)
     differing = sum(int(a) != row[2] for a, row in zip(made, audit["canaries"], strict=True))
@@ -139,10 +162,12 @@ def _bound_steps(body: dict[str, Any]) -> list[Step]:
     if plan.kind != "one_run":
         return [Step("audit.bound", ABSENT, f"an audit of kind {plan.kind} is re-derived from its score file only")]
     primary = result.get("primary") or {}
-    level = 1.0 - to_float(primary.get("confidence", 1 - plan.alpha))
+    level, strict = plan.alpha, plan.alpha_split.primary
     arguments = (len(rows), len(made), right, plan.delta)
-    steps = [Step("audit.counts", EQUAL, f"{right} of {len(made)} guesses right, {len(rows)} canaries")]
-    strict = plan.alpha_split.primary
+    steps = [_counts_step(primary, len(made), right, len(rows))]
+    for name, alpha in (("confidence", level), ("confidence_at_verdict", strict)):
+        if primary.get(name) is not None and not math.isclose(to_float(primary[name]), 1 - alpha, rel_tol=1e-12):
+            steps.append(Step("audit.bound", DIFFERENT, f"{name} is not the plan's {exact_text(1 - alpha)}"))
     for name, stated, found in (
         ("audit.bound", primary.get("epsilon_lower"), snj_epsilon_lower(*arguments, level)),
         ("audit.bound.verdict", primary.get("epsilon_lower_at_verdict"), snj_epsilon_lower(*arguments, strict)),
@@ -150,6 +175,13 @@ def _bound_steps(body: dict[str, Any]) -> list[Step]:
     ):
         steps.append(_number_step(name, stated, found))
     return steps
+
+
+def _counts_step(primary: dict[str, Any], made: int, right: int, canaries: int) -> Step:
+    stated = (primary.get("guesses"), primary.get("correct"))
+    told = f"{right} of {made} guesses right, {canaries} canaries"
+    same = stated in ((made, right), (None, None))
+    return judge("audit.counts", same, told, f"{told}; the certificate states {stated[1]} of {stated[0]}")
 
 
 def _number_step(name: str, stated: Any, found: float) -> Step:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.build import plain_json
-from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
+from dpaudit.certificates.deviations import ledger_deviations
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.readers import beside, read_json
@@ -46,7 +47,16 @@ def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         same = record.audit_plan_sha256 == plan_digest
         detail = "the ledger opened with the digest of the audit plan"
         steps.append(judge("ledger.plan", same, detail, "the ledger opened with another audit plan"))
-    return steps
+    return [*steps, _deviations_step(body, record.reasons)]
+
+
+def _deviations_step(body: dict[str, Any], reasons: tuple[str, ...]) -> Step:
+    """Unclean stops and imports stand in the ledger itself, so that a certificate cannot leave them out."""
+    needed = ledger_deviations(reasons)
+    lost = [text for text in needed if text not in body["deviations"]]
+    if lost:
+        return Step("deviations", DIFFERENT, f"the ledger records what the deviations leave out: {lost[0][:200]}")
+    return Step("deviations", EQUAL, f"what the ledger records of its own stops and origin is stated ({len(needed)})")
 
 
 def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
@@ -55,7 +65,8 @@ def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     if path is None:
         if stated is None:
             return []
-        return [Step("examination", ABSENT, "repeating white-box tests needs the training code: dpaudit examine")]
+        count = len(stated.get("tests") or ())
+        return [Step("examination", RECORDED, f"{count} tests, as the owner recorded them; nothing here repeats them")]
     found = plain_json(read_json(path))
     if found != stated:
         return [Step("examination", DIFFERENT, "examination.json is not what the certificate says was tested")]
@@ -63,4 +74,5 @@ def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     if lost:
         return [Step("examination", DIFFERENT, "a finding of examination.json is not in the certificate")]
     count = len(found.get("tests") or ())
-    return [Step("examination", EQUAL, f"{count} tests, {len(found.get('findings') or ())} findings, as recorded")]
+    told = f"{count} tests, {len(found.get('findings') or ())} findings, as the owner recorded them"
+    return [Step("examination", RECORDED, f"{told}; repeating them needs the training code: dpaudit examine")]

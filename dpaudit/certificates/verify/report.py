@@ -1,4 +1,4 @@
-"""What a verification found: named steps, each with one of three outcomes, and the exit code that follows."""
+"""What a verification found: named steps, each with one of four outcomes, and the exit code that follows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Literal
 from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import EXIT_CODES
 
-Outcome = Literal["recomputed and equal", "recomputed and different", "not recomputable"]
+Outcome = Literal["recomputed and equal", "recomputed and different", "not recomputable", "recorded"]
 
 EQUAL: Outcome = "recomputed and equal"
 DIFFERENT: Outcome = "recomputed and different"
 ABSENT: Outcome = "not recomputable"
+RECORDED: Outcome = "recorded"
 
 _NAME_WIDTH = 60
 UNSIGNED = "internally consistent; origin not proven"
@@ -28,7 +29,8 @@ class Step:
     name : str
         Stable name, such as "accounting.prv" or "audit.coins".
     outcome : str
-        "recomputed and equal", "recomputed and different" or "not recomputable".
+        "recomputed and equal", "recomputed and different", "not recomputable", or "recorded": stated by someone, and
+        never recomputed by anyone.
     detail : str
         What was compared, with the values; for "not recomputable", what would be needed.
     """
@@ -55,6 +57,11 @@ class VerificationReport:
     ----------
     stated_verdict : str
         What the certificate says.
+    derived_verdict : str or None
+        What follows from what was recomputed here. A stated ``consistent`` whose evidence does not lie beside the
+        certificate is ``inconclusive`` here.
+    power_lower : float or None
+        Lower end of the 95 % interval of the attack's power, recomputed from its control and scores.
     steps : tuple of Step
         In the order they were made.
     origin : str
@@ -62,7 +69,9 @@ class VerificationReport:
     policy_failures : tuple of str
         One sentence for each rule of the policy that is not met; None of them without a policy.
     policy_accepts : bool
-        Whether a policy was given, is met, and names the stated verdict as acceptable.
+        Whether a policy was given, is met, and names the derived verdict as acceptable.
+    warnings : tuple of str
+        Rules of the policy that are met by the owner's word alone.
     """
 
     stated_verdict: str
@@ -70,6 +79,9 @@ class VerificationReport:
     origin: str
     policy_failures: tuple[str, ...] = ()
     policy_accepts: bool = False
+    derived_verdict: str | None = None
+    power_lower: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,10 +95,14 @@ class VerificationReport:
 
     @property
     def verdict(self) -> str:
-        """The stated verdict when everything re-derives, else "invalid_evidence"; never consistent when cut short."""
+        """The verdict that follows from what was recomputed; "invalid_evidence" when anything differs.
+
+        Never ``consistent`` when the checks were cut short.
+        """
         if not self.ok:
             return "invalid_evidence"
-        return "inconclusive" if self.stated_verdict == "consistent" and not self.finished else self.stated_verdict
+        derived = self.derived_verdict or self.stated_verdict
+        return "inconclusive" if derived == "consistent" and not self.finished else derived
 
     @property
     def exit_code(self) -> int:
@@ -108,9 +124,12 @@ class VerificationReport:
             "schema": "dpaudit.verify/1",
             "verdict": self.verdict,
             "stated_verdict": self.stated_verdict,
+            "derived_verdict": self.derived_verdict,
+            "power_lower": self.power_lower,
             "ok": self.ok,
             "origin": self.origin,
             "policy_failures": list(self.policy_failures),
+            "warnings": list(self.warnings),
             "steps": [step.to_dict() for step in self.steps],
         }
 
@@ -127,13 +146,14 @@ class VerificationReport:
 
     def to_text(self) -> str:
         """The report as lines for a terminal; whatever the certificate's maker wrote stays on its line."""
-        mark = {EQUAL: "=", DIFFERENT: "X", ABSENT: "?"}
+        mark = {EQUAL: "=", DIFFERENT: "X", ABSENT: "?", RECORDED: "."}
         width = min(_NAME_WIDTH, max((len(printable(step.name)) for step in self.steps), default=0))
         lines = [
             f"{mark[step.outcome]} {printable(step.name).ljust(width)}  {step.outcome}: {printable(step.detail)}"
             for step in self.steps
         ]
         lines += [f"X policy: {printable(failure)}" for failure in self.policy_failures]
+        lines += [f"! policy: {printable(warning)}" for warning in self.warnings]
         lines.append(f"origin   {self.origin}")
         stated = "" if self.verdict == self.stated_verdict else f" (the certificate states {self.stated_verdict})"
         lines.append(f"verdict  {self.verdict}{stated}")

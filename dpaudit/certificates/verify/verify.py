@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpaudit.certificates.amend import amendment_steps
-from dpaudit.certificates.build import certificate_bytes, missing_fields, statement_digest, verdict_section
+from dpaudit.certificates.amend import amendment_steps, read_amendments
+from dpaudit.certificates.build import certificate_bytes, missing_fields, statement_digest
+from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import validate_statement
-from dpaudit.certificates.verify.accounting import Recomputed, accounting_steps, claim_step, recomputed_guarantees
+from dpaudit.certificates.verify.accounting import accounting_steps, claim_step, recomputed_guarantees
 from dpaudit.certificates.verify.audit import audit_steps
+from dpaudit.certificates.verify.audit_result import recompute_audit
+from dpaudit.certificates.verify.corrections import corrected_verdict, judge
+from dpaudit.certificates.verify.derive import Derived, derive, verdict_steps
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
-from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNFINISHED, Step, VerificationReport
+from dpaudit.certificates.verify.guard import Attempt, attempt, guarded
+from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, Step, VerificationReport
+from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence
-from dpaudit.storage.budget import OutOfTime, section
+from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import parse_json, read_bytes
-
-if TYPE_CHECKING:
-    from dpaudit.certificates.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,68 +111,49 @@ def _verify_for_another_process(path: str, policy: str | None, folder: str) -> d
 
 def verify_here(path: Path | str, *, policy: Path | str | None = None) -> VerificationReport:
     """The work of :func:`verify_certificate` in this process, with no limit on memory and none on time of its own."""
-    from dpaudit.certificates.policy import read_policy
-
     rules = None if policy is None else read_policy(Path(policy))
     certificate = read_certificate(path)
-    subjects = certificate.statement["subject"]
-    steps = [_canonical_step(certificate), _digest_step(certificate)]
+    folder, body, subjects = certificate.folder, certificate.body, certificate.statement["subject"]
     trusted = () if rules is None else rules.trusted_keys
     signature, origin = signature_steps(certificate.path, certificate.data, trusted)
-    steps += signature
-    steps += _guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
-    steps += _guarded("fields", lambda: [_fields_step(certificate)])
-    steps += _guarded("ledger", lambda: ledger_steps(certificate.folder, certificate.body))
-    recomputed = recomputed_guarantees(certificate.body)
-    steps += _guarded("accounting", lambda: accounting_steps(certificate.body, recomputed))
-    steps += _guarded("claim", lambda: claim_step(certificate.body, recomputed))
-    steps += _guarded("audit", lambda: audit_steps(certificate.folder, certificate.body))
-    steps += _guarded("examination", lambda: examination_steps(certificate.folder, certificate.body))
+    steps = [_canonical_step(certificate), _digest_step(certificate), *signature]
+    amendments = attempt("amendments", lambda: read_amendments(certificate.path, certificate.data)).value or []
+    steps += guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
+    steps += guarded("fields", lambda: [_fields_step(certificate)])
+    steps += guarded("ledger", lambda: ledger_steps(folder, body))
+    steps += guarded("consistency", lambda: [consistency_step(body)])
+    recomputed = recomputed_guarantees(body)
+    steps += guarded("accounting", lambda: accounting_steps(body, recomputed))
+    steps += guarded("claim", lambda: claim_step(body, recomputed))
+    again = None if body["audit"] is None else attempt("audit", lambda: recompute_audit(folder, body, recomputed))
+    audit = None if again is None else again.value
+    steps += [again.failed] if again is not None and again.failed is not None else audit_steps(folder, body, audit)
+    steps += guarded("exposure", lambda: exposure_steps(body, None if audit is None else audit.scores.values))
+    steps += guarded("examination", lambda: examination_steps(folder, body))
+    steps += recorded_steps(body)
     # Digests of large files come last, so that they cannot spend the time of what decides.
-    steps += _guarded("subject", lambda: subject_steps(certificate.folder, subjects))
-    steps += _guarded(
-        "verdict", lambda: [_verdict_step(certificate.body, certificate.statement["subject"], recomputed)]
-    )
-    failures, accepts = _judged(rules, certificate.body, steps, recomputed)
+    steps += guarded("subject", lambda: subject_steps(folder, subjects))
+    derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit))
+    steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, _made(derived))
+    verdict = corrected_verdict(_made(derived).name, body, amendments)
+    lower = None if audit is None else audit.power_lower
+    facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower)
+    failures, accepts = ((), False) if rules is None else judge(rules, facts, certificate.statement, amendments)
     return VerificationReport(
-        stated_verdict=certificate.body["verdict"]["name"],
+        stated_verdict=body["verdict"]["name"],
         steps=tuple(steps),
         origin=origin,
         policy_failures=failures,
         policy_accepts=accepts,
+        derived_verdict=verdict,
+        power_lower=lower,
+        warnings=() if rules is None else policy_warnings(rules),
     )
 
 
-def _judged(
-    rules: Policy | None, body: dict[str, Any], steps: list[Step], recomputed: Recomputed
-) -> tuple[tuple[str, ...], bool]:
-    """Failures of a policy, and whether it accepts; a certificate that a rule cannot be applied to fails it."""
-    from dpaudit.certificates.policy import judge_policy
-
-    if rules is None:
-        return (), False
-    try:
-        return judge_policy(rules, body, steps, recomputed)
-    except _MALFORMED as error:
-        return (f"a rule cannot be applied to this certificate ({_why(error)}); a field has another form.",), False
-
-
-_MALFORMED = (DpauditError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError)
-
-
-def _why(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _guarded(name: str, make: Callable[[], list[Step]]) -> list[Step]:
-    """Evidence that cannot be read is a difference that is named, never a traceback; what takes too long is left."""
-    try:
-        with section():
-            return make()
-    except (OutOfTime, MemoryError):
-        return [Step(name, ABSENT, f"{UNFINISHED}, so it supports nothing")]
-    except _MALFORMED as error:
-        return [Step(name, DIFFERENT, f"the evidence cannot be read: {_why(error)}")]
+def _made(derived: Attempt[Derived]) -> Derived:
+    """The derived verdict; an evidence from which none can be derived supports nothing."""
+    return derived.value or Derived(name="inconclusive", reasons=(), complete=False)
 
 
 def _canonical_step(certificate: Certificate) -> Step:
@@ -197,22 +179,5 @@ def _fields_step(certificate: Certificate) -> Step:
         return Step(
             "fields", DIFFERENT, f"missing fields are {found}, the certificate lists {certificate.body['missing']}"
         )
-    return Step(
-        "fields", EQUAL, "nothing needed is missing" if not found else f"missing, as stated: {', '.join(found)}"
-    )
-
-
-def _verdict_step(body: dict[str, Any], subjects: list[dict[str, Any]], recomputed: Recomputed) -> Step:
-    """Derive the verdict from bounds recomputed here only: an accountant that cannot be run proves nothing."""
-    rows = body["accounting"]["guarantees"]
-    made = {name for name, fresh in recomputed.items() if fresh is not None and "unfinished" not in fresh}
-    usable = [g for g in rows if g["accountant"] in made or not g["rigorous"]]
-    view = {**body, "accounting": {"guarantees": usable}}
-    view["missing"] = missing_fields(view, subjects)
-    derived, stated = verdict_section(view), body["verdict"]
-    if derived == stated:
-        return Step("verdict", EQUAL, stated["name"])
-    if len(usable) < len(rows) and derived["name"] == stated["name"]:
-        return Step("verdict", EQUAL, f"{stated['name']}, without the bounds that cannot be recomputed here")
-    why = "; ".join(derived["reasons"])[:300]
-    return Step("verdict", DIFFERENT, f"the evidence gives {derived['name']} ({why}) and {stated['name']} is stated")
+    told = "nothing needed is missing" if not found else f"missing, as stated: {', '.join(found)}"
+    return Step("fields", RECORDED, told)

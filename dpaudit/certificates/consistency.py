@@ -1,0 +1,120 @@
+"""Fields of a certificate that state one fact twice, and what they contradict each other in.
+
+Claim, plan, ledger, mechanism and audit repeat each other on purpose, so that a reader of one part sees what holds.
+Where two of them disagree, one of them is wrong, and no number that rests on either can be relied on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dpaudit.privacy.rounding import exact_text, nearest_text
+
+RELATIVE = 1e-6
+"""Two numbers for one fact may differ by this much, which covers rounding and nothing else."""
+
+_PRINTED = 1e-5  # a number inside a sentence has six digits
+_SAMPLERS = {"poisson": ("poisson", "truncated_poisson"), "shuffle": ("shuffle",), "shuffled": ("shuffle",)}
+_NOISES = {"gaussian": "gaussian", "laplace": "laplace"}
+
+
+def contradictions(body: Mapping[str, Any]) -> list[str]:
+    """One sentence for each pair of fields that state one fact and disagree; none for an honest certificate.
+
+    Parameters
+    ----------
+    body : mapping
+        The predicate of a certificate. Fields that are absent contradict nothing.
+    """
+    return [*_plan_and_claim(body), *_batches(body), *_mechanism(body), *_examination(body)]
+
+
+def _plan_and_claim(body: Mapping[str, Any]) -> Iterator[str]:
+    audit, claim = body["audit"], body["claim"]
+    plan = None if audit is None else audit["plan"]
+    if plan is None:
+        return
+    pairs: list[tuple[str, Any, Any]] = [("copies", plan.get("copies"), audit["copies"])]
+    if claim is not None:
+        pairs += [("claimed_epsilon", plan.get("claimed_epsilon"), claim["epsilon"])]
+        pairs += [(name, plan.get(name), claim[name]) for name in ("delta", "relation", "unit")]
+    for name, planned, stated in pairs:
+        if planned != stated:
+            yield f"the audit plan has {name}={_show(planned)} and the certificate {_show(stated)}"
+
+
+def _batches(body: Mapping[str, Any]) -> Iterator[str]:
+    """q, the expected minibatch and the public size of every stage; and room for the canaries in the public size."""
+    ledger, audit = body["ledger"], body["audit"]
+    if ledger is None:
+        return
+    least = _inserted(audit)
+    for number, stage in enumerate(ledger["stages"], start=1):
+        q, batch, size = (stage.get(k) for k in ("sampling_probability", "expected_batch_size", "public_size"))
+        if _numbers(q, batch, size) and not math.isclose(q * size, batch, rel_tol=RELATIVE):
+            yield (
+                f"stage {number} has sampling_probability={_show(q)} beside expected_batch_size={_show(batch)} of"
+                f" public_size={_show(size)}, which make {nearest_text(batch / size, 6) if size else 'no probability'}"
+            )
+        if _numbers(size) and size < least:
+            yield f"stage {number} has public_size={_show(size)}, fewer than the {least} canary records inserted"
+
+
+def _inserted(audit: Mapping[str, Any] | None) -> int:
+    """Canary records that the public size must hold at least: half of them on average, or those really inserted."""
+    if audit is None or (audit["plan"] or {}).get("kind", "one_run") != "one_run":
+        return 0
+    rows = audit["canaries"]
+    return int(min(sum(row[1] for row in rows), len(rows) // 2) * audit["copies"])
+
+
+def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
+    mechanism, ledger = body["mechanism"], body["ledger"]
+    if ledger is None:
+        return
+    stages = ledger["stages"]
+    norms = {s["clipping_norm"] for s in stages if _numbers(s.get("clipping_norm"))}
+    yield from _not_among("clipping_norm", mechanism.get("clipping_norm"), norms, RELATIVE)
+    batches = {s["expected_batch_size"] for s in stages if _numbers(s.get("expected_batch_size"))}
+    normaliser, tolerance = mechanism.get("normaliser"), RELATIVE
+    if isinstance(normaliser, str) and (found := re.match(r"constant ([0-9.]+(?:e[+-]?[0-9]+)?)\b", normaliser)):
+        normaliser, tolerance = float(found[1]), _PRINTED
+    yield from _not_among("normaliser", normaliser, batches, tolerance)
+    rule = mechanism.get("clipping_rule")
+    clips = {s.get("clip") for s in stages}
+    if rule in ("per_direction", "joint") and clips != {rule}:
+        yield f"the mechanism has clipping_rule={_show(rule)} and the ledger clip={_show(min(map(str, clips)))}"
+    for name, key, words in (("sampler", "sampling", _SAMPLERS), ("noise_source", "mechanism", _NOISES)):
+        first = str(mechanism.get(name) or "").split(" ")[0].strip(":,.;").lower()
+        for stage in stages:
+            stated = str(stage.get(key) or "gaussian")
+            if first in words and stated not in words[first]:
+                yield f"the mechanism's {name} begins with {first!r} and the ledger has {key}={_show(stated)}"
+                break
+
+
+def _not_among(name: str, stated: Any, recorded: set[Any], tolerance: float) -> Iterator[str]:
+    if _numbers(stated) and recorded and not any(math.isclose(stated, r, rel_tol=tolerance) for r in recorded):
+        yield f"the mechanism has {name}={_show(stated)} and the ledger {_show(min(recorded))}"
+
+
+def _examination(body: Mapping[str, Any]) -> Iterator[str]:
+    """A finding that the examination reports and the certificate's findings leave out."""
+    examined = (body.get("examination") or {}).get("findings") or ()
+    stated = [f for f in body["findings"] if isinstance(f, Mapping)]
+    for finding in examined if isinstance(examined, list) else ():
+        name = finding.get("name") if isinstance(finding, Mapping) else None
+        status = finding.get("status") if isinstance(finding, Mapping) else None
+        if not any(f.get("name") == name and f.get("status") == status for f in stated):
+            yield f"the examination reports {_show(name)} ({_show(status)}) and the findings leave it out"
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
+def _show(value: Any) -> str:
+    return exact_text(value) if _numbers(value) else repr(value)[:60]

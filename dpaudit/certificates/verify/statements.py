@@ -1,0 +1,51 @@
+"""Verification steps on what a certificate tells twice, on what it derives from scores, and on what it only records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dpaudit.certificates.consistency import contradictions
+from dpaudit.certificates.verify.compare import first_difference, judge_differences, written_here
+from dpaudit.certificates.verify.report import ABSENT, RECORDED, Step
+
+ASYMPTOTIC_MEAN = math.log2(math.e)
+"""Mean exposure without leakage as earlier versions gave it, whatever the number of references."""
+
+
+def consistency_step(body: dict[str, Any]) -> Step:
+    """Fields that state one fact twice: claim, plan, ledger, mechanism, canaries, examination and findings."""
+    return judge_differences("consistency", contradictions(body), (), "claim, plan, ledger and mechanism agree")
+
+
+def exposure_steps(body: dict[str, Any], scores: Sequence[float] | None) -> list[Step]:
+    """Exposure made again from scores and coins."""
+    stated, name = body["exposure"], "exposure"
+    if stated is None:
+        return []
+    if body["audit"] is None or scores is None:
+        return [Step(name, ABSENT, "it follows from scores and coins, which are not here; it supports nothing")]
+    from dpaudit.auditing import exposure_summary
+
+    audit = body["audit"]
+    fresh = exposure_summary(list(scores), [row[1] for row in audit["canaries"]], copies=audit["copies"])
+    if set(stated) - set(fresh):
+        return [Step(name, ABSENT, "it was made against references that are not here; it supports nothing")]
+    if not written_here(body) and stated.get("mean_without_leakage") == ASYMPTOTIC_MEAN:
+        fresh = {**fresh, "mean_without_leakage": ASYMPTOTIC_MEAN}
+    difference = first_difference(stated, fresh, name)
+    return [
+        judge_differences(name, [difference] if difference else [], (), "every value follows from scores and coins")
+    ]
+
+
+def recorded_steps(body: dict[str, Any]) -> list[Step]:
+    """What the owner states and nobody can recompute from the evidence."""
+    evaluated = " and the public evaluation" if body["provenance"].get("public_evaluation") else ""
+    lent = f"; {len(body['findings'])} finding(s) of white-box tests" if body["findings"] else ""
+    return [
+        Step("mechanism", RECORDED, "algorithm, normaliser, noise source and sampler are the owner's words"),
+        Step("provenance", RECORDED, f"versions, commit, digests of configuration and data{evaluated}, as recorded"),
+        Step("statements", RECORDED, f"scope, limits, deviations and reproduction, as recorded{lent}"),
+    ]
