@@ -21,8 +21,10 @@ from dpaudit.auditing.exposure import (
     mean_exposure_without_leakage,
     rank_sum_test,
 )
+from dpaudit.auditing.exposure_checks import look_reversed, refuse_own_references
 from dpaudit.auditing.guess import check_ids, check_scores
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.validate import name_some
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
 
@@ -47,6 +49,8 @@ class ExposureReport:
     combined_exact: bool
     by_copies: tuple[dict[str, Any], ...]
     under_claim: NDArray[np.float64] | None
+    looks_reversed: bool = False
+    """Whether scores were probably given for losses; a remark, never a reason to turn them round."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.exposure/1``."""
@@ -82,6 +86,7 @@ class ExposureReport:
                 "at_or_below_level": int(np.count_nonzero(self.p_values <= LEVEL)),
                 "expected_by_chance": LEVEL * len(self.ids),
             },
+            "looks_reversed": self.looks_reversed,
             "epsilon_lower": None,
             "note": (
                 "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one"
@@ -92,6 +97,14 @@ class ExposureReport:
 
 def _finite(values: NDArray[np.float64] | None, i: int) -> float | None:
     return None if values is None or math.isnan(values[i]) else float(values[i])
+
+
+def _counts(copies: ArrayLike | None, size: int) -> NDArray[np.int64]:
+    """Copies of each canary as whole numbers >= 1."""
+    given = np.ones(size) if copies is None else np.asarray(copies, dtype=np.float64)
+    if given.shape != (size,) or not np.all((given >= 1) & (given < 2**31) & (given == np.floor(given))):
+        raise InvalidEvidence("column copies must hold one whole number >= 1 for each canary; mend it.")
+    return given.astype(np.int64)
 
 
 def exposure_report(
@@ -125,11 +138,10 @@ def exposure_report(
     )
     if len(names) != values.size:
         raise InvalidValue(f"{len(names)} ids stand beside {values.size} losses; give one loss for each id.")
-    counts = np.ones(values.size, dtype=np.int64) if copies is None else np.asarray(copies).astype(np.int64)
-    if counts.shape != values.shape or (counts < 1).any():
-        raise InvalidEvidence("column copies must hold one whole number >= 1 for each canary; mend it.")
+    counts = _counts(copies, values.size)
     if others.size > 1 and np.all(others == others[0]) and np.all(values == others[0]):
         raise InvalidEvidence(f"all losses equal {others[0]:g}; a constant loss ranks nothing, mend the attack.")
+    refuse_own_references(values, others)
     ranks, bits = exposure_ranks(values, others), exposure(values, others)
     fit = fit_references(others)
     combined, exact = rank_sum_test(values, others)
@@ -138,6 +150,11 @@ def exposure_report(
     under = np.full(values.size, np.nan) if group_claims else None
     groups = []
     sizes = np.unique(counts)
+    if unused := sorted(set(group_claims or ()) - set(sizes.tolist())):
+        raise InvalidValue(
+            f"group_claims names {unused[0]} copies and no canary has so many (they have {name_some(sizes.tolist())});"
+            " give the claim for the copies that were inserted."
+        )
     for k in sizes:
         chosen = counts == k
         p, is_exact = rank_sum_test(values[chosen], others)
@@ -175,4 +192,5 @@ def exposure_report(
         combined_exact=exact,
         by_copies=tuple(groups),
         under_claim=under,
+        looks_reversed=look_reversed(values, others),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,16 +40,14 @@ def command(
     """
     from dpaudit.auditing import exposure_report
     from dpaudit.privacy.errors import InvalidEvidence
-    from dpaudit.storage.tables import numbers, read_table
+    from dpaudit.storage.tables import identifiers, numbers, read_table
 
     cells = read_table(canaries, columns=("id", "loss"), optional=("copies",))
-    ids = [str(i) for i in cells["id"]]
-    others = read_table(references, columns=("loss",))["loss"]
+    ids = identifiers(cells["id"], name=canaries.name)
+    others = _references(references, canaries, ids)
     if not ids or not others:
         raise InvalidEvidence(f"{(canaries if not ids else references).name} holds no rows; give at least one loss.")
     copies = numbers(cells["copies"], name="copies", ids=ids) if "copies" in cells else None
-    if copies is not None and not all(c >= 1 and c == int(c) for c in copies):
-        raise InvalidEvidence("column copies must hold whole numbers >= 1; mend it.")
     report = exposure_report(
         ids,
         numbers(cells["loss"], name="loss", ids=ids),
@@ -66,6 +64,24 @@ def command(
         payload["page"] = str(out)
         text += f"\npage: {out}"
     emit(payload, as_json, text)
+
+
+def _references(path: Path, canaries: Path, ids: list[str]) -> list[Any]:
+    """Cells of the reference losses; a file that holds canaries is refused."""
+    from dpaudit.privacy.errors import InvalidEvidence
+    from dpaudit.privacy.validate import name_some
+    from dpaudit.storage.commitment import sha256_file
+    from dpaudit.storage.tables import read_table
+
+    cells = read_table(path, columns=("loss",), optional=("id",))
+    same = path.is_file() and canaries.is_file() and sha256_file(path) == sha256_file(canaries)
+    shared = sorted(set(map(str, cells.get("id", []))) & set(ids))
+    if same or shared:
+        which = "is the file of the canaries" if same else f"holds {len(shared)} of the canaries ({name_some(shared)})"
+        raise InvalidEvidence(
+            f"references {path.name} {which}; give losses of other secrets of the same generator, never trained on."
+        )
+    return cells["loss"]
 
 
 def _claims(texts: tuple[str, ...]) -> dict[int, float]:
@@ -93,6 +109,7 @@ def counted(number: int, one: str, many: str) -> str:
 def to_text(report: ExposureReport) -> str:
     """The report for people: one line per canary, then the tests."""
     from dpaudit.auditing import mean_exposure_without_leakage
+    from dpaudit.auditing.exposure_checks import REVERSED_WORDS
     from dpaudit.auditing.exposure_report import LEVEL
 
     rows = [("id", "copies", "rank", "exposure", "extrapolated", "p-value")]
@@ -108,7 +125,7 @@ def to_text(report: ExposureReport) -> str:
                 upper_text(report.p_values[i], 3),
             )
         )
-    lines = [table(rows)]
+    lines = [table(rows), *([REVERSED_WORDS] if report.looks_reversed else [])]
     for group in report.by_copies:
         lines.append(
             f"{counted(group['canaries'], 'canary', 'canaries')} with {counted(group['copies'], 'copy', 'copies')}"
