@@ -153,7 +153,7 @@ def run_audit(
         accounted_upper=accounted_upper,
         group_claim=group_claim,
         curve=curve if state != "none" else None,
-        control=None if control is None else _read_control(control, attack, fault, relation, file),
+        control=None if control is None else _read_control(control, attack, fault, relation, file, plan_path),
     )
     payload = result.to_dict()
     payload["design"]["defaulted"] = defaulted
@@ -262,11 +262,14 @@ def _check_runs(file: ScoreFile, kind: str) -> None:
         )
 
 
-def _read_control(path: Path, attack: str | None, fault: str, relation: str, audited: ScoreFile) -> Control:
+def _read_control(
+    path: Path, attack: str | None, fault: str, relation: str, audited: ScoreFile, plan: Path | None
+) -> Control:
     from dpaudit.auditing import Control, pair_scores
     from dpaudit.privacy.errors import InvalidValue
     from dpaudit.storage.scores import read_scores
 
+    _refuse_another_plan(path, plan)
     file = read_scores(path, attack=attack)
     assert file.member is not None
     if dict(zip(file.ids, file.scores, strict=True)) == dict(zip(audited.ids, audited.scores, strict=True)):
@@ -281,6 +284,19 @@ def _read_control(path: Path, attack: str | None, fault: str, relation: str, aud
         ids, values, member = pair_scores(file.pairs, ids, values, member)
     runs = file.runs if relation != "replace_one" else None  # a pair has no run column of its own
     return Control(ids=ids, scores=values, member=member, fault=fault, runs=runs)
+
+
+def _refuse_another_plan(path: Path, plan: Path | None) -> None:
+    """A control that names its audit plan is refused under another one; a bare file is the caller's word."""
+    from dpaudit.privacy.errors import InvalidEvidence
+    from dpaudit.storage.commitment import sha256_file
+    from dpaudit.storage.tables import read_table
+
+    named = set(read_table(path, columns=("id",), optional=("plan_sha256",)).get("plan_sha256", ()))
+    if plan is not None and named and named != {sha256_file(plan)}:
+        raise InvalidEvidence(
+            f"control {path.name} belongs to another audit plan than {plan.name}; give the control of this run."
+        )
 
 
 def to_text(result: AuditResult) -> str:

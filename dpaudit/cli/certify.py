@@ -16,12 +16,21 @@ from dpaudit.privacy.verdict import EXIT_CODES
 @click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
 @click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
+@click.option("--controls", type=click.IntRange(min=1), help="Train that many controls and count them together.")
 @click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
 @click.option(
     "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
 )
 @json_option
-def command(source: Path, out: Path | None, control: bool, examine: bool, sign_key: Path | None, as_json: bool) -> None:
+def command(
+    source: Path,
+    out: Path | None,
+    control: bool,
+    controls: int | None,
+    examine: bool,
+    sign_key: Path | None,
+    as_json: bool,
+) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
     Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
@@ -46,8 +55,8 @@ def command(source: Path, out: Path | None, control: bool, examine: bool, sign_k
             )
         config = read_config(source)
         job = train_phase(begin(config, source.resolve().parent, out), tell=tell)
-    if control:
-        control_phase(job)
+    if control or controls is not None:
+        control_phase(job, runs=controls or 1, tell=tell)
     if examine:
         examine_phase(job)
     published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN", signing_key=key)

@@ -24,6 +24,7 @@ from dpaudit.certificates.control_file import (
 )
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.verdict import ENOUGH_POWER
 from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.publish import canary_scores
@@ -33,7 +34,7 @@ from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.run_folder import RunFolder, read_json
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import Control
+    from dpaudit.auditing import AuditPlan, Control
 
 FAULT = "no noise is added, while the ledger claims it; clipping and everything else as configured"
 
@@ -81,6 +82,17 @@ def train_control(
     binding = binding_of_run(prepared.folder, config_sha256)
     made = [_one_control(prepared, advance) for _ in range(runs)]
     _write(path, made, binding)
+
+
+def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
+    """Sentence on controls that cannot show a power of 0.8, however well the attack does; None for enough of them."""
+    needed = plan.control_canaries
+    if needed is None or runs * plan.m >= needed:
+        return None
+    return (
+        f"controls={runs} with {plan.m} canaries each cannot show that the attack has a power of {ENOUGH_POWER:g}: the"
+        f" plan takes {needed} control canaries; give --controls {-(-needed // plan.m)}, or change m or the claim."
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -112,9 +112,12 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
     return dataclasses.replace(job, record=record)
 
 
-def control_phase(job: Job, *, runs: int = 1) -> None:
-    """Train positive controls on public records, once; the power of the attack is measured on them together."""
-    from dpaudit.runs.control import train_control
+def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lambda note: None) -> None:
+    """Train positive controls on public records, once; the power of the attack is measured on them together.
+
+    ``tell`` hears beforehand where that many controls cannot show enough power.
+    """
+    from dpaudit.runs.control import too_few_controls, train_control
     from dpaudit.runs.prepare import prepare
 
     if job.folder.control_scores.exists():
@@ -122,6 +125,8 @@ def control_phase(job: Job, *, runs: int = 1) -> None:
     quiet_transformers()
     with job.folder.locked():
         prepared = prepare(job.config, job.base, job.folder)
+        if note := too_few_controls(prepared.audit_plan, runs):
+            tell(note)
         with progress(runs * sum(plan.steps for plan in prepared.plans), "control steps") as advance:
             train_control(prepared, job.folder.control_scores, job.record.config_sha256, runs=runs, advance=advance)
 

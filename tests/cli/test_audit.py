@@ -304,3 +304,24 @@ def test_a_control_is_another_run(tmp_path, capsys):
 def test_an_infinite_claim_cannot_be_audited(tmp_path, capsys):
     code, err = bad(capsys, write(tmp_path / "s.csv", rows_of()), "--claimed-epsilon", "inf", "--delta", "1e-5")
     assert code == 64 and "claimed_epsilon=inf must be finite" in err
+
+
+def test_a_control_of_another_plan_is_refused(tmp_path, capsys):
+    from dpaudit.auditing import design
+    from dpaudit.storage.commitment import canonical_json, sha256_file
+
+    plan = tmp_path / "audit_plan.json"
+    made = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    plan.write_bytes(canonical_json(made.to_dict()) + b"\n")
+    scores = write(tmp_path / "s.csv", rows_of())
+
+    def control(digest):
+        rows = [(f"k{i}", coin, score, digest) for i, coin, score in rows_of(shift=12, seed=1)]
+        return write(tmp_path / "c.csv", rows, header="id,member,score,plan_sha256")
+
+    code, _ = good(capsys, scores, "--plan", plan, "--control", control(sha256_file(plan)))
+    assert code == 2
+    code, err = bad(
+        capsys, scores, "--plan", plan, "--control", control("0" * 64), "--claimed-epsilon", "3", "--delta", "1e-5"
+    )
+    assert code == 3 and "another audit plan" in err

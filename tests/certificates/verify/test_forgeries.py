@@ -175,6 +175,22 @@ def test_a_control_that_names_no_run_supports_nothing(deserved: Path, new: Calla
     assert power.outcome == ABSENT and "not bound to this run" in power.detail
 
 
+def test_what_an_earlier_version_called_consistent_reads_as_inconclusive(
+    deserved: Path, new: Callable[[Path], Forgery]
+) -> None:
+    """The rule on power changed since: an honest certificate of that time is not called forged, and not consistent."""
+    import pandas as pd
+
+    forgery = new(deserved)
+    path = forgery.folder / "control_scores.parquet"
+    pd.read_parquet(path)[["id", "score", "member"]].to_parquet(path, index=False)
+    forgery.body["audit"]["control_digest"] = run.sha256_file(path)
+    forgery.body["verifier"] = {"name": "dpaudit", "version": "0.1.0"}
+    del forgery.result["power_lower"]
+    report = forgery.seal(verdict=False).verify()
+    assert report.stated_verdict == "consistent" and report.ok and report.exit_code == 2, report.to_text()
+
+
 def test_the_audited_canaries_are_no_control(deserved: Path, new: Callable[[Path], Forgery]) -> None:
     forgery = new(deserved)
     ids = [row[0] for row in forgery.body["audit"]["canaries"]]

@@ -129,16 +129,7 @@ WITHOUT_EFFECT = (
     "predicate.limits",
     "predicate.deviations",
     "predicate.reproduction",
-    "predicate.exposure",
     "predicate.findings",
-    "predicate.audit.commitment_order",
-    "predicate.audit.result.summary",
-    "predicate.audit.result.schema",
-    "predicate.audit.result.claim",
-    "predicate.audit.result.design",
-    "predicate.audit.result.power_source",
-    "predicate.audit.result.findings",
-    "predicate.accounting.guarantees.0.assumption",
     "predicate.accounting.guarantees.0.version",
 )
 # Leaving out a stage's key whose default is the same value changes nothing.

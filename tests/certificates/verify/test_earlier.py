@@ -1,0 +1,48 @@
+"""Certificates that an earlier dpaudit wrote still verify, and what has changed since then supports nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED
+from dpaudit.certificates.verify.verify import verify_here
+from tests import ROOT
+
+DATA = ROOT / "tests" / "data" / "certificates"
+
+
+@pytest.mark.parametrize("name", ["default_run", "control_and_holdout"])
+def test_a_certificate_of_an_earlier_version_verifies(name: str) -> None:
+    report = verify_here(DATA / name)
+    assert report.ok and report.exit_code == 2, report.to_text()
+    steps = {step.name: step.outcome for step in report.steps}
+    for step in (
+        "ledger.chain",
+        "audit.coins",
+        "audit.result",
+        "audit.findings",
+        "audit.design",
+        "exposure",
+        "verdict",
+    ):
+        assert steps[step] == EQUAL, step
+    assert report.power_lower is None
+
+
+def test_the_default_run_re_derives_to_the_letter() -> None:
+    steps = {step.name: step.outcome for step in verify_here(DATA / "default_run").steps}
+    assert {steps[name] for name in ("audit.claim", "audit.plan.forecast", "accounting.prv", "accounting.rdp")} == {
+        EQUAL
+    }
+    assert DIFFERENT not in steps.values()
+
+
+def test_a_control_without_a_binding_and_a_finding_of_the_earlier_form_are_named() -> None:
+    report = verify_here(DATA / "control_and_holdout")
+    steps = {step.name: step for step in report.steps}
+    assert steps["audit.power"].outcome == ABSENT and "not bound to this run" in steps["audit.power"].detail
+    assert steps["verdict.reasons"].outcome == RECORDED
+    body = json.loads((DATA / "control_and_holdout" / "certificate.json").read_bytes())["predicate"]
+    assert "status" not in body["findings"][0] and body["findings"][0]["verdict"] == "note"
