@@ -8,6 +8,7 @@ from dpaudit.privacy.errors import DpauditError as DpauditError
 from dpaudit.privacy.errors import InvalidEvidence as InvalidEvidence
 from dpaudit.privacy.errors import InvalidValue as InvalidValue
 from dpaudit.privacy.errors import PrivacyRefusal as PrivacyRefusal
+from dpaudit.privacy.errors import PrivacyWarning as PrivacyWarning
 from dpaudit.privacy.errors import RunInterrupted as RunInterrupted
 from dpaudit.privacy.errors import StorageFailed as StorageFailed
 from dpaudit.privacy.errors import UnsupportedModel as UnsupportedModel

@@ -38,9 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": set(ROOMS),
 }
 EXCEPTIONS = {
-    ("trainers/huggingface/trainer.py", "accounting"),
+    ("trainers/target.py", "accounting"),
     ("trainers/huggingface/trainer.py", "storage"),
-    ("trainers/huggingface/zo_trainer.py", "accounting"),
     ("trainers/huggingface/zo_trainer.py", "storage"),
     ("attacks/canaries/canary.py", "storage"),
     ("attacks/canaries/coins.py", "storage"),

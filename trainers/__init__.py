@@ -21,6 +21,7 @@ from dpaudit.trainers.loop import train as train
 from dpaudit.trainers.noise import Noise as Noise
 from dpaudit.trainers.noise import NoiseSource as NoiseSource
 from dpaudit.trainers.noise import NoNoise as NoNoise
+from dpaudit.trainers.noise import noise_statement as noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer as DPOptimizer
 from dpaudit.trainers.optimizers import OptimizerSettings as OptimizerSettings
 from dpaudit.trainers.parameters import head_parameters as head_parameters

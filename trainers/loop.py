@@ -34,6 +34,7 @@ from dpaudit.trainers.step import (
     trainable,
 )
 from dpaudit.trainers.stopping import TrainingStopped, sealed
+from dpaudit.trainers.target import check
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
@@ -164,6 +165,7 @@ def train(
     if start_step > plan.steps:
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
     settings = optimizer or OptimizerSettings()
+    check(plan)
     refuse_wrapped(model)
     refuse_compiled(model)
     parameters = trainable(model)
@@ -172,7 +174,7 @@ def train(
         updates.load_state_dict(dict(optimizer_state))
     observers = Observers(plan, countable(records), canaries=canaries, recorder=recorder)
     draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
-    source = NoiseSource() if noise is None else noise
+    source = _source(plan) if noise is None else noise
     is_test = bool(source.is_test or draws.is_test)
     micro = PhysicalBatch(physical_batch_size)
     held: AbstractContextManager[Any] = nullcontext()
@@ -242,6 +244,10 @@ def train(
     if failure is not None:
         raise TrainingStopped.after(failure, result) from failure
     return result
+
+
+def _source(plan: PrivacyPlan) -> Noise:
+    return NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
 
 
 def clipped_sum(

@@ -115,7 +115,7 @@ def sample_double(noise: Noise, shape: Sequence[int], std: float, device: torch.
     return drawn
 
 
-def noise_statement(*, secure: bool) -> dict[str, object]:
+def noise_statement(*, secure: bool = False) -> dict[str, object]:
     """What the noise of :class:`NoiseSource` is, where it ends and what it does not prove, for a certificate."""
     generator = (
         "the operating system's cryptographic generator, for every bit"
@@ -127,6 +127,7 @@ def noise_statement(*, secure: bool) -> dict[str, object]:
     if not secure:
         unproven.append("who sees noise alone could in principle predict noise under the same key")
     return {
+        "noise_source": "Gaussian from operating-system entropy, a stream apart from sampling, coins and public seeds",
         "noise_generator": generator,
         "noise_support_sigma": math.floor(SUPPORT * 100) / 100,
         "noise_mass_beyond_support": math.erfc(SUPPORT / math.sqrt(2)),

@@ -39,7 +39,8 @@ class PrivacyPlan:
     clipping_norm : float
         C, bound on one record's L2 contribution to the sum (AUTO-S's R; adaptive clipping's first C).
     target_epsilon : float or None
-        ε the noise is calibrated to; give it or ``noise_multiplier``.
+        ε the noise is calibrated to; give it or ``noise_multiplier``. Beside a noise multiplier that misses it,
+        training is refused before its first step.
     noise_multiplier : float or None
         σ = noise standard deviation on the clipped sum divided by C; 0 means no privacy.
     max_records_per_unit : int
@@ -56,6 +57,8 @@ class PrivacyPlan:
         ``gaussian`` for first-order training; ``laplace`` serves the zeroth-order trainers.
     releases_per_step, clip : int, Clip or None
         Directions that share one minibatch (zeroth order), as in :class:`dpaudit.Stage`.
+    secure_noise : bool
+        Noise from the operating system's cryptographic generator; see :class:`dpaudit.trainers.NoiseSource`.
 
     Examples
     --------
@@ -86,6 +89,7 @@ class PrivacyPlan:
     mechanism: Mechanism = Mechanism.GAUSSIAN
     releases_per_step: int = 1
     clip: Clip | None = None
+    secure_noise: bool = False
 
     def __post_init__(self) -> None:
         validate.open_unit(delta=self.delta)
@@ -127,6 +131,11 @@ class PrivacyPlan:
     def sampling_probability(self) -> float:
         """q = expected_batch_size / public_size."""
         return self.expected_batch_size / self.public_size
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether σ is known."""
+        return self.noise_multiplier is not None
 
     @property
     def normaliser(self) -> float:

@@ -84,6 +84,8 @@ def main(run: Path) -> dict:
             "clipping_norm": 1.0,
             "normaliser": "expected batch size as Opacus computes it",
             "noise_source": "torch generator, not cryptographic (secure_mode=False)",
+            "noise_generator": "torch's fp32 normals on a CPU (Mersenne twister)",
+            "noise_support_sigma": 5.76,
         },
         trust_model="central: the trainer sees the records",
         release_scope="last iterate",

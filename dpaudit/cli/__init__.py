@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from typing import TextIO
 
 import click
 
 from dpaudit._version import __version__
-from dpaudit.privacy.errors import DpauditError
+from dpaudit.privacy.errors import DpauditError, PrivacyWarning
 
 COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
@@ -61,8 +63,24 @@ def main() -> None:
     """
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of ours as one sentence on standard error, any other as Python does."""
+    if issubclass(category, PrivacyWarning):
+        click.echo(f"dpaudit: warning: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno).rstrip(), err=True)
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and turns every expected error into one sentence and an exit code."""
+    warnings.showwarning = _show_warning
     try:
         code = main.main(args=arguments, prog_name="dpaudit", standalone_mode=False)
     except click.UsageError as error:

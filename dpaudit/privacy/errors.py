@@ -81,6 +81,10 @@ class RunInterrupted(DpauditError):
         self.exit_code = 128 + signal
 
 
+class PrivacyWarning(UserWarning):
+    """A claim that is met and says little; the message says why, and the remedy."""
+
+
 class InvalidEvidence(DpauditError):
     """Evidence (a record, ledger, certificate or score file) is missing, broken or was changed."""
 

@@ -113,6 +113,8 @@ class Privacy(_Section):
     steps: PositiveInt
     noise_multiplier: PositiveFloat | None = None
     """σ; when left out it is calibrated so that the accounted ε meets the claim."""
+    secure_noise: bool = False
+    """Take every bit of the noise from the operating system's cryptographic generator; five times as slow."""
     calibrate_with: Literal["prv", "pld", "rdp"] = "prv"
     accountants: tuple[str, ...] = ("prv", "rdp")
     """Accountants in the certificate; the smallest certified bound decides, whatever their order."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit import Guarantee, Ledger, Relation
+from dpaudit.privacy.delta import warn_of_large_delta
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, upper_text
@@ -107,6 +108,7 @@ def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
         clipping_norm=privacy.clipping_norm,
         target_epsilon=claim.epsilon,
         noise_multiplier=privacy.noise_multiplier,
+        secure_noise=privacy.secure_noise,
         releases_per_step=zeroth.directions if zeroth else 1,
         clip=zeroth.clip if zeroth and zeroth.directions > 1 else None,  # type: ignore[arg-type]
     )
@@ -143,6 +145,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
 
     private, public = private_and_public(config, base)
     tokenizer = load_tokenizer(config, base)
+    warn_of_large_delta(config.claim.delta, public_size(config))
     plans = make_plans(config, public_size(config))
     refuse_overspending(config, planned_ledger(plans))
     if folder.audit_plan.exists():

@@ -230,6 +230,8 @@ def _evidence(
 
 def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
     """What was done to the private records, in words and numbers."""
+    from dpaudit.trainers import noise_statement
+
     stage = ledger.stages[0]
     algorithm = (
         "ghost-clipped DP-AdamW (Li et al., 2110.05679)"
@@ -243,9 +245,11 @@ def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
         if config.privacy.method == "dp-adam"
         else str(stage.clip),
         "normaliser": f"constant {stage.expected_batch_size:g} (q times the public size), never the realised batch",
-        "noise_source": "Gaussian from operating-system entropy, a stream apart from sampling, coins and public seeds",
+        **noise_statement(secure=config.privacy.secure_noise),
         "sampler": "Poisson: every record independently with probability q at every step",
-        "precision": "fp32 sums, noise and moments",
+        "precision": "fp32 sums, noise and moments"
+        if config.privacy.method == "dp-adam"
+        else "fp64 sums and noise, fp32 weights",
         "world_size": 1,
         "hyperparameter_tuning": "none on private records inside this run",
     }

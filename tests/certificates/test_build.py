@@ -12,6 +12,7 @@ from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes, plain_json
 from dpaudit.certificates.statement import json_schema, validate_statement
 from dpaudit.certificates.verdict import derive_verdict
+from dpaudit.trainers import noise_statement
 from tests import ROOT
 from tests.certificates import certificate_run as run
 
@@ -169,3 +170,37 @@ def test_unknown_predicate_type_is_refused(evidence: CertificateEvidence) -> Non
 def test_claim_is_checked() -> None:
     with pytest.raises(InvalidValue, match="epsilon"):
         Claim(epsilon=0.0, delta=1e-5, relation="zero_out", unit="user", max_records_per_unit=1)
+
+
+def test_what_the_noise_does_not_prove_is_a_limit(evidence: CertificateEvidence) -> None:
+    unknown = build_certificate(evidence)["predicate"]["limits"]
+    assert "Where the values of the noise end is not stated; a Gaussian's do not." in unknown
+    for secure in (False, True):
+        mechanism = {**evidence.mechanism, **noise_statement(secure=secure)}
+        body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism))["predicate"]
+        assert body["mechanism"]["noise_support_sigma"] == 8.57 and body["mechanism"]["noise_generator"]
+        said = [limit for limit in body["limits"] if limit.startswith("Of the noise it does not prove")]
+        assert len(said) == (1 if secure else 2) and set(body["limits"]) - set(said) == set(unknown) - {unknown[-1]}
+
+
+@pytest.mark.parametrize("support", [5.76, 6.7, 7.99, 8.0, None, "wide", True])
+def test_noise_that_ends_early_is_a_limit(evidence: CertificateEvidence, support: object) -> None:
+    mechanism = {**evidence.mechanism, "noise_support_sigma": support}
+    body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism))["predicate"]
+    (last,) = body["limits"][len(evidence.limits) :] or (None,)
+    if support == 8.0:
+        assert last is None
+    elif isinstance(support, float):
+        assert last is not None and last.startswith(f"The noise ends at {support:g} standard deviations")
+    else:
+        assert last is not None and "is not stated" in last
+
+
+@pytest.mark.parametrize(("delta", "stated"), [(1e-5, False), (1e-3, True)])
+def test_a_delta_that_allows_publishing_a_record_is_a_limit(
+    evidence: CertificateEvidence, delta: float, stated: bool
+) -> None:
+    claim = dataclasses.replace(evidence.claim, delta=delta)
+    limits = build_certificate(dataclasses.replace(evidence, claim=claim))["predicate"]["limits"]
+    found = [limit for limit in limits if "is not below 1/public_size=1/3000" in limit]
+    assert (found == limits[-1:]) is stated and len(found) == int(stated)

@@ -36,6 +36,9 @@ class PrivacyArguments:
     clipping: str = _told("flat, per_layer, automatic or adaptive.", default="flat")
     quantile_sigma: float | None = _told("Noise on adaptive clipping's count query.", default=None)
     max_batch: int | None = _told("Cap of truncated_poisson.", default=None)
+    secure_noise: bool = _told(
+        "Take every bit of the noise from the operating system's cryptographic generator; slower.", default=False
+    )
     allow_nonprivate_logs: bool = _told(
         "Publish noise-free training losses and evaluations of private records; a deviation.", default=False
     )
@@ -67,6 +70,7 @@ class PrivacyArguments:
             clipping=self.clipping,
             quantile_sigma=self.quantile_sigma,
             max_batch=self.max_batch,
+            secure_noise=self.secure_noise,
         )
 
 

@@ -24,7 +24,7 @@ from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.loop import clipped_sum
-from dpaudit.trainers.noise import Noise, NoiseSource
+from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -34,6 +34,7 @@ from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import ClippedSum, LossFunction, PrivateStep, trainable
+from dpaudit.trainers.target import settled
 
 RECORD = "privacy.json"
 LEDGER = "ledger.jsonl"
@@ -108,7 +109,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             plan = privacy.plan(max_steps=args.max_steps, num_train_epochs=args.num_train_epochs)
         else:
             plan = privacy
-        self.plan = _calibrated(plan, calibrate)
+        self.plan = settled(plan, calibrate)
         args = copy.copy(args)  # the caller's value stays what was written
         args.max_steps, args.ignore_data_skip, args.max_grad_norm = self.plan.steps, True, 0.0
         self.privacy = arguments
@@ -119,7 +120,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             per_example_losses, chunked_head=arguments is not None and arguments.chunked_head
         )
         self._budget, self._journal, self._given_journal = budget, journal, journal is not None
-        self._noise: Noise = NoiseSource() if noise is None else noise
+        self._noise: Noise = NoiseSource(secure=self.plan.secure_noise) if noise is None else noise
         self._given_sampler = sampler
         self._clipper: GhostClipping | None = None
         self._release: Releaser | None = None
@@ -189,11 +190,12 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         folder = Path(self.args.output_dir) / "privacy"
         if checkpoint is not None:
             record = _read_record(checkpoint)
-            if record["plan"] != _plain(self.plan):
-                changed = sorted(k for k, v in _plain(self.plan).items() if record["plan"].get(k) != v)
+            began = {**_later_fields(), **record["plan"]}
+            if began != _plain(self.plan):
+                changed = sorted(k for k, v in _plain(self.plan).items() if began.get(k) != v)
                 raise PrivacyRefusal(
-                    f"{changed[0]} differs from the checkpoint's plan ({record['plan'].get(changed[0])!r}); resume with"
-                    " the plan it began with, or start a new run."
+                    f"{changed[0]} differs from the checkpoint's plan ({began.get(changed[0])!r}); resume with the plan"
+                    " it began with, or start a new run."
                 )
             self._past = Ledger.from_dict(record["ledger"]).stages
         if not self._given_journal:
@@ -352,6 +354,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "status": self.status,
             "plan": _plain(self.plan),
             "ledger": self.ledger.to_dict(),
+            "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
         }
         temporary = folder / (RECORD + ".tmp")
@@ -394,16 +397,6 @@ class _Draws:
             yield self._sampler.draw().tolist()
 
 
-def _calibrated(plan: PrivacyPlan, calibrate: Calibrate | None) -> PrivacyPlan:
-    if plan.noise_multiplier is not None:
-        return plan
-    if calibrate is None:
-        from dpaudit.accounting import calibrate as by_the_package
-
-        return by_the_package(plan)
-    return calibrate(plan)
-
-
 def _steps_within(budget: Budget, ledger: Ledger, plan: PrivacyPlan, planned: int) -> int:
     """The largest number of further steps that the budget allows, by bisection: ε grows with every step."""
 
@@ -422,6 +415,11 @@ def _steps_within(budget: Budget, ledger: Ledger, plan: PrivacyPlan, planned: in
 def _plain(plan: PrivacyPlan) -> dict[str, Any]:
     values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     return {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in values.items()}
+
+
+def _later_fields() -> dict[str, Any]:
+    """Fields of a plan that an older checkpoint does not name, at what they were then."""
+    return {"secure_noise": False}
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
-from dpaudit.trainers.noise import Noise
+from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
+from dpaudit.trainers.target import settled
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
@@ -112,7 +113,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             if kwargs.get(name) is not None:
                 raise PrivacyRefusal(f"{name} has no effect without gradients; remove it, or use DPTrainer.")
         self.privacy, self.zeroth_order = privacy, zeroth_order
-        self.plan = _calibrated(_plan(privacy, zeroth_order, args), calibrate)
+        self.plan = settled(_plan(privacy, zeroth_order, args), calibrate)
         self.private_logs: list[dict[str, Any]] = []
         self.result: ZOResult | None = None
         self._loss = per_example_loss or per_example_losses
@@ -254,6 +255,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "plan": self.plan.ledger().to_dict(),
             "schedules": [stage.schedule() for stage in self.plan.stages],
             "ledger": self.ledger.to_dict(),
+            "noise": None if self._noise and self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
         }
         temporary = folder / (RECORD + ".tmp")
@@ -279,13 +281,3 @@ def _plan(privacy: PrivacyArguments, zeroth: ZerothOrderArguments, args: Trainin
         proximal=zeroth.proximal,
         mask=zeroth.mask(),
     )
-
-
-def _calibrated(plan: ZOPlan, calibrate: Calibrate | None) -> ZOPlan:
-    if all(stage.plan.noise_multiplier is not None for stage in plan.stages):
-        return plan
-    if calibrate is None:
-        from dpaudit.accounting import calibrate as by_the_package
-
-        return by_the_package(plan)
-    return calibrate(plan)

@@ -110,6 +110,21 @@ class ZOPlan:
         """δ of the claim."""
         return self.stages[0].plan.delta
 
+    @property
+    def public_size(self) -> int:
+        """Declared number of records, one for all stages."""
+        return self.stages[0].plan.public_size
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every stage's σ is known."""
+        return all(stage.plan.is_calibrated for stage in self.stages)
+
+    @property
+    def secure_noise(self) -> bool:
+        """Whether any stage asks for the operating system's cryptographic generator."""
+        return any(stage.plan.secure_noise for stage in self.stages)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> ZOPlan:
         """The same run at another σ; stages that had σ in ratios keep them."""
         first = self.stages[0].plan.noise_multiplier

@@ -18,6 +18,7 @@ from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
+from dpaudit.trainers.target import check
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
@@ -267,6 +268,7 @@ def zo_train(
         stage.plan.stage()  # σ is known and the sampler can be named, before anything runs
         if sampler is None:
             sampler_for(stage.plan, countable(records))
+    check(plan)
     world = OneProcess() if world is None else world
     weights = ZOWeights(model, directions, cache=BitCache(cache_bytes))
     if state is not None:
@@ -274,7 +276,7 @@ def zo_train(
     writer = ZOLogWriter() if log is None else log
     writer.header(weights.header())
     writer.rewind(weights.updates)
-    source = NoiseSource() if noise is None else noise
+    source = noise if noise is not None else NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
     is_test = source.is_test
     executed: list[Stage] = []
     failure: StorageFailed | None = None

@@ -1,0 +1,52 @@
+"""The noise multiplier of a plan: calibrated to its target, or checked against it."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from dpaudit.privacy.delta import warn_of_large_delta
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.protocols import Calibratable, Calibrate
+
+
+class _Settled(Calibratable, Protocol):
+    """A plan that knows whether its σ is known."""
+
+    @property
+    def is_calibrated(self) -> bool: ...
+    @property
+    def public_size(self) -> int: ...
+
+
+P = TypeVar("P", bound=_Settled)
+
+
+def settled(plan: P, calibrate: Calibrate | None = None) -> P:
+    """The plan with σ known: calibrated to its target where σ is missing, and checked against the target where not.
+
+    A δ that is not below 1/``public_size`` gives a warning.
+
+    Raises
+    ------
+    PrivacyRefusal
+        If a noise multiplier given beside a target misses it; see
+        :func:`dpaudit.accounting.target.refuse_missed_target`.
+    """
+    if not plan.is_calibrated:
+        if calibrate is None:
+            from dpaudit.accounting import calibrate as by_the_package
+
+            calibrate = by_the_package
+        plan = calibrate(plan)
+    check(plan)
+    return plan
+
+
+def check(plan: _Settled) -> None:
+    """Refuse a target that the noise multiplier misses, and warn of a large δ, before the first step."""
+    warn_of_large_delta(plan.delta, plan.public_size)
+    if plan.target_epsilon is not None:
+        from dpaudit.accounting.target import refuse_missed_target
+
+        ledger: Ledger = plan.ledger()
+        refuse_missed_target(ledger, delta=plan.delta, target_epsilon=plan.target_epsilon)
