@@ -18,7 +18,7 @@ from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
-from dpaudit.runs.records import Records, private_and_public
+from dpaudit.runs.records import Records, private_and_public, refuse_empty
 from dpaudit.runs.sources import load_tokenizer
 from dpaudit.storage.commitment import canonical_json, sha256_file
 from dpaudit.storage.journal import DiskJournal
@@ -144,6 +144,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
     from dpaudit.auditing import AuditPlan, design
 
     private, public = private_and_public(config, base)
+    refuse_empty(config.data, private, public)
     tokenizer = load_tokenizer(config, base)
     warn_of_large_delta(config.claim.delta, public_size(config))
     plans = make_plans(config, public_size(config))

@@ -123,6 +123,22 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
     return private.numbered(classes), public.numbered(classes)
 
 
+def refuse_empty(data: Data, private: Records, public: Records) -> None:
+    """Refuse a run without public records to measure on, or without private ones to train on, before it writes."""
+    if not len(public):
+        had = "is missing and" if data.heldout is None else f"={data.heldout!r} with"
+        raise InvalidValue(
+            f"data.heldout {had} data.heldout_fraction={data.heldout_fraction:g} leaves no public record to evaluate"
+            " on; name a file of public records in data.heldout, or raise data.heldout_fraction (the share of"
+            " data.path that is declared public)."
+        )
+    if not len(private):
+        raise InvalidValue(
+            f"data.heldout_fraction={data.heldout_fraction:g} makes every record of data.path public and leaves none to"
+            " train on; lower it."
+        )
+
+
 def classes_of(config: Config, base: Path) -> tuple[str, ...] | None:
     """Names of the classes of a configuration's task, None for language modelling; private labels play no part."""
     if config.model.task != "sequence-classification":

@@ -51,3 +51,24 @@ def test_the_command_line_prints_a_warning_as_one_sentence(
         command_line([])
     printed = capsys.readouterr()
     assert stopped.value.code == 0 and printed.out == "" and printed.err == "dpaudit: warning: delta is large.\n"
+
+
+@pytest.mark.parametrize("fraction", [None, 0.0, 1e-9])
+@pytest.mark.parametrize("command", ["train", "certify"])
+def test_a_run_without_public_records_is_refused_in_one_sentence_and_writes_no_plan(
+    tmp_path: Path, command: str, fraction: float | None
+) -> None:
+    value = small_config(data__heldout=None, data__heldout_fraction=fraction)
+    outcome = run_cli(command, write_toml(tmp_path / "c.toml", value), "--out", tmp_path / "run")
+    assert outcome.code == 64 and "\n" not in outcome.error
+    assert outcome.error.startswith("data.heldout is missing and data.heldout_fraction=")
+    assert not list((tmp_path / "run").glob("release/*")) and not list((tmp_path / "run").glob("private/[!.]*"))
+    value["data"]["heldout"] = small_config()["data"]["heldout"]  # the same folder then takes the mended file
+    assert make_plans(parse_config(value, "c.toml"), 72)
+
+
+def test_a_run_whose_every_record_is_public_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
+    value = small_config(data__heldout=None, data__heldout_fraction=1 - 1e-12, data__path="few.txt")
+    outcome = run_cli("train", write_toml(tmp_path / "c.toml", value), "--out", tmp_path / "run")
+    assert outcome.code == 64 and "makes every record of data.path public" in outcome.error
