@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -96,6 +97,23 @@ def refuse_computed_weights(model: nn.Module) -> None:
             raise UnsupportedModel(
                 f"parameter {at!r} belongs to a {kind} whose weight is computed ({how}), so that no rule here bounds"
                 f" its contribution per example; {remedy}, or freeze the module."
+            )
+
+
+@torch.no_grad()
+def refuse_broken_weights(model: nn.Module) -> None:
+    """Refuse weights that are not finite before the first step.
+
+    Raises
+    ------
+    UnsupportedModel
+        Names the parameter; every loss would be NaN, which clipping turns into a run of noise alone.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UnsupportedModel(
+                f"parameter {name!r} holds values that are NaN or infinite, so that no loss is a number; load the"
+                " weights again."
             )
 
 

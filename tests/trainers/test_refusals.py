@@ -190,6 +190,18 @@ def test_data_parallel_is_refused_on_every_road(road):
         roads(nn.DataParallel(network("linear", None)[0]), "linear")[road]()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("road", ["preflight", "preflight_losses"])
+def test_weights_that_are_not_finite_are_named_and_the_loss_is_not_blamed(road, frozen, value):
+    model, layer = network("linear", None)
+    model[0].requires_grad_(not frozen)
+    with torch.no_grad():
+        model[0].weight[2, 3] = value
+    with pytest.raises(UnsupportedModel, match=r"parameter '0\.weight' holds values that are NaN or infinite"):
+        roads(model, layer)[road]()
+
+
 def half_precision():
     return network("linear", None)[0].half()
 

@@ -23,7 +23,7 @@ from dpaudit.trainers.preflight.records import (
     with_longer_neighbours,
     with_other_content,
 )
-from dpaudit.trainers.refusals import refuse_model
+from dpaudit.trainers.refusals import refuse_broken_weights, refuse_model
 from dpaudit.trainers.step import Clipper, LossFunction, to_device, trainable
 
 MakeClipper = Callable[[nn.Module, float], Clipper]
@@ -91,6 +91,7 @@ def preflight(
         If the clipper's sum is wrong for a parameter; names it.
     """
     refuse_model(model)
+    refuse_broken_weights(model)
     rng = generator or torch.Generator().manual_seed(20)
     device = next(model.parameters()).device
     if private_records:
@@ -140,6 +141,7 @@ def preflight_losses(
         If a loss moved; names the module and the remedy.
     """
     refuse_model(model)
+    refuse_broken_weights(model)
     rng = generator or torch.Generator().manual_seed(20)
     device = next(model.parameters()).device
     batch = to_device(generated_batch(schema, model, size=max(2, examples), generator=rng), device)
