@@ -58,7 +58,7 @@ def model_card(certificate: Mapping[str, Any]) -> str:
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", "What this does not prove:", ""]
     lines += [f"- {escape(limit)}" for limit in body["limits"]]
-    lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest'][:16]}…).", END, ""]
+    lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest']}).", END, ""]
     return "\n".join(lines)
 
 

@@ -73,6 +73,35 @@ def sign(payload: bytes, private_key: bytes) -> bytes:
     return canonical_json(envelope) + b"\n"
 
 
+def countersign(envelope: bytes, payload: bytes, private_key: bytes) -> bytes:
+    """Add a signature to an envelope; those that stand in it stay, and signing twice with one key changes nothing.
+
+    Parameters
+    ----------
+    envelope : bytes
+        Bytes of the envelope that exists.
+    payload : bytes
+        What it must sign: the bytes of ``certificate.json``.
+    private_key : bytes
+        Ed25519 private key, PEM.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the envelope is damaged or signs other bytes.
+    """
+    held, _ = _parse(envelope, "certificate.dsse.json")
+    if held != payload:
+        raise InvalidEvidence("certificate.dsse.json signs other bytes than certificate.json; restore both files.")
+    value, added = parse_json(envelope), parse_json(sign(payload, private_key))
+    rows = value["signatures"]
+    if added["signatures"][0] not in rows:
+        rows = [*rows, *added["signatures"]]
+    if len(rows) > MAX_SIGNATURES:
+        raise InvalidValue(f"certificate.dsse.json holds {len(rows) - 1} signatures and at most {MAX_SIGNATURES} fit.")
+    return canonical_json({**value, "signatures": rows}) + b"\n"
+
+
 def key_id(public_key: str) -> str:
     """Key id (SHA-256 of the raw key) of an Ed25519 public key given as PEM."""
     _, serialization = _cryptography()
@@ -111,19 +140,22 @@ def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) ->
 
 
 def _open(path: Path) -> tuple[bytes, list[bytes]]:
-    value = parse_json(read_bytes(path), name=path.name)
+    return _parse(read_bytes(path), path.name)
+
+
+def _parse(data: bytes, name: str) -> tuple[bytes, list[bytes]]:
+    """Payload and signatures of an envelope."""
+    value = parse_json(data, name=name)
     try:
         if value["payloadType"] != PAYLOAD_TYPE:
-            raise InvalidEvidence(
-                f"{path.name} has payloadType {str(value['payloadType'])[:60]!r}, not {PAYLOAD_TYPE}."
-            )
+            raise InvalidEvidence(f"{name} has payloadType {str(value['payloadType'])[:60]!r}, not {PAYLOAD_TYPE}.")
         payload = base64.b64decode(value["payload"], validate=True)
         rows: list[dict[str, Any]] = value["signatures"]
         if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_SIGNATURES:
-            raise InvalidEvidence(f"{path.name} must hold 1 to {MAX_SIGNATURES} signatures.")
+            raise InvalidEvidence(f"{name} must hold 1 to {MAX_SIGNATURES} signatures.")
         return payload, [base64.b64decode(row["sig"], validate=True) for row in rows]
     except (KeyError, TypeError, binascii.Error, ValueError) as error:
-        raise InvalidEvidence(f"{path.name} is not a DSSE envelope ({error or type(error).__name__}).") from None
+        raise InvalidEvidence(f"{name} is not a DSSE envelope ({error or type(error).__name__}).") from None
 
 
 def _verifies(pem: str, payload: bytes, signature: bytes) -> bool:

@@ -165,6 +165,8 @@ class Predicate(_Model):
     """What the certificate does not prove."""
     reproduction: Text
     """Command that repeats the run."""
+    pages: dict[Annotated[str, Field(min_length=1, max_length=1024)], Digest] | None = None
+    """Path of a page to the SHA-256 of its bytes, with 64 zeros where it names this statement's digest."""
     missing: list[Text]
     """Fields that are needed to recompute the claim and are absent."""
     verdict: VerdictModel

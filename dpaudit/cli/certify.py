@@ -59,7 +59,7 @@ def command(
         control_phase(job, runs=controls or 1, tell=tell)
     if examine:
         examine_phase(job)
-    published = certify_phase(job, reproduction=f"dpaudit certify {source.name} --out RUN", signing_key=key)
+    published = certify_phase(job, signing_key=key)
     verdict = published.certificate["predicate"]["verdict"]["name"]
     payload = {
         "schema": "dpaudit.certify/1",

@@ -99,21 +99,18 @@ class Published:
     exposure: Mapping[str, Any]
 
 
-def publish(
-    folder: RunFolder, config: Config, record: RunRecord, *, reproduction: str, signing_key: bytes | None = None
-) -> Published:
+def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key: bytes | None = None) -> Published:
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
     from dpaudit.auditing import AuditPlan, audit, exposure_summary, guess
-    from dpaudit.certificates.build import build_certificate, certificate_bytes
+    from dpaudit.certificates.build import build_certificate
     from dpaudit.certificates.curve import declared_curve
     from dpaudit.certificates.group import group_epsilon
     from dpaudit.certificates.privacy_json import privacy_json
-    from dpaudit.certificates.sign import envelope_path, sign
     from dpaudit.reports import model_card, render_report
     from dpaudit.runs.control import binding_of_run, read_control
-    from dpaudit.storage.files import write_atomically
+    from dpaudit.runs.issue import issue
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
     journal = read_journal(folder.ledger)
@@ -145,20 +142,15 @@ def publish(
         {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
     ]
     certificate = build_certificate(
-        _evidence(
-            folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure, reproduction
-        )
+        _evidence(folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure)
     )
-    content = certificate_bytes(certificate)
-    envelope = None if signing_key is None else sign(content, signing_key)
-    write_atomically(folder.certificate, content)
-    envelope_path(folder.certificate).unlink(missing_ok=True)  # a signature over an earlier certificate
-    if envelope is not None:
-        write_atomically(envelope_path(folder.certificate), envelope)
-    write_atomically(folder.model / "privacy.json", privacy_json(certificate))
-    write_atomically(folder.release / "model_card.md", model_card(certificate).encode("utf-8"))
     series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
-    write_atomically(folder.report, render_report(certificate, series).encode("utf-8"))
+    renderers = {
+        "model/privacy.json": privacy_json,
+        "model_card.md": lambda statement: model_card(statement).encode("utf-8"),
+        "report.html": lambda statement: render_report(statement, series).encode("utf-8"),
+    }
+    certificate = issue(folder.certificate, certificate, renderers, signing_key=signing_key)
     return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
 
 
@@ -174,7 +166,6 @@ def _evidence(
     canaries: list[dict[str, Any]],
     secret: Any,
     exposure: Mapping[str, Any],
-    reproduction: str,
 ) -> Any:
     from dpaudit.certificates.build import CertificateEvidence, Claim
     from dpaudit.certificates.deviations import ledger_deviations
@@ -223,9 +214,15 @@ def _evidence(
             },
         },
         deviations=deviations,
-        reproduction=reproduction,
+        reproduction=reproduction(folder),
         run_status=status,
     )
+
+
+def reproduction(folder: RunFolder) -> str:
+    """Command that repeats the run from its configuration (its digest is in the provenance), wherever that lies."""
+    options = {"--control": folder.control_scores, "--examine": folder.examination}
+    return " ".join([*"dpaudit certify CONFIG.toml --out RUN".split(), *(o for o, p in options.items() if p.exists())])
 
 
 def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dpaudit.cli.common import progress, quiet_transformers
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.runs.config import Config, parse_config
+from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
 from dpaudit.storage.run_folder import (
     RunFolder,
@@ -122,6 +123,7 @@ def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lamb
 
     if job.folder.control_scores.exists():
         return
+    refuse_new_evidence(job.folder.certificate, "a positive control")
     quiet_transformers()
     with job.folder.locked():
         prepared = prepare(job.config, job.base, job.folder)
@@ -138,6 +140,7 @@ def examine_phase(job: Job, *, budget: str = "1min") -> None:
 
     if job.folder.examination.exists():
         return
+    refuse_new_evidence(job.folder.certificate, "an examination")
     quiet_transformers()
     with job.folder.locked():
         found = examine_configuration(job.config, job.base, budget=budget)
@@ -152,7 +155,7 @@ def examine_phase(job: Job, *, budget: str = "1min") -> None:
         write_json(job.folder.examination, plain(payload))
 
 
-def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = None) -> Published:
+def certify_phase(job: Job, *, signing_key: bytes | None = None) -> Published:
     """Account, audit, certify and report what the training phase left."""
     if job.record.status not in ("attacked", "certified"):
         raise InvalidEvidence(
@@ -160,7 +163,7 @@ def certify_phase(job: Job, *, reproduction: str, signing_key: bytes | None = No
             f" 'dpaudit certify CONFIG.toml --out {job.folder.root}' again to resume it."
         )
     with job.folder.locked():
-        published = publish(job.folder, job.config, job.record, reproduction=reproduction, signing_key=signing_key)
+        published = publish(job.folder, job.config, job.record, signing_key=signing_key)
         update_record(job.folder, job.record, status="certified")
     return published
 

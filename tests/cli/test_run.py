@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,31 @@ def test_the_plan_was_fixed_before_the_ledger_opened(certified: Path) -> None:
     ).stat().st_mtime_ns
 
 
-def test_verify_re_derives_it_and_a_second_certify_gives_the_same_bytes(certified: Path) -> None:
-    certificate = certified / "release" / "certificate.json"
-    assert run_cli("verify", certificate, "--json").code == 2
-    before = certificate.read_bytes()
-    assert run_cli("certify", certified).code == 2
-    assert json.loads(certificate.read_bytes())["predicate"]["audit"] == json.loads(before)["predicate"]["audit"]
+def test_verify_re_derives_it_and_a_second_certify_gives_the_same_bytes(certified: Path, tmp_path: Path) -> None:
+    release = certified / "release"
+    verified = run_cli("verify", release / "certificate.json", "--json")
+    assert verified.code == 2
+    pages = {s["name"]: s["result"] for s in verified.json["steps"] if s["name"].startswith("page ")}
+    expected = ("model/privacy.json", "model_card.md", "report.html")
+    assert pages == {f"page {name}": "recomputed and equal" for name in expected}
+    before = {path: path.read_bytes() for path in release.rglob("*") if path.is_file()}
+    elsewhere = shutil.copytree(certified, tmp_path / "another name")
+    for folder in (certified, elsewhere):
+        assert run_cli("certify", folder).code == 2
+    for path, content in before.items():
+        assert path.read_bytes() == content
+        assert (elsewhere / path.relative_to(certified)).read_bytes() == content
+
+
+def test_the_reproduction_command_is_one_that_the_command_line_takes(certified: Path) -> None:
+    from dpaudit.cli import main
+
+    body = json.loads((certified / "release" / "certificate.json").read_text())["predicate"]
+    program, *arguments = body["reproduction"].split()
+    assert program == "dpaudit"
+    name, command, rest = main.resolve_command(main.make_context("dpaudit", arguments), arguments)
+    assert name == "certify" and command is not None
+    assert command.make_context(name, list(rest)).params["source"] == Path("CONFIG.toml")
 
 
 def test_one_changed_byte_of_evidence_fails_loudly(certified: Path) -> None:
@@ -230,7 +250,18 @@ def test_a_broken_checkpoint_is_one_sentence_and_the_ledger_stays(
     assert read_journal(ledger).ledger.steps >= charged >= 3
 
 
+@pytest.mark.parametrize("option", ["--control", "--examine"])
+def test_new_evidence_for_a_published_certificate_is_refused_before_it_is_gathered(
+    certified: Path, option: str
+) -> None:
+    before = (certified / "release" / "certificate.json").read_bytes()
+    outcome = run_cli("certify", certified, option)
+    assert outcome.code == 64 and "amend" in outcome.error and "\n" not in outcome.error
+    assert (certified / "release" / "certificate.json").read_bytes() == before
+
+
 def test_a_control_gives_the_attack_a_power_that_verify_re_derives(certified: Path) -> None:
+    (certified / "release" / "certificate.json").unlink()  # it was never handed out
     outcome = run_cli("certify", certified, "--control", "--json")
     assert outcome.code == 2 and isinstance(outcome.json["power"], float)
     verified = run_cli("verify", certified / "release" / "certificate.json", "--json")

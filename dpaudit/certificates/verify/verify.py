@@ -9,6 +9,7 @@ from typing import Any
 
 from dpaudit.certificates.amend import amendment_steps, read_amendments
 from dpaudit.certificates.build import certificate_bytes, missing_fields, statement_digest
+from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import validate_statement
@@ -133,6 +134,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     steps += recorded_steps(body)
     # Digests of large files come last, so that they cannot spend the time of what decides.
     steps += guarded("subject", lambda: subject_steps(folder, subjects))
+    steps += guarded("page", lambda: page_steps(folder, certificate.statement))
     derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit))
     steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, _made(derived))
     verdict = corrected_verdict(_made(derived).name, body, amendments)
