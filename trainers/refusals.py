@@ -54,7 +54,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Refuse modules compiled by ``torch.compile``, before anything is compiled.
+    """Refuse modules compiled by ``torch.compile``, before anything is compiled, and TorchScript.
 
     Raises
     ------
@@ -62,6 +62,11 @@ def refuse_compiled(model: nn.Module) -> None:
         For a compiled model or part, whether wrapped, compiled in place, or with a compiled forward.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(
+                f"module {name or type(model).__name__} is TorchScript (torch.jit), which hides layers from the"
+                " clipper; pass the eager model."
+            )
         forward = vars(module).get("forward")
         if (
             hasattr(module, "_orig_mod")
@@ -91,12 +96,13 @@ def refuse_computed_weights(model: nn.Module) -> None:
             continue
         found = _computed(module)
         if found is not None:
-            how, remedy = found
+            tensor, how, remedy = found
             kind = parametrize.type_before_parametrizations(module).__name__
-            at = f"{name}.{trained[0]}" if name else trained[0]
+            local = next((local for local in trained if tensor in local), trained[0])
+            at = f"{name}.{local}" if name else local
             raise UnsupportedModel(
-                f"parameter {at!r} belongs to a {kind} whose weight is computed ({how}), so that no rule here bounds"
-                f" its contribution per example; {remedy}, or freeze the module."
+                f"parameter {at!r} belongs to a {kind} whose {tensor} is computed"
+                f" ({how}), so that no rule here bounds its contribution per example; {remedy}, or freeze the module."
             )
 
 
@@ -125,28 +131,26 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield f"parametrizations.{local}", parameter
 
 
-def _computed(module: nn.Module) -> tuple[str, str] | None:
-    """How a module's own weight is computed and how to undo that; None for a weight that is a parameter."""
+def _computed(module: nn.Module) -> tuple[str, str, str] | None:
+    """Name of a tensor of a module that is computed, how, and how to undo that; None where each is a parameter."""
     if parametrize.is_parametrized(module):
         parametrizations: Any = module.parametrizations
         tensor, chain = next(iter(parametrizations.items()))
-        return (
-            f"parametrization {type(chain[0]).__name__.lstrip('_')} of {tensor!r}",
-            f"call torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})",
-        )
+        how = f"parametrization {type(chain[0]).__name__.lstrip('_')}"
+        return tensor, how, f"call torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
     for hook in module._forward_pre_hooks.values():
         kinds = {kind.__name__ for kind in type(hook).__mro__}
         if "BasePruningMethod" in kinds:
             tensor = hook._tensor_name  # type: ignore[attr-defined]
-            return f"pruning mask on {tensor!r}", f"call torch.nn.utils.prune.remove(module, {tensor!r})"
+            return tensor, "pruning mask", f"call torch.nn.utils.prune.remove(module, {tensor!r})"
         for kind, undo in (("WeightNorm", "remove_weight_norm"), ("SpectralNorm", "remove_spectral_norm")):
             if kind in kinds:
                 tensor = hook.name  # type: ignore[attr-defined]
-                return f"{kind} of {tensor!r}", f"call torch.nn.utils.{undo}(module, {tensor!r})"
+                return tensor, kind, f"call torch.nn.utils.{undo}(module, {tensor!r})"
     for tensor in ("weight", "bias"):
         value = vars(module).get(tensor)
         if isinstance(value, Tensor) and value.requires_grad:
-            return f"{tensor!r} is a plain tensor", f"make {tensor!r} an nn.Parameter of the module"
+            return tensor, "a plain tensor", f"make {tensor!r} an nn.Parameter of the module"
     return None
 
 

@@ -108,8 +108,11 @@ def roads(model, layer):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_computed_weight_is_refused_by_name_with_the_remedy(way, road):
     model, layer = network("linear", way)
-    with pytest.raises(UnsupportedModel, match=r"parameter '0\.\S+' belongs to a Linear whose weight is computed") as e:
+    with pytest.raises(
+        UnsupportedModel, match=r"parameter '0\.\S+' belongs to a Linear whose (weight|bias) is computed"
+    ) as e:
         roads(model, layer)[road]()
+    assert ("bias" if "bias" in way else "weight") in str(e.value).split("'")[1]
     assert WAYS[way][1] in str(e.value) and "\n" not in str(e.value)
 
 
@@ -122,7 +125,7 @@ def test_other_layers_and_plain_tensors_too(layer):
 
 def test_a_weight_set_by_a_hook_of_ones_own_is_refused():
     model, _ = network("plain", None)
-    with pytest.raises(UnsupportedModel, match="'weight' is a plain tensor"):
+    with pytest.raises(UnsupportedModel, match=r"weight is computed \(a plain tensor\)"):
         GhostClipping(model, max_grad_norm=1.0)
 
 
@@ -182,6 +185,14 @@ def test_a_compiled_model_is_refused_before_anything_is_compiled(way, road, monk
     monkeypatch.setattr("torch._dynamo.convert_frame.compile_frame", compiled, raising=False)
     with pytest.raises(UnsupportedModel, match=r"compiled by torch\.compile.*pass the eager model"):
         roads(model, "linear")[road]()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("road", ["clipper", "preflight", "preflight_losses", "train", "zo_train"])
+@pytest.mark.parametrize("way", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(4, 8))])
+def test_torchscript_is_refused_on_every_road(way, road):
+    with pytest.raises(UnsupportedModel, match=r"TorchScript.*pass the eager model"):
+        roads(way(network("linear", None)[0]), "linear")[road]()
 
 
 @pytest.mark.parametrize("road", ["clipper", "preflight", "preflight_losses", "train", "zo_train"])
