@@ -132,7 +132,8 @@ def _finding_differences(stated: dict[str, Any], fresh: dict[str, Any]) -> tuple
 def _words_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool) -> Step:
     same = same_text(stated.get("summary"), fresh["summary"])
     same = same and same_text(stated.get("power_source"), fresh["power_source"])
-    if not same and not own:
+    word = str(stated.get("verdict")).split("_")[0].capitalize()  # every version began with it
+    if not same and not own and str(stated.get("summary")).startswith(word):
         return Step("audit.summary", RECORDED, "the writer's words; not all that they rest on can be derived here")
     return judge("audit.summary", same, "the words follow from the numbers", "the words are not those that follow")
 

@@ -357,7 +357,7 @@ def assumption(f: Forgery) -> None:
     "change, step",
     [
         (exposure, "exposure"),
-        (design, "audit.design"),
+        (compared_with, "audit.claim"),
         (summary, "audit.summary"),
         (order, "audit.order"),
         (meaning, "verdict.meaning"),
@@ -386,6 +386,7 @@ def test_facts_are_compared_whatever_version_wrote_them(honest: Path, new: Calla
         (auc, "audit.result"),
         (exposure, "exposure"),
         (compared_with, "audit.claim"),
+        (summary, "audit.summary"),
     ):
         forgery = new(honest)
         change(forgery)
