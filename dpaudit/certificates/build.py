@@ -14,9 +14,9 @@ from typing import Any
 
 from dpaudit._version import __version__
 from dpaudit.certificates.consistency import contradictions
+from dpaudit.certificates.limits import derived_limits
 from dpaudit.certificates.verdict import MEANING, derive_verdict
 from dpaudit.privacy import validate
-from dpaudit.privacy.delta import delta_limit
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
@@ -32,8 +32,6 @@ RULES = "2"
 only where these agree; numbers and verdicts are compared always."""
 
 MECHANISM_NEEDS = ("algorithm", "clipping_norm", "normaliser", "noise_source")
-
-_LEAST_SUPPORT = 8.0  # standard deviations; a Gaussian has mass 1.2e-15 beyond
 
 LIMITS = (
     "The lower bound is what one attack on these canaries could show; a stronger attack may show more.",
@@ -214,35 +212,17 @@ def build_certificate(evidence: CertificateEvidence) -> dict[str, Any]:
             "examination": None if evidence.examination is None else dict(evidence.examination),
             "provenance": dict(evidence.provenance),
             "deviations": list(evidence.deviations),
-            "limits": [*evidence.limits, *_own_limits(evidence)],
+            "limits": list(evidence.limits),
             "reproduction": evidence.reproduction,
         }
     )
+    body["limits"] += derived_limits(body)
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(evidence.subjects.items())]
     body["missing"] = missing_fields(body, subject)
     body["verdict"] = verdict_section(body)
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": body}
     body["digest"] = statement_digest(statement)
     return statement
-
-
-def _own_limits(evidence: CertificateEvidence) -> list[str]:
-    """Limits that follow from the evidence at hand: of the noise, and of δ beside the data set."""
-    unproven = evidence.mechanism.get("noise_not_proven") or ()
-    limits = [f"Of the noise it does not prove: {text}." for text in unproven]
-    support = evidence.mechanism.get("noise_support_sigma")
-    if isinstance(support, bool) or not isinstance(support, (int, float)):
-        limits.append("Where the values of the noise end is not stated; a Gaussian's do not.")
-    elif support < _LEAST_SUPPORT:
-        limits.append(
-            f"The noise ends at {support:g} standard deviations, and the accounted Gaussian does not: a release near"
-            " that edge can prove which data set it came from."
-        )
-    if evidence.claim is not None and evidence.ledger is not None:
-        sizes = [stage.public_size for stage in evidence.ledger.stages if stage.public_size is not None]
-        if (limit := delta_limit(evidence.claim.delta, max(sizes, default=None))) is not None:
-            limits.append(f"The claimed {limit}")
-    return limits
 
 
 def certificate_bytes(statement: Mapping[str, Any]) -> bytes:

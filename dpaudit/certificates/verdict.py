@@ -40,6 +40,19 @@ MEANING = {
 }
 
 
+EARLIER_MEANINGS = {
+    "inconclusive": (
+        "The accounting supports the claim and no violation was found, but the attack was not shown to be strong enough"
+        " to notice one. Absence of evidence here is weak evidence.",
+    ),
+    "consistent": (
+        "The accounting supports the claim, and an attack that was shown to catch a broken run found no violation."
+        " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested.",
+    ),
+}
+"""Words of certificates that earlier versions wrote, by verdict."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class VerdictReasons:
     """A verdict's name and every reason found, those of the winning verdict first."""

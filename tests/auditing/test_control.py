@@ -155,3 +155,14 @@ def test_a_control_with_unfair_coins_is_refused() -> None:
         control_power(plan_for(1000, 3.0), 3.0, dataclasses.replace(fair, ids=["x"] * 400))
     with pytest.raises(InvalidValue, match="control runs are named"):
         control_power(plan_for(1000, 3.0), 3.0, dataclasses.replace(fair, runs=["a"]))
+
+
+@pytest.mark.parametrize("m, claim", [(100, 0.1), (400, 1.0), (1000, 3.0), (5000, 0.5), (5000, 9.0)])
+def test_a_dead_observer_is_never_consistent_whatever_its_control_shows(m: int, claim: float) -> None:
+    plan = plan_for(m, claim)
+    needed = plan.control_canaries or 1000
+    perfect = scored(2 * needed, 40.0, 1)
+    for seed in range(8):
+        dead = scored(m, 0.0, seed, "a")
+        result = audit(dead.ids, dead.scores, dead.member, plan, control=perfect, secondary=False)
+        assert result.verdict != "consistent"

@@ -89,7 +89,7 @@ def recompute_audit(folder: Path, body: dict[str, Any], guarantees: Recomputed) 
     failed = _failed(found, "audit.power")
     control = found.value or ControlRead(None, failed.outcome, failed.detail)
     group = attempt("audit.group_claim", lambda: _group(body, guarantees)).value
-    if audit["plan"] is None or audit["result"] is None or not audit["canaries"]:
+    if audit["plan"] is None or not audit["canaries"]:
         return RecomputedAudit(scores=scores, control=control, result=Attempt(None), group_epsilon=group)
     result: Attempt[dict[str, Any]] = Attempt(None)
     if scores.values is not None:
@@ -128,7 +128,7 @@ def _run_again(body: dict[str, Any], scores: list[float], control: ControlRead, 
     from dpaudit.auditing.words import summarise
 
     section = body["audit"]
-    stated = section["result"]
+    stated = section["result"] or {}
     plan = AuditPlan.from_dict(section["plan"])
     result = audit(
         [row[0] for row in section["canaries"]],
@@ -154,16 +154,22 @@ def _run_again(body: dict[str, Any], scores: list[float], control: ControlRead, 
 
 
 def _coins(section: dict[str, Any]) -> str:
-    """``verified`` only where the coins open the commitment; a weaker statement stays as it is."""
+    """``verified`` only where the coins open the commitment; a weaker statement stays as it is.
+
+    Coins that open their commitment are fair coins, so that a bound cannot be avoided by calling them none.
+    """
     stated = str(((section["result"] or {}).get("design") or {}).get("coins"))
     published = section["commitment"]
     opens = published is not None and open_commitment(section) == published == plan_commitment(section["plan"])
+    if stated == "none" or section["result"] is None:
+        return "verified" if opens else "none"
     return "asserted" if stated == "verified" and not opens else stated
 
 
 def _accounted_upper(body: dict[str, Any]) -> float | None:
     """Accounted ε that the audit was made against: the smallest certified bound of the certificate, or none."""
-    if (body["audit"]["result"].get("claim") or {}).get("accounted_upper") is None:
+    stated = body["audit"]["result"]
+    if stated is not None and (stated.get("claim") or {}).get("accounted_upper") is None:
         return None
     return smallest_upper(body["accounting"]["guarantees"])
 

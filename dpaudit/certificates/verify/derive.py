@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpaudit.certificates.build import missing_fields, plain_json, verdict_section
-from dpaudit.certificates.verdict import MEANING
+from dpaudit.certificates.verdict import EARLIER_MEANINGS, MEANING
 from dpaudit.certificates.verify.accounting import Recomputed
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, nothing_recomputed
 from dpaudit.certificates.verify.compare import written_here
@@ -73,11 +73,11 @@ def _rows(body: dict[str, Any], guarantees: Recomputed) -> tuple[list[dict[str, 
 
 
 def _result(stated: dict[str, Any] | None, again: RecomputedAudit) -> dict[str, Any] | None:
-    """The audit's result as far as it was made again."""
-    if stated is None:
-        return None
+    """The audit's result as far as it was made again; a result that is left out cannot hide what its evidence shows."""
     fresh = again.result.value
     if fresh is None:
+        if stated is None:
+            return None
         fresh = _silent(stated, again)
     if again.group_epsilon is None:
         return fresh
@@ -119,9 +119,10 @@ def verdict_steps(body: dict[str, Any], derived: Derived) -> list[Step]:
 
 def _meaning_step(body: dict[str, Any]) -> Step:
     stated = body["verdict"]
-    if stated["meaning"] == MEANING[stated["name"]]:
+    earlier = EARLIER_MEANINGS.get(stated["name"], ())
+    if stated["meaning"] == MEANING[stated["name"]] or (stated["meaning"] in earlier and not written_here(body)):
         return Step("verdict.meaning", EQUAL, "the words of this verdict")
-    if written_here(body):
+    if written_here(body) or "rules" not in body["verifier"]:
         return Step("verdict.meaning", DIFFERENT, f"these are not the words for {stated['name']}")
     return Step("verdict.meaning", RECORDED, "words of another version of dpaudit, or of other rules")
 

@@ -53,9 +53,12 @@ def read_scores_beside(folder: Path, audit: dict[str, Any]) -> ScoresRead:
     InvalidEvidence
         When the certified file does not hold the scores of the pre-registered attack on the certified canaries.
     """
-    if audit["scores_digest"] is None:
-        return ScoresRead(None, Step("audit.scores", ABSENT, "the certificate does not bind a score file"))
     path = beside(folder, "scores.parquet")
+    if audit["scores_digest"] is None:
+        if path is not None:
+            detail = "scores.parquet lies beside the certificate, which does not bind it"
+            return ScoresRead(None, Step("audit.scores", DIFFERENT, detail))
+        return ScoresRead(None, Step("audit.scores", ABSENT, "the certificate does not bind a score file"))
     if path is None:
         return ScoresRead(None, Step("audit.scores", ABSENT, "scores.parquet does not stand beside the certificate"))
     if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit["scores_digest"]:

@@ -34,7 +34,7 @@ def result_steps(body: dict[str, Any], again: RecomputedAudit) -> list[Step]:
     steps += guarded("audit.result", lambda: [_numbers_step(stated, fresh, own)])
     for name in ("claim", "design"):
         steps += guarded(f"audit.{name}", lambda name=name: [_section_step(name, stated, fresh)])  # type: ignore[misc]  # bound at once
-    steps += guarded("audit.findings", lambda: [_findings_step(stated, fresh, own)])
+    steps += guarded("audit.findings", lambda: [_findings_step(stated, fresh, own, again.control.bound)])
     steps += guarded("audit.summary", lambda: [_words_step(stated, fresh, own and again.complete)])
     return [*steps, *guarded("audit.verdict", lambda: [_verdict_step(stated, fresh)])]
 
@@ -70,7 +70,7 @@ def _section_step(name: str, stated: dict[str, Any], fresh: dict[str, Any]) -> S
     return judge(f"audit.{name}", not difference, "as plan, coins, scores and accounting give it", difference)
 
 
-def _findings_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool) -> Step:
+def _findings_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool, control: bool) -> Step:
     rows = [dict(row) for row in stated.get("findings") or ()]
     for row in rows:
         finding_status(row)
@@ -88,6 +88,8 @@ def _findings_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool) -> 
         (hard if own else soft).extend(words)
     known = {finding["name"] for finding in fresh["findings"]}
     more = [row["name"] for row in rows if row["name"] not in known]
+    if "positive_control" in more and not control:
+        hard.append("finding positive_control is stated and no control is bound")
     told = f"{len(fresh['findings'])} follow from the evidence" + (
         f"; recorded only: {', '.join(more)}" if more else ""
     )

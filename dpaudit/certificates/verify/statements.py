@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpaudit.certificates.consistency import contradictions
+from dpaudit.certificates.limits import derived_limits
 from dpaudit.certificates.verify.compare import first_difference, judge_differences, written_here
-from dpaudit.certificates.verify.report import ABSENT, RECORDED, Step
+from dpaudit.certificates.verify.report import ABSENT, RECORDED, Step, judge
 
 ASYMPTOTIC_MEAN = math.log2(math.e)
 """Mean exposure without leakage as earlier versions gave it, whatever the number of references."""
@@ -40,6 +41,16 @@ def exposure_steps(body: dict[str, Any], scores: Sequence[float] | None) -> list
     ]
 
 
+def limits_step(body: dict[str, Any]) -> Step:
+    """Limits that follow from mechanism, δ and public size; an earlier version did not state them all."""
+    derived = derived_limits(body)
+    lost = [text for text in derived if text not in body["limits"]]
+    if lost and not written_here(body):
+        return Step("limits", RECORDED, f"as recorded; this version would add: {lost[0][:200]}")
+    told = f"{len(derived)} follow from mechanism, δ and public size and are stated; the others are recorded"
+    return judge("limits", not lost, told, f"a limit that follows is left out: {''.join(lost[:1])[:200]}")
+
+
 def recorded_steps(body: dict[str, Any]) -> list[Step]:
     """What the owner states and nobody can recompute from the evidence."""
     evaluated = " and the public evaluation" if body["provenance"].get("public_evaluation") else ""
@@ -47,5 +58,5 @@ def recorded_steps(body: dict[str, Any]) -> list[Step]:
     return [
         Step("mechanism", RECORDED, "algorithm, normaliser, noise source and sampler are the owner's words"),
         Step("provenance", RECORDED, f"versions, commit, digests of configuration and data{evaluated}, as recorded"),
-        Step("statements", RECORDED, f"scope, limits, deviations and reproduction, as recorded{lent}"),
+        Step("statements", RECORDED, f"scope, deviations and reproduction, as recorded{lent}"),
     ]

@@ -21,7 +21,7 @@ from dpaudit.certificates.verify.derive import Derived, derive, verdict_steps
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
 from dpaudit.certificates.verify.guard import Attempt, attempt, guarded
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, Step, VerificationReport
-from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, recorded_steps
+from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, limits_step, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.confined import LIMITS, Limits, call
@@ -131,6 +131,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     steps += [again.failed] if again is not None and again.failed is not None else audit_steps(folder, body, audit)
     steps += guarded("exposure", lambda: exposure_steps(body, None if audit is None else audit.scores.values))
     steps += guarded("examination", lambda: examination_steps(folder, body))
+    steps += guarded("limits", lambda: [limits_step(body)])
     steps += recorded_steps(body)
     # Digests of large files come last, so that they cannot spend the time of what decides.
     steps += guarded("subject", lambda: subject_steps(folder, subjects))

@@ -257,6 +257,10 @@ def examination(f: Forgery) -> None:
     (f.folder / "examination.json").write_text(json.dumps(f.body["examination"]))
 
 
+def limits(f: Forgery) -> None:
+    f.body["limits"] = f.body["limits"][:4]
+
+
 def deviation(f: Forgery) -> None:
     f.write_ledger("recovered after an unclean stop")
 
@@ -279,6 +283,7 @@ def imported(f: Forgery) -> None:
         (noise, "consistency"),
         (rule, "consistency"),
         (examination, "consistency"),
+        (limits, "limits"),
         (deviation, "deviations"),
         (imported, "deviations"),
     ],
@@ -392,6 +397,10 @@ def test_facts_are_compared_whatever_version_wrote_them(honest: Path, new: Calla
         change(forgery)
         forgery.body["verifier"] = {"name": "dpaudit", "version": "0.0.1"}
         assert step in forgery.seal(verdict=False).different()
+    forgery = new(honest)
+    meaning(forgery)
+    del forgery.body["verifier"]["rules"]
+    assert "verdict.meaning" in forgery.seal(verdict=False).different()
 
 
 def test_what_nobody_can_recompute_is_recorded_only(honest: Path, new: Callable[[Path], Forgery]) -> None:
@@ -588,3 +597,61 @@ def test_no_edit_of_a_convicted_run_is_consistent(convicted: Path, tmp_path: Pat
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_many_edits_of_a_convicted_run_are_never_consistent(convicted: Path, tmp_path: Path, seed: int) -> None:
     never_consistent(convicted, tmp_path, 150, seed=seed)
+
+
+def coins_none(f: Forgery) -> None:
+    """Coins that open their commitment are called none, and every bound is left out."""
+    f.result["design"]["coins"] = "none"
+    f.result.update(findings=[], verdict="inconclusive", ceiling=None, ceiling_at_verdict=None)
+    f.result["primary"] = dict.fromkeys(f.result["primary"])
+
+
+def no_result(f: Forgery) -> None:
+    f.body["audit"]["result"] = None
+
+
+def no_digest(f: Forgery) -> None:
+    f.body["audit"]["scores_digest"] = None
+    f.result.update(findings=[], verdict="inconclusive")
+
+
+def control_in_words(f: Forgery) -> None:
+    text = "On a control with a planted fault the attack was right in 92 of 92 guesses."
+    f.result["findings"].append({"name": "positive_control", "status": "note", "claim": "audit", "text": text})
+
+
+@pytest.mark.parametrize("change", [coins_none, no_result, no_digest, control_in_words])
+def test_a_conviction_is_not_lost_by_what_is_left_out(
+    convicted: Path, new: Callable[[Path], Forgery], change: Callable[[Forgery], None]
+) -> None:
+    forgery = new(convicted)
+    change(forgery)
+    forgery.seal()
+    forgery.body["verdict"].update(name="inconclusive")
+    assert forgery.seal(verdict=False).verify().exit_code == 3
+
+
+def test_many_runs_without_scores_support_nothing(honest: Path, new: Callable[[Path], Forgery]) -> None:
+    from dpaudit.auditing import design
+
+    forgery = new(honest)
+    audit, claim = forgery.body["audit"], forgery.body["claim"]
+    plan = design(
+        400,
+        claim["epsilon"],
+        claim["delta"],
+        relation=claim["relation"],
+        unit=claim["unit"],
+        kind="many_runs",
+        attack="loss",
+    )
+    audit["plan"] = plan.to_dict()
+    forgery.write_plan()
+    forgery.write_ledger()
+    forgery.write_control(2400, 40.0)
+    forgery.audit_again()
+    assert forgery.seal().verify().exit_code == 0  # with its scores and a control of enough runs it is deserved
+    (forgery.folder / "scores.parquet").unlink()
+    report = forgery.verify('minimum_power = 0.8\nverdicts = ["consistent"]\n')
+    assert report.verdict == "inconclusive" and report.exit_code == 1 and report.power_lower is None
+    assert forgery.verify().exit_code == 2
