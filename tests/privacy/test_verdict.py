@@ -72,3 +72,42 @@ def test_status_of_a_recorded_finding_is_never_ignored() -> None:
             finding_status(row)
     with pytest.raises(InvalidValue):
         Finding(name="x", status="Violated", claim="", text="")
+
+
+def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tolerances used to stand here: a claim of 3 with 3.0000005 accounted passed the audit alone."""
+    import numpy as np
+
+    import dpaudit.runs.prepare as prepare
+    from dpaudit import PrivacyRefusal
+    from dpaudit.auditing import audit, design
+    from dpaudit.certificates.verdict import derive_verdict
+    from dpaudit.runs.config import parse_config
+    from tests.runs.run_helpers import small_config
+
+    plan = design(100, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    coins = np.arange(100) % 2
+    config = parse_config(small_config(), "c.toml")
+    for accounted, above in ((3.0, False), (3.0 * (1 + 1e-10), False), (3.0000005, True), (3.1, True)):
+        result = audit(
+            [str(i) for i in range(100)], coins + 0.01 * np.arange(100), coins, plan, accounted_upper=accounted
+        )
+        assert any(f.status == "accounting_mismatch" for f in result.findings) == above
+        verdict = derive_verdict(
+            claim_epsilon=3.0,
+            epsilon_upper=accounted,
+            missing=[],
+            mismatches=[],
+            audit=None,
+            audit_faults=[],
+            findings=[],
+            run_status="complete",
+        )
+        assert (verdict.name == "accounting_mismatch") == above
+        monkeypatch.setattr(prepare, "account_for", lambda *_, a=accounted, **__: (guarantee("prv", a),))
+        try:
+            prepare.refuse_overspending(config, None)  # type: ignore[arg-type]  # the ledger is not read
+            refused = False
+        except PrivacyRefusal:
+            refused = True
+        assert refused == above

@@ -72,3 +72,25 @@ def test_mlflow_local_store(certificate: dict[str, Any], tmp_path: Path, monkeyp
     names = {a.path for a in client.list_artifacts(run_id, "dpaudit")}
     assert {"dpaudit/certificate.json", "dpaudit/report.html", "dpaudit/figures"} <= names
     assert log_to_mlflow(certificate, tracking_uri=uri, run_id=run_id) == run_id
+
+
+def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: dict[str, Any]) -> None:
+    """An audit whose coins do not open their commitment used to lend privacy.json its bound."""
+    from dpaudit.certificates.lower_bound import usable_lower
+    from dpaudit.certificates.verdict import MEANING
+    from dpaudit.reports import render_report
+
+    found = usable_lower(certificate["predicate"])
+    assert found is not None
+    value = json.loads(privacy_json(certificate))
+    assert value["epsilon_lower"] == found.epsilon_lower and value["confidence"] == 0.95
+    assert value["epsilon_lower_at_verdict"] <= value["epsilon_lower"]
+    assert "| Attack |" in model_card(certificate)
+    broken = json.loads(json.dumps(certificate))
+    body = broken["predicate"]
+    body["audit"]["canaries"][0][1] ^= 1
+    fault = "the canaries' coins do not match the commitment made before training"
+    for name in ("invalid_audit", "violated"):  # a graver verdict may stand above the fault
+        body["verdict"] = {"name": name, "reasons": ["a witness", fault], "meaning": MEANING[name]}
+        assert usable_lower(body) is None and json.loads(privacy_json(broken))["epsilon_lower"] is None
+        assert "| Attack |" not in model_card(broken) and "by attack" not in render_report(broken)
