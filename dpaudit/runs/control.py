@@ -7,7 +7,7 @@ how often this attack, with this number of guesses, would convict a run whose no
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from dpaudit.runs.publish import canary_scores
 from dpaudit.runs.records import Records
 from dpaudit.runs.sources import load_model
 from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.files import write_atomically
 from dpaudit.storage.run_folder import RunFolder, read_json
 
 if TYPE_CHECKING:
@@ -166,11 +167,9 @@ def _write(path: Path, made: Sequence[_Scored], binding: ControlBinding) -> None
     for name, cells in control_columns(binding, fault=FAULT, rows=len(rows)).items():
         columns[name] = pa.array(cells, pa.string()).dictionary_encode()
     table = pa.table(columns)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def binding_of_run(folder: RunFolder, config_sha256: str) -> ControlBinding:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pickle
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import RunInterrupted, StorageFailed
+from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
 from dpaudit.runs.config import Config
-from dpaudit.runs.prepare import Prepared, open_journal
+from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
 from dpaudit.runs.records import Records
+from dpaudit.runs.resume import refuse_lost_steps, whole_run
 from dpaudit.runs.sources import load_model
+from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
-    from dpaudit.trainers import PrivacyPlan
+    from dpaudit.trainers import TrainingStopped
+    from dpaudit.trainers.stopping import Interruption
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,17 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     """Run or continue the training phase to the planned number of counted steps.
 
     After a crash the steps counted since the last checkpoint are lost to the model but stay charged: the run
-    continues from the checkpoint with the steps that remain, so that the ledger never exceeds the plan.
+    continues from the checkpoint with the steps that remain, so that the ledger never exceeds the plan. Ctrl-C or
+    SIGTERM finishes the step, saves and raises :class:`RunInterrupted`.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the ledger holds fewer steps than the checkpoint knows of.
+    PrivacyRefusal
+        When ledger and remaining plan are above the claim.
+    StorageFailed
+        When a file could not be written; what ran is saved first.
     """
     import torch
 
@@ -126,43 +136,121 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     model = load_model(config, prepared.base, classes=prepared.public.classes)
     before = public_quality(prepared, model)
     model = select_trainable(model, config)
+    checkpoint = read_checkpoint(prepared.folder.checkpoint)
+    refuse_lost_steps(prepared.folder, checkpoint)
+    load_weights(prepared.folder.checkpoint, checkpoint, model)
     with open_journal(prepared) as journal:
-        return _continue(prepared, model, journal, before, advance)
+        return _continue(prepared, model, journal, checkpoint, before, advance)
 
 
 def _continue(
-    prepared: Prepared, model: Any, journal: DiskJournal, before: float, advance: Callable[[int], None]
+    prepared: Prepared,
+    model: Any,
+    journal: DiskJournal,
+    checkpoint: Checkpoint,
+    before: float,
+    advance: Callable[[int], None],
 ) -> Fitted:
-    config = prepared.config
-    state = _restore(prepared, model)
-    counted = journal.ledger().steps
-    lost = counted - int(state["steps"])
+    from dpaudit.trainers.stopping import finish_the_step
+
+    config, planned = prepared.config, sum(plan.steps for plan in prepared.plans)
+    counted = journal.steps
+    lost = counted - checkpoint.steps
     advance(counted)
-    if counted < sum(plan.steps for plan in prepared.plans):
-        check_sensitivity(prepared, model)
-    records, statuses = private_records(prepared), set(state["statuses"])
-    optimizer_state, start = state["optimizer"], 0
-    for index, plan in enumerate(prepared.plans):
-        done = min(max(counted - start, 0), plan.steps)
-        while done < plan.steps:
-            stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
-            run = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
-            status, optimizer_state = run(
-                prepared, model, records, plan, index, journal, done, stop, optimizer_state, advance
-            )
-            statuses.add(status)
-            done = stop
-            _save(prepared, model, optimizer_state, start + done - lost, lost, sorted(statuses))
-        start += plan.steps
+    file = CheckpointFile(prepared.folder.checkpoint)
+    statuses = set(checkpoint.statuses)
+    try:
+        if counted < planned:
+            if counted:
+                refuse_overspending(config, whole_run(journal.ledger(), prepared.plans), counted=counted)
+            # Beside the weights: AdamW's two fp32 moments, or a stage's fp32 anchor.
+            file.reserve(model, bytes_per_number=4 if config.privacy.method == "dp-zoso" else 8)
+            check_sensitivity(prepared, model)
+            with finish_the_step() as told:
+                for segment in _segments(prepared, model, journal, checkpoint.optimizer, advance, told):
+                    statuses.add(segment.status)
+                    _keep(file, journal, model, segment, segment.steps - lost, statuses)
+                    if told.signal is not None:
+                        raise RunInterrupted(
+                            f"stopped by {told.name} after {segment.steps} of {planned} private steps, which are saved;"
+                            " run the same command again to go on.",
+                            told.signal,
+                        )
+                    if segment.steps < planned:
+                        file.reserve_next()
+    finally:
+        file.give_back()
     model = merged(model).eval()
     return Fitted(
         model=model,
         status="test" if "test" in statuses else "completed",
-        steps_counted=journal.ledger().steps,
+        steps_counted=journal.steps,
         steps_lost=lost,
         heldout_before=before,
         heldout_after=public_quality(prepared, model),
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """What ran between two checkpoints."""
+
+    status: str
+    steps: int
+    """Steps of the run so far, counted from its first."""
+    state: Any
+    """What the next segment continues from."""
+    failure: TrainingStopped | None = None
+    """Why it ended early, when a file could not be written."""
+
+
+def _segments(
+    prepared: Prepared,
+    model: Any,
+    journal: DiskJournal,
+    state: Any,
+    advance: Callable[[int], None],
+    told: Interruption,
+) -> Iterator[Segment]:
+    """Run what is left of every stage, a checkpoint's share at a time."""
+    config, start, counted = prepared.config, 0, journal.steps
+    records = private_records(prepared)
+    run = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
+    log = StepsLog(prepared.folder.steps_log)
+
+    def after_step(report: Any) -> bool:
+        log.write(report.step, report.private)
+        advance(1)
+        return told.signal is not None
+
+    for index, plan in enumerate(prepared.plans):
+        done = min(max(counted - start, 0), plan.steps)
+        while done < plan.steps:
+            stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
+            segment = run(prepared, model, records, index, journal, (done, stop), state, after_step)
+            done, state = segment.steps, segment.state
+            yield dataclasses.replace(segment, steps=start + done)
+        start += plan.steps
+
+
+def _keep(
+    file: CheckpointFile, journal: DiskJournal, model: Any, segment: Segment, steps: int, statuses: set[str]
+) -> None:
+    """Save what ran; when a file could not be written, save it all the same and then say so."""
+    if segment.failure is not None:
+        file.let_go()
+    file.write(
+        Checkpoint(
+            steps=steps,
+            counted=journal.steps,
+            head=journal.head,
+            statuses=tuple(sorted(statuses)),
+            model=model.state_dict(),
+            optimizer=segment.state,
+        )
+    )
+    if segment.failure is not None:
+        raise StorageFailed(f"{segment.failure} (The {steps} steps in the model are saved.)") from segment.failure
 
 
 def check_sensitivity(prepared: Prepared, model: Any) -> None:
@@ -204,93 +292,40 @@ def _first_order(
     prepared: Prepared,
     model: Any,
     records: list[dict[str, Any]],
-    plan: PrivacyPlan,
     index: int,
     journal: DiskJournal,
-    done: int,
-    stop: int,
+    span: tuple[int, int],
     optimizer_state: Any,
-    advance: Callable[[int], None],
-) -> tuple[str, Any]:
-    from dpaudit.trainers import OptimizerSettings, train
+    after_step: Callable[[Any], bool],
+) -> Segment:
+    from dpaudit.trainers import OptimizerSettings, TrainingStopped, train
 
-    options = prepared.config.optimizer
-    log = _PrivateLog(prepared.folder.private / "steps.jsonl")
-
-    def callback(report: Any) -> None:
-        log.write(report.step, report.private)
-        advance(1)
-
-    result = train(
-        model,
-        records,
-        dataclasses.replace(plan, steps=stop),
-        collate=collator(prepared),
-        loss_fn=loss_function(prepared),
-        journal=journal,
-        optimizer=OptimizerSettings(
-            algorithm="adamw",
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            warmup_steps=options.warmup_steps,
-        ),
-        physical_batch_size=options.physical_batch_size,
-        callback=callback,
-        start_step=done,
-        optimizer_state=optimizer_state,
-    )
-    return result.status, result.optimizer_state
+    options, failure = prepared.config.optimizer, None
+    try:
+        result = train(
+            model,
+            records,
+            dataclasses.replace(prepared.plans[index], steps=span[1]),
+            collate=collator(prepared),
+            loss_fn=loss_function(prepared),
+            journal=journal,
+            optimizer=OptimizerSettings(
+                algorithm="adamw",
+                learning_rate=options.learning_rate,
+                weight_decay=options.weight_decay,
+                warmup_steps=options.warmup_steps,
+            ),
+            physical_batch_size=options.physical_batch_size,
+            callback=after_step,
+            start_step=span[0],
+            optimizer_state=optimizer_state,
+        )
+    except TrainingStopped as stopped:
+        result, failure = stopped.result, stopped
+    return Segment(status=result.status, steps=result.steps, state=result.optimizer_state, failure=failure)
 
 
-def _zeroth_order(*arguments: Any) -> tuple[str, Any]:
+def _zeroth_order(*arguments: Any) -> Segment:
     from dpaudit.runs.fit_zeroth_order import segment
 
     return segment(*arguments)
-
-
-class _PrivateLog:
-    """Realised batch sizes and mean losses, which are private."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, step: int, private: Any) -> None:
-        losses = private.losses
-        row = {
-            "step": step,
-            "batch_size": len(losses),
-            "mean_loss": float(losses.mean()) if len(losses) else None,
-        }
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _restore(prepared: Prepared, model: Any) -> dict[str, Any]:
-    """Load the last checkpoint, or the state of a run that has not begun."""
-    import torch
-
-    path = prepared.folder.checkpoint
-    if not path.exists():
-        return {"steps": 0, "optimizer": None, "statuses": []}
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        model.load_state_dict(state.pop("model"))
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise InvalidEvidence(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); restore it, or start a new run folder."
-        ) from error
-    return state
-
-
-def _save(prepared: Prepared, model: Any, optimizer: Any, steps: int, lost: int, statuses: list[str]) -> None:
-    """Write a checkpoint atomically; it holds neither noise nor sampler state."""
-    import torch
-
-    path = prepared.folder.checkpoint
-    temporary = path.with_name(path.name + ".tmp")
-    state = {"model": model.state_dict(), "optimizer": optimizer, "steps": steps, "statuses": statuses}
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

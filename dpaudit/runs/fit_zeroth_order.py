@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpaudit.runs.checkpoint import CheckpointFile
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
+    from dpaudit.runs.fit import Segment
     from dpaudit.trainers import PrivacyPlan
     from dpaudit.trainers.zeroth_order.directions import Directions
     from dpaudit.trainers.zeroth_order.stages import ZOStage
-
-LOG_NAME = "zo_log.jsonl"
 
 
 def stages_of(config: Config, plans: Sequence[PrivacyPlan]) -> tuple[ZOStage, ...]:
@@ -47,51 +47,47 @@ def segment(
     prepared: Prepared,
     model: Any,
     records: list[dict[str, Any]],
-    plan: PrivacyPlan,
     index: int,
     journal: DiskJournal,
-    done: int,
-    stop: int,
+    span: tuple[int, int],
     state: Any,
-    advance: Callable[[int], None],
-) -> tuple[str, Any]:
-    """Run stage ``index`` from step ``done`` up to ``stop``; returns the status and the state for the next segment.
+    after_step: Callable[[Any], bool],
+) -> Segment:
+    """Run stage ``index`` from step ``span[0]`` up to ``span[1]``.
 
     The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
     """
-    from dpaudit.runs.fit import _PrivateLog, collator, loss_function
+    from dpaudit.runs.fit import Segment, collator, loss_function
+    from dpaudit.trainers import TrainingStopped
     from dpaudit.trainers.zeroth_order.log import ZOLogWriter
     from dpaudit.trainers.zeroth_order.stages import ZOPlan
     from dpaudit.trainers.zeroth_order.tasks import fixed_length
     from dpaudit.trainers.zeroth_order.train import zo_train
 
-    config = prepared.config
-    stages = ZOPlan(stages_of(config, prepared.plans))
-    # Public, and of this run alone: two runs on the same records do not share directions.
-    directions = directions_of(config, str(prepared.audit_plan.coin_commitment))
-    private_log = _PrivateLog(prepared.folder.private / "steps.jsonl")
-
-    def callback(report: Any) -> None:
-        private_log.write(report.step, report.private)
-        advance(1)
-
-    log = ZOLogWriter(prepared.folder.release / LOG_NAME)
+    config, failure = prepared.config, None
+    log = ZOLogWriter(prepared.folder.zeroth_order_log)
     try:
         result = zo_train(
             model,
             records,
-            stages,
+            ZOPlan(stages_of(config, prepared.plans)),
             collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
             loss_fn=loss_function(prepared),
             journal=journal,
-            directions=directions,
+            # Public, and of this run alone: two runs on the same records do not share directions.
+            directions=directions_of(config, str(prepared.audit_plan.coin_commitment)),
             log=log,
             physical_batch_size=config.optimizer.physical_batch_size,
-            callback=callback,
-            start=(index, done),
-            stop=(index, stop),
+            callback=after_step,
+            start=(index, span[0]),
+            stop=(index, span[1]),
             state=state,
         )
+    except TrainingStopped as stopped:
+        result, failure = stopped.result, stopped
+        CheckpointFile(prepared.folder.checkpoint).let_go()  # room for the lines that the log still owes
+        log.flush()
     finally:
         log.close()
-    return result.status, result.state
+    steps = span[0] + sum(stage.steps for stage in result.stages)
+    return Segment(status=result.status, steps=steps, state=result.state, failure=failure)

@@ -4,12 +4,14 @@ noise, so they stay in ``private/``."""
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpaudit.runs.config import Config
 from dpaudit.runs.records import Records
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def hold_out_records(config: Config, folder: RunFolder, records: Records) -> Spl
         return None
     from dpaudit.attacks import draw_nonce, hold_out, holdout_ids, read_holdout, unique_records, write_holdout
 
-    path = folder.private / "holdout.secret.parquet"
+    path = folder.holdout
     if path.exists():
         holdout, ids = read_holdout(path)
     else:
@@ -74,9 +76,11 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
         attack="loss-residual on real records",
     )
     result = audit(split.ids, scores, split.coins, plan)
-    np.savez(prepared.folder.private / "holdout_scores.npz", scores=scores, coins=split.coins)
+    buffer = io.BytesIO()
+    np.savez(buffer, scores=scores, coins=split.coins)
+    write_atomically(prepared.folder.private / "holdout_scores.npz", buffer.getvalue(), mode=PRIVATE_MODE)
     write_json(
-        prepared.folder.private / "membership.json",
+        prepared.folder.membership,
         {
             "candidates": len(split.ids),
             "guesses": result.guesses,
@@ -85,6 +89,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
             "confidence": result.confidence,
             "ceiling": result.ceiling,
         },
+        mode=PRIVATE_MODE,
     )
 
 

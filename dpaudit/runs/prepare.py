@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import hmac
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +13,12 @@ from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
+from dpaudit.runs.data_commitment import commit_data, same_data
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
 from dpaudit.runs.records import Records, private_and_public, refuse_empty
+from dpaudit.runs.resume import discard_preparation, drew_private_records
 from dpaudit.runs.sources import load_tokenizer
-from dpaudit.storage.commitment import canonical_json, sha256_file
+from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.storage.run_folder import RunFolder, read_json, write_json
 
@@ -136,50 +134,33 @@ def stage_steps(config: Config) -> list[int]:
 def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
     """Fix everything, or read back what an interrupted run had fixed.
 
-    The order of writing is the order of commitment: secret canaries, audit plan, first line of the ledger.
+    The order of writing is the order of commitment: secret canaries, audit plan, first line of the ledger. A run that
+    drew no private record is prepared anew when its data were corrected.
+
+    Raises
+    ------
+    PrivacyRefusal
+        When the plan is above the claim, or the private data are not those that the run began with.
     """
-    import numpy as np
-
-    from dpaudit.attacks import commit, draw_nonce, flip_coins, read_secret, write_secret
-    from dpaudit.auditing import AuditPlan, design
-
     private, public = private_and_public(config, base)
     refuse_empty(config.data, private, public)
     tokenizer = load_tokenizer(config, base)
     warn_of_large_delta(config.claim.delta, public_size(config))
     plans = make_plans(config, public_size(config))
     refuse_overspending(config, planned_ledger(plans))
-    if folder.audit_plan.exists():
-        plan = AuditPlan.from_dict(read_json(folder.audit_plan))
-        secret = read_secret(folder.canaries)
-        if secret.commitment != plan.coin_commitment:
-            raise InvalidEvidence(
-                f"{folder.canaries} does not match the commitment in audit_plan.json; restore the file or start anew."
+    if folder.audit_plan.exists() and not same_data(folder, private):
+        if drew_private_records(folder):
+            raise PrivacyRefusal(
+                f"the private data of data.path={config.data.path!r} are not those that the run in {folder.root} began"
+                " with; restore them, or start a new run folder."
             )
+        discard_preparation(folder)
+    if folder.audit_plan.exists():
+        plan, secret = _read_back(folder)
         split = hold_out_records(config, folder, private)
     else:
-        canaries = make_canaries(config, tokenizer, public)
-        refuse_unencodable(config, canaries)
-        nonce, coins = draw_nonce(), flip_coins(config.canaries.count)
-        commitment = commit(canaries, coins, nonce, config.canaries.copies).commitment
-        ledger = planned_ledger(plans)
-        plan = design(
-            config.canaries.count,
-            config.claim.epsilon,
-            config.claim.delta,
-            config.audit.alpha,
-            config.canaries.copies,
-            relation=config.claim.relation,
-            unit=config.claim.unit,
-            attack=config.audit.attack,
-            attack_parameters={"canaries": canaries.generator, "generator_digest": canaries.generator_digest},
-            group_claim=group_claim(config, ledger),
-            coin_commitment=commitment,
-        )
-        secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
-        split = hold_out_records(config, folder, private)
-        commit_data(config, folder, private)
-        write_json(folder.audit_plan, plan.to_dict())
+        folder.holdout.unlink(missing_ok=True)  # of a preparation that did not come to its end
+        plan, secret, split = _fix(config, folder, plans, private, make_canaries(config, tokenizer, public))
     return Prepared(
         config=config,
         base=base,
@@ -192,6 +173,49 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         tokenizer=tokenizer,
         split=split,
     )
+
+
+def _read_back(folder: RunFolder) -> tuple[AuditPlan, Secret]:
+    from dpaudit.attacks import read_secret
+    from dpaudit.auditing import AuditPlan
+
+    plan = AuditPlan.from_dict(read_json(folder.audit_plan))
+    secret = read_secret(folder.canaries)
+    if secret.commitment != plan.coin_commitment:
+        raise InvalidEvidence(
+            f"{folder.canaries} does not match the commitment in audit_plan.json; restore the file or start anew."
+        )
+    return plan, secret
+
+
+def _fix(
+    config: Config, folder: RunFolder, plans: tuple[PrivacyPlan, ...], private: Records, canaries: CanarySet
+) -> tuple[AuditPlan, Secret, Split | None]:
+    import numpy as np
+
+    from dpaudit.attacks import commit, draw_nonce, flip_coins, write_secret
+    from dpaudit.auditing import design
+
+    refuse_unencodable(config, canaries)
+    nonce, coins = draw_nonce(), flip_coins(config.canaries.count)
+    plan = design(
+        config.canaries.count,
+        config.claim.epsilon,
+        config.claim.delta,
+        config.audit.alpha,
+        config.canaries.copies,
+        relation=config.claim.relation,
+        unit=config.claim.unit,
+        attack=config.audit.attack,
+        attack_parameters={"canaries": canaries.generator, "generator_digest": canaries.generator_digest},
+        group_claim=group_claim(config, planned_ledger(plans)),
+        coin_commitment=commit(canaries, coins, nonce, config.canaries.copies).commitment,
+    )
+    secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
+    split = hold_out_records(config, folder, private)
+    commit_data(config, folder, private)
+    write_json(folder.audit_plan, plan.to_dict())
+    return plan, secret, split
 
 
 def open_journal(prepared: Prepared) -> DiskJournal:
@@ -216,8 +240,8 @@ def account_for(config: Config, ledger: Ledger, *, group_size: int = 1) -> tuple
     )
 
 
-def refuse_overspending(config: Config, ledger: Ledger) -> None:
-    """Refuse a plan whose own accountants put it above the claim, before the first step."""
+def refuse_overspending(config: Config, ledger: Ledger, *, counted: int = 0) -> None:
+    """Refuse a ledger whose accountants put it above the claim, before the next step; ``counted`` steps are taken."""
     upper = smallest_upper(account_for(config, ledger))
     if upper is None:
         raise PrivacyRefusal(
@@ -225,6 +249,12 @@ def refuse_overspending(config: Config, ledger: Ledger) -> None:
             " supports the claim; add 'prv', 'pld', 'rdp' or 'gdp'."
         )
     if exceeds(upper, config.claim.epsilon):
+        if counted:
+            raise PrivacyRefusal(
+                f"the {counted} steps in the ledger and the {ledger.steps - counted} still planned have epsilon <="
+                f" {upper_text(upper)} at delta={config.claim.delta:g}, above claim.epsilon={config.claim.epsilon:g};"
+                " this run cannot be continued: start a new run folder."
+            )
         raise PrivacyRefusal(
             f"the planned run has epsilon <= {upper_text(upper)} at delta={exact_text(config.claim.delta)}, above"
             f" claim.epsilon={exact_text(config.claim.epsilon)}; raise privacy.noise_multiplier (or leave it"
@@ -294,21 +324,3 @@ def refuse_unencodable(config: Config, canaries: CanarySet) -> None:
             f"canaries.count={config.canaries.count} could not be made: {len(canaries)} different public texts are not"
             f" longer than data.max_length={config.data.max_length} tokens; raise data.max_length, or lower the count."
         )
-
-
-def commit_data(config: Config, folder: RunFolder, private: Records) -> None:
-    """Commit the private data set by HMAC under a key that stays in ``private/``, as does the number of records."""
-    key = secrets.token_bytes(32)
-    path = folder.private / "data.key"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(key)
-    content = canonical_json({"texts": list(private.texts), "labels": private.labels})
-    write_json(
-        folder.private / "data_commitment.json",
-        {
-            "hmac_sha256": hmac.new(key, content, hashlib.sha256).hexdigest(),
-            # Of the private records only the declared number is ever published.
-            "records": len(private),
-            "public_size": config.privacy.public_size,
-        },
-    )

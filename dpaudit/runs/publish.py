@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpaudit import Guarantee, Ledger
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, StorageFailed
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.files import write_atomically
 from dpaudit.storage.journal import JournalRecord, read_journal
 from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, read_json
 
@@ -32,10 +33,14 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
 
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except Exception as error:  # safetensors and tokenizers have their own errors for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageFailed.of(folder, error) from error
     return folder_digests(folder)
 
 
@@ -68,11 +73,9 @@ def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str
             "attack": pa.array([attack] * len(ids), pa.string()),
         }
     )
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_scores(path: Path) -> dict[str, float]:
@@ -176,6 +179,8 @@ def _evidence(
     deviations = (
         [f"{facts['steps_lost']} steps were charged whose update a crash lost."] if facts.get("steps_lost") else []
     )
+    if "public_size" not in record.config.get("privacy", {}):
+        deviations.append("q, σ and the normaliser derive from the exact number of private records, which they tell.")
     deviations += ledger_deviations(journal.reasons)
     return CertificateEvidence(
         claim=Claim(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.cli.common import progress, quiet_transformers
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
@@ -13,6 +14,8 @@ from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
+from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
+from dpaudit.storage.files import PRIVATE_MODE
 from dpaudit.storage.run_folder import (
     RunFolder,
     RunRecord,
@@ -45,8 +48,22 @@ def begin(config: Config, base: Path, out: Path) -> Job:
         return Job(folder=folder, config=config, base=base, record=update_record(folder, new_record(value)))
     record = read_record(folder)
     if dict(record.config) != value:
-        raise InvalidValue(f"run folder {out} holds a run of another configuration; give another --out.")
+        record = _corrected(folder, record, value)
     return Job(folder=folder, config=config, base=base, record=record)
+
+
+def _corrected(folder: RunFolder, record: RunRecord, value: dict[str, Any]) -> RunRecord:
+    """Take another configuration while no private record was drawn; afterwards refuse it by its keys."""
+    with folder.locked():
+        if drew_private_records(folder):
+            keys = differing_keys(record.config, value)
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise InvalidValue(
+                f"run folder {folder.root} holds a run of another configuration ({'; '.join(keys[:3])}{more}); give the"
+                " configuration it began with, or another --out."
+            )
+        discard_preparation(folder)
+        return update_record(folder, new_record(value))
 
 
 def reopen(root: Path) -> Job:
@@ -54,7 +71,8 @@ def reopen(root: Path) -> Job:
     folder = RunFolder.open(root)
     record = read_record(folder)
     base = Path(str(record.facts.get("base", root)))
-    return Job(folder=folder, config=parse_config(dict(record.config), str(folder.record)), base=base, record=record)
+    value = declared_configuration(record.config, record.facts)
+    return Job(folder=folder, config=parse_config(value, str(folder.record)), base=base, record=record)
 
 
 def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) -> Job:
@@ -107,10 +125,19 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
             score_real_records(prepared, fitted.model, base_model)
             write_scores(folder.scores, prepared.secret.ids, scores, job.config.audit.attack)
             record = update_record(folder, record, status="attacked")
-        except (DpauditError, OSError) as error:
-            update_record(folder, record, error=str(error))
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # the disk that refused may refuse this as well
+                update_record(folder, record, error=_told(error))
             raise
     return dataclasses.replace(job, record=record)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, DpauditError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped at once, before the step was finished"
+    return f"{type(error).__name__}: {error}"
 
 
 def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lambda note: None) -> None:
@@ -144,7 +171,7 @@ def examine_phase(job: Job, *, budget: str = "1min") -> None:
     quiet_transformers()
     with job.folder.locked():
         found = examine_configuration(job.config, job.base, budget=budget)
-        write_json(job.folder.private / "examination.json", plain(found.to_dict()))
+        write_json(job.folder.private / "examination.json", plain(found.to_dict()), mode=PRIVATE_MODE)
         payload = {
             "schema": "dpaudit.examination/1",
             "findings": findings_for_certificate(found),

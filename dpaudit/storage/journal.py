@@ -231,6 +231,9 @@ class DiskJournal:
     ) -> None:
         try:
             self.seal("finished" if kind is None else "interrupted")
+        except StorageFailed:
+            if error is None:  # otherwise the first failure is the one to tell: the open record counts the steps
+                raise
         finally:
             self.close()
 

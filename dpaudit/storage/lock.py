@@ -59,7 +59,7 @@ def _locked(path: Path, what: str) -> int:
         except BlockingIOError as error:
             os.close(handle)
             raise InvalidValue(
-                f"{what} is in use by another process, or by another journal of this one; wait for it to end, or close"
+                f"{what} is in use by another process, or by another holder in this one; wait for it to end, or close"
                 " it."
             ) from error
         except OSError as error:

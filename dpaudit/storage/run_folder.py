@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -22,7 +21,8 @@ from typing import Any
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
-from dpaudit.storage.files import write_atomically
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
+from dpaudit.storage.lock import FileLock
 
 RUN_SCHEMA = "dpaudit.run/1"
 STATUSES = ("planned", "training", "trained", "attacked", "certified", "failed")
@@ -60,6 +60,44 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Last checkpoint, for resuming."""
         return self.private / "checkpoint.pt"
+
+    @property
+    def steps_log(self) -> Path:
+        """Realised batch and mean loss of every step."""
+        return self.private / "steps.jsonl"
+
+    @property
+    def data_key(self) -> Path:
+        """Key of the commitment to the private data."""
+        return self.private / "data.key"
+
+    @property
+    def data_commitment(self) -> Path:
+        """Commitment to the private data, and their number."""
+        return self.private / "data_commitment.json"
+
+    @property
+    def holdout(self) -> Path:
+        """Real records put to a coin, with the coins."""
+        return self.private / "holdout.secret.parquet"
+
+    @property
+    def membership(self) -> Path:
+        """What an audit of real records found."""
+        return self.private / "membership.json"
+
+    @property
+    def prepared(self) -> tuple[Path, ...]:
+        """What is written before the first private step and beside the ledger."""
+        return (
+            *(self.canaries, self.holdout, self.data_key, self.data_commitment, self.audit_plan, self.zeroth_order_log),
+            *(self.control_scores, self.examination, self.private / "examination.json"),
+        )
+
+    @property
+    def zeroth_order_log(self) -> Path:
+        """Released numbers of a zeroth-order run."""
+        return self.release / "zo_log.jsonl"
 
     @property
     def audit_plan(self) -> Path:
@@ -125,14 +163,18 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run folder for one process at a time."""
-        with (self.private / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InvalidValue(
-                    f"run folder {self.root} is in use by another process; wait for it to end."
-                ) from error
+        lock = FileLock(self.private / ".lock", what=f"run folder {self.root}")
+        try:
             yield
+        finally:
+            self.keep_private()
+            lock.release()
+
+    def keep_private(self) -> None:
+        """Take the group's and others' permissions from every file in ``private/``, also from those of a library."""
+        for path in self.private.rglob("*"):
+            if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o077:
+                path.chmod(PRIVATE_MODE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,10 +260,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> str:
+def write_json(path: Path, value: Mapping[str, Any], *, mode: int | None = None) -> str:
     """Write canonical JSON atomically; returns the SHA-256 of the file's bytes."""
     content = canonical_json(dict(value)) + b"\n"
-    write_atomically(path, content)
+    write_atomically(path, content, mode=mode)
     return sha256_bytes(content)
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     if child == 0:
         held = FileLock(path, what="it")
         os.write(tell, b"x")
-        os.read(ready, 2)  # never comes
+        signal.pause()  # until it is killed
         os._exit(held is None)
     os.read(ready, 1)
     assert taken(path)

@@ -92,9 +92,21 @@ class ZOLogWriter:
         self._append({"step": entry.step, "g": list(entry.values)})
 
     def rewind(self, steps: int) -> None:
-        """Say that the weights went back to the state after ``steps`` updates (a checkpoint was restored)."""
-        if self.value().steps > steps:
+        """Say that the weights went back to the state after ``steps`` updates (a checkpoint was restored).
+
+        Raises
+        ------
+        InvalidEvidence
+            When the file holds fewer updates than stand in the weights: it would not rebuild them.
+        """
+        logged = self.value().steps
+        if logged > steps:
             self._append({"rewind": steps})
+        elif logged < steps and self.path is not None:
+            raise InvalidEvidence(
+                f"log {self.path} holds {logged} updates and the checkpoint {steps}, so that it would not rebuild the"
+                " weights; restore the log, or start a new run."
+            )
 
     def value(self) -> ZOLog:
         """What was written so far."""
