@@ -41,7 +41,7 @@ def compare_page(payload: Mapping[str, Any]) -> str:
         best=tightest(results),
         least=_least(results),
         spread=_spread(results),
-        loose=[r for r in results if not r.get("rigorous")],
+        loose=[r for r in results if not r.get("rigorous") and r.get("epsilon_estimate") is not None],
         summary=payload.get("summary", ""),
         stages=[STAGE_DEFAULTS | dict(s) for s in payload.get("stages") or ()],
         drawings=drawings,
@@ -75,7 +75,8 @@ def exposure_page(payload: Mapping[str, Any]) -> str:
 
 def _blank(result: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("accountant", "epsilon_lower", "epsilon_upper", "epsilon_estimate", "rigorous", "seconds")
-    return {field: result.get(field) for field in fields}
+    refused = all(result.get(f"epsilon_{kind}") is None for kind in ("lower", "upper", "estimate"))
+    return {field: result.get(field) for field in fields} | {"refused": refused}
 
 
 def _least(results: list[Mapping[str, Any]]) -> float | None:

@@ -1,8 +1,12 @@
 """Accounting: certified bounds on ε from what a mechanism did. Pure functions of a ledger."""
 
-from dpaudit.accounting.account import BUILT_IN as BUILT_IN
+from dpaudit.accounting.account import Reply as Reply
 from dpaudit.accounting.account import account as account
 from dpaudit.accounting.account import epsilon_upper as epsilon_upper
+from dpaudit.accounting.account import replies as replies
+from dpaudit.accounting.accountant import Accountant as Accountant
+from dpaudit.accounting.accountant import Bounds as Bounds
+from dpaudit.accounting.accountant import Question as Question
 from dpaudit.accounting.calibrate import budget as budget
 from dpaudit.accounting.calibrate import calibrate as calibrate
 from dpaudit.accounting.calibrate import calibrate_noise_multiplier as calibrate_noise_multiplier
@@ -10,14 +14,15 @@ from dpaudit.accounting.calibrate import calibrate_sampling_probability as calib
 from dpaudit.accounting.calibrate import calibrate_split as calibrate_split
 from dpaudit.accounting.calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting.calibrate import stage_ledger as stage_ledger
+from dpaudit.accounting.clt import clt_mu as clt_mu
 from dpaudit.accounting.compare import Comparison as Comparison
 from dpaudit.accounting.compare import compare as compare
-from dpaudit.accounting.gdp import clt_mu as clt_mu
 from dpaudit.accounting.mu import GaussianDP as GaussianDP
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.prv.curves import Interval as Interval
 from dpaudit.accounting.prv.curves import delta_interval as delta_interval
 from dpaudit.accounting.prv.curves import epsilon_interval as epsilon_interval
+from dpaudit.accounting.registry import BUILT_IN as BUILT_IN
 from dpaudit.accounting.relations import ASSUMPTIONS as ASSUMPTIONS
 from dpaudit.accounting.relations import Charges as Charges
 from dpaudit.accounting.relations import charges as charges

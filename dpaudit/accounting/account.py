@@ -2,21 +2,92 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from dpaudit._version import __version__
-from dpaudit.accounting.relations import Charges, charges
+from dpaudit.accounting.accountant import Question
+from dpaudit.accounting.registry import accountant
 from dpaudit.accounting.tuning import Tuning
-from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 from dpaudit.privacy.guarantee import Guarantee
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.privacy.rounding import upper_text
 
-BUILT_IN = ("prv", "rdp", "pld", "gdp", "gdp-clt")
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What one accountant said: its guarantee, or the sentence with which it refused."""
+
+    accountant: str
+    guarantee: Guarantee | None = None
+    refused: str | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with the keys of ``dpaudit account --json``; ``refused`` is null where it answered."""
+        if self.guarantee is not None:
+            return self.guarantee.to_dict() | {"refused": None}
+        return {
+            "accountant": self.accountant,
+            "version": None,
+            "epsilon_lower": None,
+            "epsilon_upper": None,
+            "epsilon_estimate": None,
+            "rigorous": False,
+            "assumption": "",
+            "seconds": self.seconds,
+            "refused": self.refused,
+        }
+
+
+def replies(
+    ledger: Ledger,
+    *,
+    delta: float,
+    accountants: Sequence[str] = ("prv",),
+    group_size: int = 1,
+    assume: Collection[str] = (),
+    tuning: str | Tuning | None = None,
+    rtol: float | None = None,
+) -> tuple[Reply, ...]:
+    """Ask every accountant named for ε at δ; the refusal of one does not discard the answers of the others.
+
+    Parameters
+    ----------
+    ledger, delta, accountants, group_size, assume, tuning, rtol
+        As in :func:`account`.
+
+    Returns
+    -------
+    tuple of Reply
+        In the order asked for.
+
+    Raises
+    ------
+    InvalidValue
+        An argument is out of its bounds, or a name is no accountant's: a mistake of the caller, not of an accountant.
+    """
+    names = (accountants,) if isinstance(accountants, str) else tuple(accountants)
+    if not names:
+        raise InvalidValue("accountants=() asks nobody; name at least one accountant, such as 'prv'.")
+    question = Question(
+        ledger=ledger,
+        delta=delta,
+        group_size=group_size,
+        assume=tuple(assume),
+        tuning=Tuning.parse(tuning) if isinstance(tuning, str) else tuning,
+        rtol=rtol,
+    )
+    return tuple(_reply(name, question) for name in names)
+
+
+def _reply(name: str, question: Question) -> Reply:
+    start = time.perf_counter()
+    try:
+        return Reply(accountant=name, guarantee=accountant(name).epsilon(question))
+    except UnsupportedStage as error:
+        return Reply(accountant=name, refused=str(error), seconds=time.perf_counter() - start)
 
 
 def account(
@@ -27,9 +98,9 @@ def account(
     group_size: int = 1,
     assume: Collection[str] = (),
     tuning: str | Tuning | None = None,
-    rtol: float = 5e-3,
+    rtol: float | None = None,
 ) -> tuple[Guarantee, ...]:
-    """ε at δ of a ledger, one guarantee for each accountant named.
+    """ε at δ of a ledger, one guarantee for each accountant named; the first refusal is raised.
 
     Parameters
     ----------
@@ -46,8 +117,8 @@ def account(
         Explicit statements the ledger cannot make; see :func:`dpaudit.accounting.charges`.
     tuning : str or Tuning, optional
         Law of the number of runs when only the best is released; ``rdp`` only.
-    rtol : float
-        Relative width that ``prv`` aims at (or 1e-6 absolute).
+    rtol : float, optional
+        Relative width that ``prv`` aims at, 5e-3 where it is left out. An accountant of one-sided bounds has none.
 
     Returns
     -------
@@ -57,122 +128,33 @@ def account(
     Raises
     ------
     UnsupportedStage
-        An accountant cannot treat a stage; the message names it and the remedy.
+        An accountant cannot treat a stage or an option; the message names it and the remedy. :func:`replies` keeps the
+        answers of the others.
     """
-    validate.open_unit(delta=delta)
-    if isinstance(accountants, str):
-        accountants = (accountants,)
-    tuning = Tuning.parse(tuning) if isinstance(tuning, str) else tuning
-    results = []
-    for name in accountants:
-        start = time.perf_counter()
-        if name in BUILT_IN:
-            cost = charges(ledger, group_size=group_size, assume=assume)
-            found = _built_in(name, ledger, cost, delta, tuning, rtol)
-            version = __version__ if name.startswith(("prv", "gdp")) else _peer_version()
-            notes = [*cost.assumptions, *found.notes]
-            results.append(
-                Guarantee(
-                    accountant=name,
-                    version=version,
-                    delta=delta,
-                    relation=ledger.relation,
-                    group_size=group_size * ledger.max_records_per_unit,
-                    epsilon_lower=found.lower,
-                    epsilon_upper=found.upper,
-                    epsilon_estimate=found.estimate,
-                    rigorous=name != "gdp-clt",
-                    assumption="; ".join([cost.infinite] if cost.infinite else notes),
-                    seconds=time.perf_counter() - start,
-                )
-            )
-        else:
-            results.append(_plug_in(name)(ledger, delta, group_size))
-    return tuple(results)
+    found = replies(
+        ledger,
+        delta=delta,
+        accountants=accountants,
+        group_size=group_size,
+        assume=assume,
+        tuning=tuning,
+        rtol=rtol,
+    )
+    return answered(found, everyone=True)
 
 
-class _Found:
-    """What one built-in accountant found."""
+def answered(found: Sequence[Reply], *, everyone: bool = False) -> tuple[Guarantee, ...]:
+    """The guarantees among some replies.
 
-    __slots__ = ("estimate", "lower", "notes", "upper")
-
-    def __init__(
-        self,
-        upper: float | None = None,
-        lower: float | None = None,
-        estimate: float | None = None,
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.upper, self.lower, self.estimate, self.notes = upper, lower, estimate, tuple(notes)
-
-
-def _built_in(name: str, ledger: Ledger, cost: Charges, delta: float, tuning: Tuning | None, rtol: float) -> _Found:
-    if tuning is not None and name != "rdp":
-        raise UnsupportedStage(f"accountant {name!r} cannot charge for tuning; use accountant 'rdp'.")
-    match name:
-        case "rdp":
-            from dpaudit.accounting.rdp import rdp_epsilon
-
-            note = [] if tuning is None else [f"the number of tuning runs is {tuning.name} with mean {tuning.mean:g}"]
-            return _Found(rdp_epsilon(cost, ledger.relation, delta, tuning), notes=note)
-        case "pld":
-            from dpaudit.accounting.pld import pld_epsilon
-
-            return _Found(pld_epsilon(cost, ledger.relation, delta))
-        case "gdp-clt":
-            from dpaudit.accounting.gdp import clt_mu
-            from dpaudit.privacy.gaussian import gaussian_epsilon
-
-            mu = clt_mu(cost)
-            value = math.inf if math.isinf(mu) else gaussian_epsilon(mu, delta)
-            return _Found(estimate=value, notes=["a central-limit estimate, not a bound"])
-        case "gdp":
-            from dpaudit.accounting.gdp import exact_mu
-            from dpaudit.privacy.gaussian import gaussian_epsilon
-
-            exact = exact_mu(cost)
-            if exact is not None:
-                return _Found(
-                    math.inf if math.isinf(exact) else gaussian_epsilon(exact, delta),
-                    notes=[f"exact Gaussian DP with mu={upper_text(exact, 6)}"],
-                )
-            from dpaudit.accounting.mu import certified_mu
-
-            mu, _ = certified_mu(cost, delta)
-            return _Found(
-                gaussian_epsilon(mu, delta),
-                notes=[f"mu={upper_text(mu, 6)} certified for delta >= {delta:g} from the prv curve"],
-            )
-        case _:
-            from dpaudit.accounting.prv.curves import epsilon_interval
-
-            found = epsilon_interval(cost, delta, rtol=rtol)
-            notes = [] if cost.tight else ["no data set is known to attain this bound, so there is no lower one"]
-            return _Found(found.upper, lower=found.lower if cost.tight else None, notes=notes)
-
-
-def _peer_version() -> str:
-    from importlib.metadata import version
-
-    return f"{__version__} with dp-accounting {version('dp-accounting')}"
-
-
-PlugIn = Callable[[Ledger, float, int], Guarantee]
-
-
-def _plug_in(name: str) -> PlugIn:
-    """Load a plug-in accountant; one that cannot be loaded warns and counts as missing."""
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group="dpaudit.accountants"):
-        if entry.name != name:
-            continue
-        try:
-            loaded: PlugIn = entry.load()
-            return loaded
-        except Exception as error:  # a broken plug-in must not break the others
-            warnings.warn(f"accountant plug-in {name!r} cannot be loaded and is skipped: {error}", stacklevel=3)
-    raise InvalidValue(f"accountant {name!r} is unknown; choose one of {', '.join(BUILT_IN)} or install its plug-in.")
+    Raises
+    ------
+    UnsupportedStage
+        Nobody answered, or with ``everyone`` somebody did not; the message is the accountants' own.
+    """
+    refusals = [reply.refused for reply in found if reply.refused is not None]
+    if refusals and (everyone or len(refusals) == len(found)):
+        raise UnsupportedStage(refusals[0] if everyone else " ".join(dict.fromkeys(refusals)))
+    return tuple(reply.guarantee for reply in found if reply.guarantee is not None)
 
 
 def epsilon_upper(

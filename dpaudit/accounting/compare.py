@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accounting.account import BUILT_IN, account
-from dpaudit.accounting.gdp import clt_mu
-from dpaudit.accounting.rdp import rdp_epsilons
+from dpaudit.accounting.account import Reply, account, answered, replies
+from dpaudit.accounting.clt import clt_mu
+from dpaudit.accounting.rdp import rdp_curve
+from dpaudit.accounting.registry import BUILT_IN
 from dpaudit.accounting.relations import charges
 from dpaudit.accounting.tradeoff import epsilon_curve, first_steps, tradeoff_curve
 from dpaudit.privacy.errors import DpauditError
@@ -28,9 +29,18 @@ LOOSE = 1.02
 class Row:
     """One accountant's answer, or why it has none, and a sentence about it for this ledger."""
 
-    accountant: str
-    guarantee: Guarantee | None
+    reply: Reply
     remark: str
+
+    @property
+    def accountant(self) -> str:
+        """Name of the accountant."""
+        return self.reply.accountant
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Its answer; None where it refused."""
+        return self.reply.guarantee
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,19 +55,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value, schema ``dpaudit.compare/1``."""
-        results = []
-        for row in self.rows:
-            body: dict[str, Any] = {
-                "accountant": row.accountant,
-                "epsilon_lower": None,
-                "epsilon_upper": None,
-                "epsilon_estimate": None,
-                "rigorous": False,
-                "seconds": None,
-            }
-            if row.guarantee is not None:
-                body |= row.guarantee.to_dict()
-            results.append(body | {"remark": row.remark})
+        results = [row.reply.to_dict() | {"remark": row.remark} for row in self.rows]
         return {
             "schema": SCHEMA,
             "delta": self.delta,
@@ -90,29 +88,22 @@ def compare(
     empirical : sequence of (fpr, tpr)
         Points of an attack, carried into the trade-off figure.
     """
-    options: dict[str, Any] = {"group_size": group_size, "assume": assume}
-    found: dict[str, Guarantee | None] = {}
-    refused: dict[str, str] = {}
-    for name in accountants:
-        try:
-            (found[name],) = account(ledger, delta=delta, accountants=(name,), **options)
-        except DpauditError as error:
-            found[name], refused[name] = None, str(error)
-    certified = found.get("prv")
+    options: dict[str, Any] = {"group_size": group_size, "assume": tuple(assume)}
+    found = replies(ledger, delta=delta, accountants=accountants, **options)
+    answered(found)
+    certified = next((reply.guarantee for reply in found if reply.accountant == "prv"), None)
     if certified is None:
-        try:
-            (certified,) = account(ledger, delta=delta, **options)
-        except DpauditError:
-            certified = None
-    rows = tuple(Row(name, g, refused.get(name) or _remark(name, g, certified, ledger)) for name, g in found.items())
-    drawn = _curves(ledger, delta, options, empirical) if curves else {}
+        certified = replies(ledger, delta=delta, **options)[0].guarantee
+    rows = tuple(
+        Row(reply, _remark(reply.guarantee, certified) if reply.guarantee else str(reply.refused)) for reply in found
+    )
+    drawn = _curves(ledger, delta, options, empirical) if curves and certified is not None else {}
     return Comparison(ledger, delta, group_size * ledger.max_records_per_unit, rows, drawn)
 
 
-def _remark(name: str, found: Guarantee | None, certified: Guarantee | None, ledger: Ledger) -> str:
+def _remark(found: Guarantee, certified: Guarantee | None) -> str:
     """What an answer is worth for this ledger."""
-    assert found is not None
-    if name == "prv":
+    if found.accountant == "prv":
         if found.epsilon_upper == math.inf:
             return found.assumption
         return "certified: the true ε lies in this interval" if found.epsilon_lower is not None else found.assumption
@@ -129,18 +120,28 @@ def _remark(name: str, found: Guarantee | None, certified: Guarantee | None, led
         return f"wrong here: {short}; report this ledger"
     if not found.rigorous:
         if value > upper * LOOSE:
-            return f"an estimate, {value / upper:.2f} times the certified upper bound here; not a guarantee"
+            return f"an estimate, {_times(value, upper)} the certified upper bound here; not a guarantee"
+        if lower is None or value > lower * LOOSE:
+            return "an estimate near the certified upper bound; how near to the truth is not known; not a guarantee"
         return "close to the truth here, but an estimate and not a guarantee"
-    if upper > 0 and value > upper * LOOSE:
-        return f"valid but loose: {value / upper:.2f} times the certified upper bound"
+    if value > upper * LOOSE:
+        return f"valid but loose: {_times(value, upper)} the certified upper bound"
+    if lower is None or value > lower * LOOSE:
+        return "valid; how near to the truth is not known here"
     return "valid and tight here"
+
+
+def _times(value: float, upper: float) -> str:
+    return f"{value / upper:.2f} times" if upper > 0 else "above"
 
 
 def _curves(
     ledger: Ledger, delta: float, options: dict[str, Any], empirical: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
     """Series of the three figures; false-NEGATIVE rates in the trade-off."""
-    steps = epsilon_curve(ledger, delta, points=40, **options)
+    # A curve is many evaluations, so that it has fewer points where one takes long.
+    points = max(4, min(40, 800 // max(1, len(ledger.merged().stages))))
+    steps = epsilon_curve(ledger, delta, points=points, **options)
     estimate = _maybe(lambda: [_clt_epsilon(first_steps(ledger, n), delta, options) for n in steps.steps])
     certified = {"accountant": "prv", "rigorous": True}
     over_steps: list[dict[str, Any]] = [
@@ -148,13 +149,14 @@ def _curves(
     ]
     if estimate is not None:
         over_steps.append({"accountant": "gdp-clt", "rigorous": False, "epsilon_estimate": estimate})
-    deltas = [float(d) for d in np.geomspace(max(delta / 1e4, 1e-13), 0.1, 25)]
+    spread = np.geomspace(max(delta / 1e4, 1e-300), max(0.1, delta), max(5, 25 * points // 40))
+    deltas = sorted({delta, *(float(d) for d in spread)})
     answers = [account(ledger, delta=d, **options)[0] for d in deltas]
     lower = [g.epsilon_lower for g in answers]
     over_delta = [certified | {"epsilon_upper": [g.epsilon_upper for g in answers]}]
     if None not in lower:
         over_delta[0] |= {"epsilon_lower": lower}
-    renyi = _maybe(lambda: rdp_epsilons(charges(ledger, **options), ledger.relation, deltas))
+    renyi = _maybe(lambda: rdp_curve(ledger, deltas, **options))
     if renyi is not None:
         over_delta.append({"accountant": "rdp", "rigorous": True, "epsilon_upper": renyi})
     estimate = _maybe(lambda: [_clt_epsilon(ledger, d, options) for d in deltas])

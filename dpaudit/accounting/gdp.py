@@ -1,40 +1,18 @@
-"""Gaussian DP: exact for unsampled stages, a certified μ over a range of δ otherwise, and the central-limit estimate.
+"""``gdp``: Gaussian DP, exact for unsampled stages and certified over a range of δ otherwise.
 
 Sampling has no useful global μ: in the far corner a sampled run behaves as if every step had been sampled. So a
 certified μ* is stated for δ ≥ δ_min only: for δ in [δ_min, 1) the ledger's ε(δ) is at most that of the μ*-Gaussian.
-The central-limit value is an estimate, up to 23 times below the truth, and never a bound.
 """
 
 from __future__ import annotations
 
 import math
+from typing import final
 
-import numpy as np
-
-from dpaudit.accounting.relations import Charges, Component
-from dpaudit.privacy.errors import UnsupportedStage
-from dpaudit.privacy.stage import Mechanism
-
-
-def clt_mu(charges: Charges) -> float:
-    """Central-limit μ of a ledger: Σ q²T(e^{1/σ²} − 1) plus the exact part (Bu et al., 1911.11607).
-
-    An ESTIMATE: up to 23 times below the truth for rare, noisy participation, above it for small σ.
-    """
-    if charges.infinite:
-        return math.inf
-    squares = [charges.mu]
-    for step, times in charges.runs:
-        match step.components:
-            case ((_, Component(Mechanism.GAUSSIAN, sigma, (_, q), (_,))),):
-                with np.errstate(over="ignore"):
-                    squares.append(float(math.sqrt(times) * q * np.sqrt(np.expm1(np.square(1 / np.float64(sigma))))))
-            case _:
-                raise UnsupportedStage(
-                    "accountant 'gdp-clt' knows one record under plain Poisson-sampled Gaussian stages only;"
-                    " use accountant 'prv'."
-                )
-    return math.hypot(*squares)
+from dpaudit.accounting.accountant import Accountant, Bounds, Question, charged, resting_on
+from dpaudit.accounting.relations import Charges
+from dpaudit.privacy.gaussian import gaussian_epsilon
+from dpaudit.privacy.rounding import upper_text
 
 
 def exact_mu(charges: Charges) -> float | None:
@@ -42,3 +20,28 @@ def exact_mu(charges: Charges) -> float | None:
     if charges.infinite:
         return math.inf
     return charges.mu if not charges.runs else None
+
+
+@final
+class GdpAccountant(Accountant[Charges]):
+    """An upper bound from a certified μ."""
+
+    name = "gdp"
+    options = frozenset({"assume", "rtol"})
+
+    def prepare(self, question: Question) -> Charges:
+        """The charges of the ledger."""
+        return charged(question)
+
+    def bounds(self, question: Question, prepared: Charges) -> Bounds:
+        """ε at δ of the exact μ, or of the one certified from δ on."""
+        exact = exact_mu(prepared)
+        if exact is not None:
+            value = math.inf if math.isinf(exact) else gaussian_epsilon(exact, question.delta)
+            return Bounds(upper=value, notes=resting_on(prepared, f"exact Gaussian DP with mu={upper_text(exact, 6)}"))
+        from dpaudit.accounting.mu import certified_mu
+
+        mu, _ = certified_mu(prepared, question.delta)
+        value = math.inf if math.isinf(mu) else gaussian_epsilon(mu, question.delta)
+        note = f"mu={upper_text(mu, 6)} certified for delta >= {question.delta:g} from the prv curve"
+        return Bounds(upper=value, notes=resting_on(prepared, note))

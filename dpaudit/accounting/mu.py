@@ -10,12 +10,14 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from dpaudit.accounting.gdp import exact_mu
-from dpaudit.accounting.prv.curves import delta_interval, epsilon_interval, epsilon_uppers
+from dpaudit.accounting.prv.curves import checked, delta_interval, epsilon_interval, epsilon_uppers
 from dpaudit.accounting.relations import Charges, charges
 from dpaudit.accounting.tradeoff import rates
 from dpaudit.privacy import validate
 from dpaudit.privacy.gaussian import gaussian_mu, gaussian_mus
 from dpaudit.privacy.ledger import Ledger
+
+_FLAT = 0.02  # step in log δ relative to log δ
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,15 +79,15 @@ def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
     """
     last = delta_interval(cost, 0.0).upper
     if last <= delta_min:
-        return gaussian_mu(0.0, max(last, 1e-300)), 0.0
-    last = min(last, 1 - 1e-9)
-    count = max(8, math.ceil(12 * math.log10(last / delta_min)))
-    deltas = [float(d) for d in np.geomspace(delta_min, last, count)]
+        return gaussian_mu(0.0, max(last, 5e-324)), 0.0
+    deltas = _spread(delta_min, min(last, 1 - 1e-9))
     uppers = np.array([*epsilon_uppers(cost, deltas[:-1]), 0.0])
+    if math.isinf(uppers[0]):
+        return math.inf, 0.0
     lower = 0.0
-    for delta in {delta_min, deltas[count // 2]}:
+    for delta in {delta_min, deltas[len(deltas) // 2]}:
         at = epsilon_interval(cost, delta, rtol=2e-3).lower
-        lower = max(lower, gaussian_mu(at, delta) if at > 0 else 0.0)
+        lower = max(lower, gaussian_mu(at, delta, below=True) if at > 0 else 0.0)
     # Pieces of chord, each charged at its worse corner: the larger ε with the larger δ.
     share = np.linspace(0.0, 1.0, 17)
     top = uppers.max()
@@ -96,7 +98,17 @@ def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
     steps = np.array(deltas)
     risen = steps[:-1, None] + share * (steps[1:] - steps[:-1])[:, None]
     upper = float(gaussian_mus(epsilons.ravel(), risen[:, 1:].ravel())[1].max())
-    return upper, min(lower, upper)
+    checked(lower, upper, "values of mu")
+    return upper, lower
+
+
+def _spread(first: float, last: float) -> list[float]:
+    """δ from ``first`` to ``last``: twelve a decade, and fewer where log δ is large and the curve flat in it."""
+    found, log_delta, end = [], math.log(last), math.log(first)
+    while log_delta > end:
+        found.append(math.exp(log_delta))
+        log_delta -= max(math.log(10) / 12, _FLAT * -log_delta)
+    return [first, *reversed(found)]
 
 
 def _regret(cost: Charges, mu: float, delta_min: float) -> float:

@@ -1,4 +1,4 @@
-"""Rényi DP through dp_accounting: a rigorous, loose upper bound, with its known defects refused.
+"""``rdp``: Rényi DP through dp_accounting, a rigorous and loose upper bound, with its known defects refused.
 
 dp_accounting 0.6 does not double the sensitivity of Gaussian events under replace-one (its issue 378): σ=2 at
 δ=1e-5 gives 2.17 where the truth is 4.38. Replace-one is therefore refused here.
@@ -8,63 +8,127 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
+from dpaudit.accounting.accountant import Accountant, Bounds, Question, charged, resting_on
+from dpaudit.accounting.peer import peer_version, quiet
 from dpaudit.accounting.relations import Charges, Component
 from dpaudit.accounting.tuning import Tuning
 from dpaudit.privacy.errors import UnsupportedStage
+from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Mechanism, Relation
 
+MOST_STAGES = 400
+"""Distinct sampled stages that are composed: each takes about 25 ms."""
+_LEAST_SCALE = 1e-150  # below it α/(2σ²) leaves the range of floats
+_MOST_SCALE = 1e100  # wider noise is charged as this, which can only raise ε
 
-def rdp_epsilon(charges: Charges, relation: Relation, delta: float, tuning: Tuning | None = None) -> float:
-    """Upper bound on ε at δ; see :func:`rdp_epsilons`."""
-    return rdp_epsilons(charges, relation, (delta,), tuning)[0]
+
+@final
+class RdpAccountant(Accountant[tuple[Charges, Any]]):
+    """An upper bound by Rényi composition (Mironov et al., 1908.10530); tuning by 2110.03620."""
+
+    name = "rdp"
+    options = frozenset({"assume", "rtol", "tuning"})
+
+    @property
+    def version(self) -> str:
+        """This package's version with that of dp_accounting."""
+        return peer_version()
+
+    def prepare(self, question: Question) -> tuple[Charges, Any]:
+        """The ledger as one event of dp_accounting.
+
+        Raises
+        ------
+        UnsupportedStage
+            Replace-one, groups under Poisson sampling, truncated Poisson, sampled Laplace noise, noise too narrow for
+            its orders, or more distinct stages than it composes in seconds.
+        """
+        cost = charged(question)
+        return cost, _event(cost, question.ledger.relation, question.tuning)
+
+    def bounds(self, question: Question, prepared: tuple[Charges, Any]) -> Bounds:
+        """ε at δ by the best Rényi order."""
+        cost, event = prepared
+        tuning = question.tuning
+        notes = [] if tuning is None else [f"the number of tuning runs is {tuning.name} with mean {tuning.mean:g}"]
+        (upper,) = _epsilons(event, (question.delta,))
+        return Bounds(upper=math.inf if cost.infinite else upper, notes=resting_on(cost, *notes))
 
 
-def rdp_epsilons(
-    charges: Charges, relation: Relation, deltas: Sequence[float], tuning: Tuning | None = None
-) -> list[float]:
-    """Upper bounds on ε at several δ by Rényi composition (Mironov et al., 1908.10530); tuning by 2110.03620.
+def rdp_curve(ledger: Ledger, deltas: Sequence[float], **options: Any) -> list[float]:
+    """Upper bounds on ε at several δ, for a curve.
 
     Raises
     ------
     UnsupportedStage
-        Replace-one, groups under Poisson sampling, truncated Poisson, sampled Laplace noise.
+        As :meth:`RdpAccountant.prepare`.
     """
+    cost, event = RdpAccountant().prepare(Question(ledger=ledger, delta=deltas[0], **options))
+    return [math.inf] * len(deltas) if cost.infinite else _epsilons(event, deltas)
+
+
+def _epsilons(event: Any, deltas: Sequence[float]) -> list[float]:
+    """ε at each δ of an event; 0 where there is none."""
+    if event is None:
+        return [0.0] * len(deltas)
+    import dp_accounting as dp
+
+    with quiet():
+        accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+        accountant.compose(event)
+        return [max(0.0, float(accountant.get_epsilon(delta))) for delta in deltas]
+
+
+def _event(cost: Charges, relation: Relation, tuning: Tuning | None) -> Any:
     if relation is Relation.REPLACE_ONE:
         raise UnsupportedStage(
             "accountant 'rdp' refuses relation='replace_one', where dp_accounting returns half of ε for Gaussian"
             " noise; use accountant 'prv'."
         )
-    if charges.infinite:
-        return [math.inf] * len(deltas)
+    if len(cost.runs) > MOST_STAGES:
+        raise UnsupportedStage(
+            f"accountant 'rdp' refuses {len(cost.runs)} distinct sampled stages, which it would compose for minutes"
+            f" (bound: {MOST_STAGES}); use accountant 'prv'."
+        )
+    if cost.infinite:
+        return None
     import dp_accounting as dp
 
     events: list[Any] = []
-    if charges.mu:
-        events.append(dp.GaussianDpEvent(1 / charges.mu))
-    for step, times in charges.runs:
+    if cost.mu:
+        _wide_enough(1 / cost.mu)
+        events.append(dp.GaussianDpEvent(min(1 / cost.mu, _MOST_SCALE)))
+    for step, times in cost.runs:
         if len(step.components) != 1:
             raise UnsupportedStage("accountant 'rdp' cannot treat truncated Poisson stages; use accountant 'prv'.")
-        events.append(dp.SelfComposedDpEvent(_event(step.components[0][1]), times))
+        _wide_enough(step.components[0][1].scale)
+        events.append(dp.SelfComposedDpEvent(_step_event(step.components[0][1]), times))
     if not events:
-        return [0.0] * len(deltas)
+        return None
     event: Any = dp.ComposedDpEvent(events)
     if tuning is not None:
         event = dp.dp_event.RepeatAndSelectDpEvent(event, tuning.mean, tuning.shape)
-    accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(event)
-    return [max(0.0, float(accountant.get_epsilon(delta))) for delta in deltas]
+    return event
 
 
-def _event(component: Component) -> Any:
+def _wide_enough(scale: float) -> None:
+    if scale < _LEAST_SCALE:
+        raise UnsupportedStage(
+            f"accountant 'rdp' refuses a noise multiplier of {scale:g} in all (bound: at least {_LEAST_SCALE:g}), where"
+            " its moments pass the largest float; use accountant 'prv'."
+        )
+
+
+def _step_event(component: Component) -> Any:
     import dp_accounting as dp
 
     match component:
         case Component(Mechanism.GAUSSIAN, sigma, (_, q), (_,)):
-            return dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(sigma))
+            return dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(min(sigma, _MOST_SCALE)))
         case Component(Mechanism.LAPLACE, scale, (0.0, _), (_,)):
-            return dp.LaplaceDpEvent(scale)
+            return dp.LaplaceDpEvent(min(scale, _MOST_SCALE))
         case _:
             raise UnsupportedStage(
                 "accountant 'rdp' has no bound for sampled Laplace noise or for groups under Poisson sampling;"

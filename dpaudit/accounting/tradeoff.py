@@ -14,20 +14,12 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accounting.prv.curves import (
-    EXACT,
-    NARROW,
-    Interval,
-    checked,
-    delta_interval,
-    directions,
-    epsilon_interval,
-    with_gaussian,
-)
+from dpaudit.accounting.prv.curves import EXACT, Interval, checked, delta_interval, epsilon_interval
 from dpaudit.accounting.prv.loss import Array
 from dpaudit.accounting.prv.pair import Pair, dominated, dominating, spacing
 from dpaudit.accounting.prv.participation import total_variation
 from dpaudit.accounting.prv.saddle import aim_at_rate
+from dpaudit.accounting.prv.sides import directions, sides, with_gaussian
 from dpaudit.accounting.relations import Charges, charges
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -57,20 +49,21 @@ def rates(cost: Charges, fpr: Sequence[float] | Array) -> TradeOff:
         with np.errstate(divide="ignore"):
             exact = ndtr(ndtri(alpha) + cost.mu) if cost.mu else alpha
         return TradeOff(alpha, exact * (1 - EXACT), np.minimum(exact * (1 + EXACT), 1.0))
-    if any(part.scale < NARROW for step, _ in cost.runs for _, part in step.components):
+    split = sides(cost)
+    if not split.on_lattice or not split.above.runs or split.pure:
         return TradeOff(alpha, alpha, np.minimum(1.0, alpha + total_variation(cost)))
-    runs = with_gaussian(cost)
+    runs, kept = with_gaussian(split.above), with_gaussian(split.below)
     lower, upper = alpha.copy(), np.ones_like(alpha)
     positive = alpha[alpha > 0]
     decades = np.unique(np.round(np.log10(np.clip(positive, 1e-14, 0.3)) * 2) / 2)
     per_direction = []
-    for direction in directions(cost):
+    for direction in directions(split.above):
         best = np.ones_like(alpha)
         for exponent in decades:
             aim = aim_at_rate(runs, direction, float(10.0**exponent))
             h = spacing(runs, aim, 4e-5 * (aim.high - aim.low))
             best = np.minimum(best, _upper_rates(dominating(runs, aim, h, 0.005), alpha))
-            lower = np.maximum(lower, _lower_rates(dominated(runs, aim, h, 0.005), alpha))
+            lower = np.maximum(lower, _lower_rates(dominated(kept, aim, h, 0.005), alpha))
         per_direction.append(best)
     upper = np.maximum.reduce(per_direction)
     worst = int(np.argmax(lower - upper))

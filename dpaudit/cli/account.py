@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dpaudit.cli.common import delta_option, emit, json_option, table
+from dpaudit.cli.common import delta_option, emit, json_option, number, table
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, upper_text
@@ -30,13 +30,18 @@ KEYS: dict[str, tuple[str, type]] = {
     "public_size": ("public_size", int),
     "quantile_sigma": ("quantile_sigma", float),
 }
+REQUIRED = ("q", "sigma", "steps")
+STAGE_HELP = (
+    f"One stage; repeat in order. Keys: {', '.join(REQUIRED)}, and optionally"
+    f" {', '.join(key for key in KEYS if key not in REQUIRED)}. q may be a fraction, as in q=256/60000."
+)
 
 
 def parse_stage(text: str) -> tuple[Stage, bool]:
     """Read ``"q=0.01,sigma=1.0,steps=1000"``; the flag says that sampling was left out and means poisson.
 
-    >>> parse_stage("q=0.01,sigma=1,steps=10")[0].steps
-    10
+    >>> parse_stage("q=256/60000,sigma=1,steps=10")[0].sampling_probability
+    0.004266666666666667
     """
     fields: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
@@ -47,10 +52,10 @@ def parse_stage(text: str) -> tuple[Stage, bool]:
         if name in fields:
             raise InvalidValue(f"stage {text!r} gives {key} twice; give it once.")
         try:
-            fields[name] = kind(value)
+            fields[name] = number(value) if kind is float else kind(value)
         except ValueError:
             raise InvalidValue(f"stage {text!r} has {key}={value!r}, which is not a valid {kind.__name__}.") from None
-    for key in ("q", "sigma", "steps"):
+    for key in REQUIRED:
         if KEYS[key][0] not in fields:
             raise InvalidValue(f"stage {text!r} lacks {key}; write q=...,sigma=...,steps=....")
     defaulted = "sampling" not in fields
@@ -89,7 +94,7 @@ def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str
 def ledger_options(function: F) -> F:
     """Add ``--stage``, ``--ledger``, ``--relation``, ``--group-size`` and ``--assume``."""
     options = (
-        click.option("--stage", "stages", multiple=True, metavar="KEY=VALUE,...", help="One stage; repeat in order."),
+        click.option("--stage", "stages", multiple=True, metavar="KEY=VALUE,...", help=STAGE_HELP),
         click.option(
             "--ledger",
             "ledger_path",
@@ -145,7 +150,7 @@ def shown(result: Mapping[str, Any]) -> list[str]:
 @click.option(
     "--tuning", default=None, help="Law of the number of tuning runs: geometric:10, log:10, poisson:10 (rdp)."
 )
-@click.option("--rtol", type=float, default=5e-3, show_default=True, help="Relative width that prv aims at.")
+@click.option("--rtol", type=float, default=None, help="Relative width that prv aims at (0.005 when omitted).")
 @json_option
 def command(
     stages: tuple[str, ...],
@@ -156,20 +161,23 @@ def command(
     delta: float,
     accountants: tuple[str, ...],
     tuning: str | None,
-    rtol: float,
+    rtol: float | None,
     as_json: bool,
 ) -> None:
     """ε of stages or of a ledger by every accountant asked for.
+
+    An accountant that refuses the ledger says why in its row; the exit code is 64 only where nobody answers.
 
     \b
     Example:
       dpaudit account --stage "q=0.01,sigma=1.0,steps=1000" --delta 1e-5 --relation add_or_remove_one --json
       dpaudit account --ledger runs/first --delta 1e-6 --accountant prv --accountant rdp
     """
-    from dpaudit.accounting import account
+    from dpaudit.accounting import replies
+    from dpaudit.accounting.account import answered
 
     ledger, echo = make_ledger(stages, ledger_path, relation)
-    found = account(
+    found = replies(
         ledger,
         delta=delta,
         accountants=accountants or ("prv",),
@@ -178,23 +186,18 @@ def command(
         tuning=tuning,
         rtol=rtol,
     )
-    payload = {
+    answered(found)
+    payload: dict[str, Any] = {
         "schema": "dpaudit.account/1",
         "delta": delta,
         **echo,
         "unit": ledger.unit,
         "group_size": group_size * ledger.max_records_per_unit,
-        "results": [guarantee.to_dict() for guarantee in found],
+        "results": [reply.to_dict() for reply in found],
     }
     rows = [["accountant", "ε lower", "ε upper", "estimate", "rigorous", "seconds", "rests on"]]
-    for g in found:
-        rows.append(
-            [
-                g.accountant,
-                *shown(g.to_dict()),
-                f"{g.seconds:.3f}",
-                g.assumption or ABSENT,
-            ]
-        )
+    for result in payload["results"]:
+        said = result["refused"] or result["assumption"] or ABSENT
+        rows.append([result["accountant"], *shown(result), f"{result['seconds']:.3f}", said])
     said = f" ({', '.join(echo['defaulted_fields'])} by default)" if "defaulted" in echo else ""
     emit(payload, as_json, f"ε at δ={exact_text(delta)} under {echo['relation']}{said}\n{table(rows)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dpaudit.cli.common import delta_option, emit, json_option
+from dpaudit.cli.common import Number, delta_option, emit, json_option
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation, Sampling, Stage
 
@@ -14,7 +14,7 @@ from dpaudit.privacy.stage import Relation, Sampling, Stage
 @click.command("calibrate")
 @click.option("--epsilon", type=float, required=True, help="Target ε that the certified upper bound has to meet.")
 @delta_option
-@click.option("--sampling-probability", "q", type=float, default=None, help="q of every step.")
+@click.option("--sampling-probability", "q", type=Number(), default=None, help="q of every step, also as 256/60000.")
 @click.option("--steps", type=int, default=None, help="Number of steps.")
 @click.option("--noise-multiplier", "sigma", type=float, default=None, help="σ, to calibrate steps or q instead.")
 @click.option("--sampling", default=None, help="poisson (when omitted), truncated_poisson, none, shuffle, ...")

@@ -50,6 +50,38 @@ def tell(note: str) -> None:
     click.echo(f"dpaudit: note: {note}", err=True)
 
 
+def number(text: str) -> float:
+    """Read a number or a fraction of two.
+
+    >>> number("256/60000")
+    0.004266666666666667
+
+    Raises
+    ------
+    ValueError
+        The text is neither, or divides by zero.
+    """
+    above, slash, below = text.partition("/")
+    if not slash:
+        return float(text)
+    if float(below) == 0:
+        raise ValueError(f"{text!r} divides by zero")
+    return float(above) / float(below)
+
+
+class Number(click.ParamType[float]):
+    """A command-line number that may be written as a fraction."""
+
+    name = "float or fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read :func:`number`."""
+        try:
+            return number(value) if isinstance(value, str) else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number or a fraction such as 256/60000.", param, ctx)
+
+
 def on_terminal() -> bool:
     """Whether progress may be drawn: standard error is a terminal."""
     return sys.stderr.isatty()

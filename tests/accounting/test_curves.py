@@ -30,7 +30,7 @@ from dpaudit.accounting import (
     tradeoff,
     tradeoff_curve,
 )
-from dpaudit.accounting.gdp import clt_mu
+from dpaudit.accounting.clt import clt_mu
 
 DELTA = 1e-5
 

@@ -325,12 +325,12 @@ def test_distribution_function_is_as_accurate_as_charged() -> None:
 
 
 def one_direction(ledger: Ledger, direction: int, delta: float) -> tuple[float, float]:
-    from dpaudit.accounting.prv.curves import with_gaussian
     from dpaudit.accounting.prv.refine import refine
     from dpaudit.accounting.prv.saddle import aim_at_delta
+    from dpaudit.accounting.prv.sides import with_gaussian
 
     runs, log_delta = with_gaussian(charges(ledger)), math.log(delta)
-    return refine(runs, aim_at_delta(runs, direction, log_delta), (log_delta, log_delta), 1e-3, 1e-6, 0.0)
+    return refine((runs, runs), aim_at_delta(runs, direction, log_delta), (log_delta, log_delta), 1e-3, 1e-6, 0.0)
 
 
 @pytest.mark.parametrize(("q", "sigma", "delta"), [(0.1, 1.0, 1e-6), (0.5, 2.0, 1e-12), (0.02, 0.6, 1e-3)])
@@ -356,10 +356,10 @@ def test_both_directions_agree_with_another_implementation(ledger: Ledger, addin
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_finer_cells_never_cross(cut: int) -> None:
-    from dpaudit.accounting.prv.curves import with_gaussian
     from dpaudit.accounting.prv.pair import dominated, dominating
     from dpaudit.accounting.prv.readings import epsilon_above, epsilon_below
     from dpaudit.accounting.prv.saddle import aim_at_delta
+    from dpaudit.accounting.prv.sides import with_gaussian
 
     log_delta = math.log(DELTA)
 

@@ -229,3 +229,55 @@ def test_the_printed_calibration_meets_the_target(
     printed, bound = float(words[2]), float(words[6])
     assert (printed >= found[name]) if name == "noise_multiplier" else (printed <= found[name])
     assert found["epsilon_upper"] <= bound <= 3
+
+
+def test_a_refusal_is_a_row_and_the_exit_code_is_64_only_where_nobody_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in ("account", "compare"):
+        asked = (command, "--stage", STAGE, "--delta", "1e-11", "--accountant", "pld", "--accountant", "prv")
+        found = as_json(capsys, *asked)
+        pld, prv = found["results"]
+        assert pld["epsilon_upper"] is None and pld["rigorous"] is False and "refuses delta=1e-11" in pld["refused"]
+        assert prv["epsilon_upper"] > 0 and prv["refused"] is None and set(pld) == set(prv)
+        out, _ = call(capsys, *asked)
+        assert "refused" in out and "use accountant 'prv'" in out and "estimates" not in out
+        out, err = call(capsys, command, "--stage", STAGE, "--delta", "1e-11", "--accountant", "pld", code=64)
+        assert out == "" and "refuses delta=1e-11" in err
+
+
+@pytest.mark.parametrize(("text", "q"), [("256/60000", 256 / 60000), ("1/100", 0.01), (" 1 / 4 ", 0.25)])
+def test_q_may_be_a_fraction(capsys: pytest.CaptureFixture[str], text: str, q: float) -> None:
+    assert parse_stage(f"q={text},sigma=1,steps=10")[0].sampling_probability == q
+    found = as_json(
+        capsys, "calibrate", "--epsilon", "3", "--delta", "1e-5", "--sampling-probability", text, "--steps", "5"
+    )
+    assert found["stage"]["sampling_probability"] == q
+
+
+@pytest.mark.parametrize("text", ["1/0", "1/", "/3", "1/2/3", "a/b", "1%"])
+def test_what_is_no_fraction_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue, match="q="):
+        parse_stage(f"q={text},sigma=1,steps=10")
+
+
+@pytest.mark.parametrize("command", ["account", "compare"])
+def test_help_names_every_stage_key(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    from dpaudit.cli.account import KEYS
+
+    out, _ = call(capsys, command, "-h")
+    words = " ".join(out.split())
+    assert all(key in words for key in KEYS) and "q=256/60000" in words
+
+
+@pytest.mark.parametrize("command", ["account", "compare", "calibrate"])
+def test_standard_error_is_quiet_at_orders_that_do_not_converge(command: str) -> None:
+    options = {
+        "account": ["--stage", "q=0.2,sigma=1,steps=10", "--accountant", "rdp"],
+        "compare": ["--stage", "q=0.2,sigma=1,steps=10", "--accountant", "rdp"],
+        "calibrate": ["--epsilon", "8", "--sampling-probability", "0.2", "--steps", "10", "--accountant", "rdp"],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", "dpaudit", command, *options, "--delta", "1e-5"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""

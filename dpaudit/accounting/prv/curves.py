@@ -7,22 +7,20 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_ndtr, ndtri_exp
 
 from dpaudit.accounting.prv import participation
 from dpaudit.accounting.prv.pair import chernoff_delta, dominated, dominating, spacing
 from dpaudit.accounting.prv.readings import delta_above, delta_below, epsilon_above
 from dpaudit.accounting.prv.refine import refine
-from dpaudit.accounting.prv.saddle import Run, aim_at_delta, aim_at_epsilon
-from dpaudit.accounting.relations import Charges, Component, Step
+from dpaudit.accounting.prv.saddle import aim_at_delta, aim_at_epsilon
+from dpaudit.accounting.prv.sides import Sides, directions, sides, with_gaussian
+from dpaudit.accounting.relations import Charges
 from dpaudit.privacy.gaussian import gaussian_delta, gaussian_epsilon
-from dpaudit.privacy.stage import Mechanism
 
 EXACT = 1e-12
 """Relative error allowed for the closed Gaussian form."""
-NARROW = 0.02
-"""Noise narrower than this share of a shift: bounds by participation are as good as a lattice's, and cheaper."""
-_FAINT = 1e-12  # ε of a Gaussian with this μ is below anything that rounding could resolve
-_GIVEN_UP = 1e-3  # share of δ for which runs that hardly ever take part are left out of the upper bound
+_WINDOW_SPACING = 1.5  # distance of windows, in normal quantiles of δ
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,25 +40,6 @@ def checked(lower: float, upper: float, what: str = "bounds") -> Interval:
     if not lower <= upper:
         raise CrossedBounds(f"certified {what} cross: lower={lower!r} is above upper={upper!r}; report this ledger.")
     return Interval(lower, upper)
-
-
-def with_gaussian(cost: Charges) -> tuple[Run, ...]:
-    """The sampled runs and, fused into one step, everything Gaussian."""
-    if cost.mu == 0:
-        return cost.runs
-    # Beside sampled runs a μ this small is below what their losses are rounded to.
-    fused = Component(Mechanism.GAUSSIAN, 1 / max(cost.mu, 1e-100), (0.0, 1.0), (1.0,))
-    return (*cost.runs, (Step(((1.0, fused),)), 1))
-
-
-def directions(cost: Charges) -> tuple[int, ...]:
-    """Both, unless every pair is its own mirror image."""
-    symmetric = all(
-        part.up == part.down or (part.up == (0.0, 1.0) and part.down == (1.0,))
-        for step, _ in cost.runs
-        for _, part in step.components
-    )
-    return (1,) if symmetric else (1, -1)
 
 
 def exact_interval(value: float) -> Interval:
@@ -84,14 +63,14 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
         return exact_interval(gaussian_epsilon(cost.mu, delta))
     if participation.total_variation(cost) <= delta:
         return Interval(0.0, 0.0)
-    kept, left = _without_rare(cost, delta)
-    if not kept.runs:
-        exact = epsilon_interval(kept, delta)
-        return checked(exact.lower, epsilon_interval(kept, left).upper, "bounds on epsilon")
-    narrow = any(part.scale < NARROW for step, _ in kept.runs for _, part in step.components)
-    if narrow or everyone(kept) < _FAINT:
+    split = sides(cost, delta)
+    if not split.above.runs:
+        lower = exact_interval(gaussian_epsilon(split.below.mu, delta)).lower
+        upper = exact_interval(gaussian_epsilon(split.above.mu, delta - split.spent)).upper + split.pure
+        return checked(lower, upper, "bounds on epsilon")
+    if not split.on_lattice:
         return _plain(cost, delta)
-    found = _by_lattice(kept, delta, left, rtol, atol)
+    found = _by_lattice(split, delta, rtol, atol)
     if found.upper - found.lower > 2 * max(rtol * found.upper, atol):
         plain = _plain(cost, delta)
         found = checked(max(found.lower, plain.lower), min(found.upper, plain.upper), "bounds on epsilon")
@@ -103,65 +82,52 @@ def _plain(cost: Charges, delta: float) -> Interval:
     return checked(lower, upper, "bounds on epsilon by participation")
 
 
-def everyone(cost: Charges) -> float:
-    """μ of a ledger whose every step takes part: above any ε there is, for Gaussian noise."""
-    squares = [
-        math.sqrt(times) * max(participation.shift(part) / part.scale for _, part in step.components)
-        for step, times in cost.runs
-    ]
-    return math.hypot(cost.mu, *squares)
-
-
-def _without_rare(cost: Charges, delta: float) -> tuple[Charges, float]:
-    """The ledger without runs that hardly ever take part, and the δ that is left for an upper bound.
-
-    Leaving a run out is post-processing for a lower bound, and costs its total variation in δ for an upper one. Runs of
-    noise too narrow for a lattice may cost up to half of δ.
-    """
-    kept, spent = [], 0.0
-    for step, times in sorted(cost.runs, key=lambda run: run[1] * participation.step_variation(run[0])):
-        price = times * participation.step_variation(step)
-        narrow = any(part.scale < NARROW for _, part in step.components)
-        if spent + price <= (0.5 if narrow else _GIVEN_UP) * delta:
-            spent += price
-        else:
-            kept.append((step, times))
-    if spent == 0:
-        return cost, delta
-    return dataclasses.replace(cost, runs=tuple(kept)), delta - spent
-
-
-def _by_lattice(cost: Charges, delta: float, left: float, rtol: float, atol: float) -> Interval:
-    """Both directions, the larger one first; ``left`` is the δ of the upper bound."""
-    runs, log_delta, log_left = with_gaussian(cost), math.log(delta), math.log(left)
-    aims = sorted((aim_at_delta(runs, d, log_delta) for d in directions(cost)), key=lambda a: -a.epsilon)
+def _by_lattice(split: Sides, delta: float, rtol: float, atol: float) -> Interval:
+    """Both directions, the larger one first."""
+    above, below = with_gaussian(split.above), with_gaussian(split.below)
+    log_deltas = math.log(delta), math.log(delta - split.spent)
+    aims = sorted((aim_at_delta(above, d, log_deltas[0]) for d in directions(split.above)), key=lambda a: -a.epsilon)
     lower, upper = 0.0, 0.0
     for aim in aims:
-        low, high = refine(runs, aim, (log_delta, log_left), rtol, atol, upper)
+        low, high = refine((below, above), aim, log_deltas, rtol, atol, upper)
         checked(low, high, "bounds on epsilon of one direction")
         lower, upper = max(lower, low), max(upper, high)
-    if lower == 0 < upper and delta_interval(cost, 0.0).upper <= left:
-        return Interval(0.0, 0.0)
-    return checked(lower, upper, "bounds on epsilon")
+    if lower == 0 < upper and delta_interval(split.above, 0.0).upper <= delta - split.spent:
+        upper = 0.0
+    return checked(lower, upper + split.pure, "bounds on epsilon")
 
 
 def epsilon_uppers(cost: Charges, deltas: Sequence[float], *, rtol: float = 2e-3) -> list[float]:
-    """Certified upper bounds on ε at many δ (ascending), two windows for every decade of δ."""
-    runs = with_gaussian(cost)
-    count = max(2, math.ceil(2 * math.log10(deltas[-1] / deltas[0])) + 1)
-    anchors = [float(a) for a in np.geomspace(deltas[0], deltas[-1], count)]
+    """Certified upper bounds on ε at many δ (ascending), from a bounded number of windows.
+
+    A window aimed at one δ is right to many digits at every δ whose normal quantile is near; so windows are spread over
+    the quantiles, at most some twenty from the smallest float to 1. ε falls with δ, so that where a window fails the
+    bound of a smaller δ stands.
+    """
+    split = sides(cost)
+    if not split.on_lattice or not split.above.runs:
+        return _falling([epsilon_interval(cost, delta).upper for delta in deltas])
+    runs, log_deltas = with_gaussian(split.above), [math.log(delta) for delta in deltas]
+    first, last = (float(-ndtri_exp(log_deltas[i])) for i in (0, -1))
+    anchors = np.linspace(first, last, max(2, math.ceil((first - last) / _WINDOW_SPACING) + 1))
     worst = [0.0] * len(deltas)
-    for direction in directions(cost):
+    for direction in directions(split.above):
         best = [math.inf] * len(deltas)
         for anchor in anchors:
-            aim = aim_at_delta(runs, direction, math.log(anchor))
+            aim = aim_at_delta(runs, direction, float(log_ndtr(-anchor)))
             h = spacing(runs, aim, max(0.5 * rtol * aim.epsilon, 1e-6))
             pair = dominating(runs, aim, h, 0.005)
-            for i, delta in enumerate(deltas):
-                if anchor / 4 < delta < 4 * anchor:
-                    best[i] = min(best[i], epsilon_above(pair, math.log(delta)))
-        worst = [max(w, b) for w, b in zip(worst, best)]
-    return worst
+            for i, log_delta in enumerate(log_deltas):
+                if abs(float(ndtri_exp(log_delta)) + anchor) <= _WINDOW_SPACING:
+                    best[i] = min(best[i], epsilon_above(pair, log_delta))
+        worst = [max(w, b + split.pure) for w, b in zip(worst, best)]
+    smallest = epsilon_interval(cost, deltas[0], rtol=rtol).upper
+    return _falling([min(worst[0], smallest), *worst[1:]])
+
+
+def _falling(values: Sequence[float]) -> list[float]:
+    """Running minimum."""
+    return [float(value) for value in np.minimum.accumulate(np.array(values))]
 
 
 def delta_interval(cost: Charges, epsilon: float, *, rtol: float = 5e-3) -> Interval:
@@ -172,14 +138,15 @@ def delta_interval(cost: Charges, epsilon: float, *, rtol: float = 5e-3) -> Inte
         value = gaussian_delta(cost.mu, epsilon)
         return Interval(value * (1 - EXACT), min(1.0, max(value * (1 + EXACT), 5e-324 if cost.mu else 0.0)))
     largest = min(1.0, participation.total_variation(cost))
-    if any(part.scale < NARROW for step, _ in cost.runs for _, part in step.components):
+    split = sides(cost)
+    if not split.on_lattice or not split.above.runs or split.pure:
         return Interval(0.0, largest)
-    runs = with_gaussian(cost)
+    runs, kept = with_gaussian(split.above), with_gaussian(split.below)
     lower, upper = 0.0, 0.0
-    for direction in directions(cost):
+    for direction in directions(split.above):
         aim = aim_at_epsilon(runs, direction, epsilon)
         h = spacing(runs, aim, max(0.1 * rtol * epsilon, 1e-5 * (aim.high - aim.low)))
-        above, below = dominating(runs, aim, h, 0.01), dominated(runs, aim, h, 0.01)
+        above, below = dominating(runs, aim, h, 0.01), dominated(kept, aim, h, 0.01)
         lower = max(lower, delta_below(below, epsilon))
         upper = max(upper, min(delta_above(above, epsilon), chernoff_delta(runs, aim, h, 0.01, epsilon)))
     return checked(lower, min(upper, largest), "bounds on delta")

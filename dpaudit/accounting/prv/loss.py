@@ -88,7 +88,7 @@ def _tilt(component: Component, weights: tuple[float, ...], x: Array) -> Array:
     total: Array | None = None
     for j, log_w in shifts:
         if component.mechanism is Mechanism.GAUSSIAN:
-            term = log_w + (j * x - 0.5 * j * j) / component.scale**2
+            term = log_w + (j * x - 0.5 * j * j) / component.scale / component.scale
         else:
             term = log_w - np.abs(x - j) / component.scale
         total = term if total is None else np.logaddexp(total, term)
@@ -115,6 +115,12 @@ def ends(component: Component, reach: float) -> tuple[float, float]:
     if component.mechanism is Mechanism.LAPLACE:
         return -down, up
     return -down - reach * component.scale, up + reach * component.scale
+
+
+def loss_range(component: Component, reach: float) -> tuple[float, float]:
+    """Losses of the outputs within ``reach`` σ of every mean."""
+    low, high = loss(component, np.array(ends(component, reach)))
+    return float(low), float(high)
 
 
 def outputs_at(component: Component, start: float, u: Array, reach: float) -> tuple[Array, Array]:

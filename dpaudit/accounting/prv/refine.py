@@ -22,16 +22,23 @@ _GROWTH = 0.01  # relative width of cells far from the bulk
 
 
 def refine(
-    runs: Sequence[Run], aim: Aim, log_deltas: tuple[float, float], rtol: float, atol: float, ceiling: float
+    sides: tuple[Sequence[Run], Sequence[Run]],
+    aim: Aim,
+    log_deltas: tuple[float, float],
+    rtol: float,
+    atol: float,
+    ceiling: float,
 ) -> tuple[float, float]:
     """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's.
 
     Parameters
     ----------
+    sides : pair of runs
+        What the lower bound and what the upper bound is of.
     log_deltas : pair of float
         log δ of the lower and of the upper bound.
     """
-    log_delta, log_left = log_deltas
+    (kept, runs), (log_delta, log_left) = sides, log_deltas
     low, high, growth = 0.0, math.inf, _GROWTH
     # Where the other direction is larger, this one need only be shown to stay below it.
     tolerance = max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
@@ -44,7 +51,7 @@ def refine(
             high = chernoff(runs, aim, h, growth, log_left)
         if high <= ceiling or high == 0:
             return 0.0, high
-        below = dominated(runs, aim, h, growth)
+        below = dominated(kept, aim, h, growth)
         low = max(low, epsilon_below(below, log_delta))
         allowed = max(rtol * high, atol)
         if high - low <= allowed:

@@ -199,6 +199,14 @@ def aim_at_rate(runs: Sequence[Run], direction: int, rate: float) -> Aim:
     return aim_by(runs, direction, max(power - 1, between[0]), None, reach)
 
 
+def spread_of(runs: Sequence[Run], direction: int, wrap: float = 1e-13) -> float:
+    """Roughly the width of losses outside which the composed loss has a mass of ``wrap``."""
+    reach = reach_for(math.log(wrap), sum(times for _, times in runs))
+    theta = _range(runs, direction, reach)[0]
+    aim = aim_by(runs, direction, theta, None, reach, wrap)
+    return aim.high - aim.low
+
+
 def aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
     """Aim by the tilt whose mean is a known ε, however sharply the mean rises there."""
     between = _range(runs, direction, reach)
