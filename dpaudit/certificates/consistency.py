@@ -12,12 +12,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpaudit.privacy.rounding import exact_text, nearest_text
+from dpaudit.privacy.stage import Clip, Relation, Sampling
 
 RELATIVE = 1e-6
 """Two numbers for one fact may differ by this much, which covers rounding and nothing else."""
 
 _PRINTED = 1e-5  # a number inside a sentence has six digits
 _SAMPLERS = {"poisson": ("poisson", "truncated_poisson"), "shuffle": ("shuffle",), "shuffled": ("shuffle",)}
+_STAGE_KEYS = {
+    *("noise_multiplier", "sampling_probability", "steps", "expected_batch_size", "public_size", "sampling", "clip"),
+    *("releases_per_step", "max_batch", "quantile_sigma"),
+}
+_CLAIM_KEYS = {"epsilon", "delta", "relation", "max_records_per_unit"}
+_WORDS = {str(word) for kind in (Sampling, Clip, Relation) for word in kind}
 _NOISES = {"gaussian": "gaussian", "laplace": "laplace"}
 
 
@@ -76,6 +83,7 @@ def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
     if ledger is None:
         return
     stages = ledger["stages"]
+    yield from _repeated(mechanism, stages, body["claim"])
     norms = {s["clipping_norm"] for s in stages if _numbers(s.get("clipping_norm"))}
     yield from _not_among("clipping_norm", mechanism.get("clipping_norm"), norms, RELATIVE)
     batches = {s["expected_batch_size"] for s in stages if _numbers(s.get("expected_batch_size"))}
@@ -96,8 +104,24 @@ def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
                 break
 
 
+def _repeated(mechanism: Mapping[str, Any], stages: list[Any], claim: Mapping[str, Any] | None) -> Iterator[str]:
+    """Keys of a stage or of the claim that the mechanism repeats."""
+    for name in _STAGE_KEYS & set(mechanism):
+        recorded = [stage.get(name) for stage in stages if stage.get(name) is not None]
+        if name == "steps":
+            recorded.append(sum(recorded))
+        if recorded and not any(_equal(mechanism[name], value) for value in recorded):
+            yield f"the mechanism has {name}={_show(mechanism[name])} and the ledger {_show(recorded[0])}"
+    if claim is None:
+        return
+    for name in _CLAIM_KEYS & set(mechanism):
+        if not _equal(mechanism[name], claim[name]):
+            yield f"the mechanism has {name}={_show(mechanism[name])} and the claim {_show(claim[name])}"
+
+
 def _not_among(name: str, stated: Any, recorded: set[Any], tolerance: float) -> Iterator[str]:
-    if _numbers(stated) and recorded and not any(math.isclose(stated, r, rel_tol=tolerance) for r in recorded):
+    number = _as_number(stated)
+    if number is not None and recorded and not any(math.isclose(number, r, rel_tol=tolerance) for r in recorded):
         yield f"the mechanism has {name}={_show(stated)} and the ledger {_show(min(recorded))}"
 
 
@@ -110,6 +134,24 @@ def _examination(body: Mapping[str, Any]) -> Iterator[str]:
         status = finding.get("status") if isinstance(finding, Mapping) else None
         if not any(f.get("name") == name and f.get("status") == status for f in stated):
             yield f"the examination reports {_show(name)} ({_show(status)}) and the findings leave it out"
+
+
+def _equal(stated: Any, recorded: Any) -> bool:
+    first, second = _as_number(stated), _as_number(recorded)
+    if first is not None and second is not None:
+        return math.isclose(first, second, rel_tol=RELATIVE)
+    # Free text describes; only a word of the privacy language can contradict another.
+    return str(stated) not in _WORDS or str(stated) == str(recorded)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, also one written as text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if _numbers(value) else None
 
 
 def _numbers(*values: Any) -> bool:

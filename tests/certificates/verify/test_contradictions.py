@@ -46,6 +46,22 @@ def clipping(f: Forgery) -> None:
     f.body["mechanism"]["clipping_norm"] = 5.0
 
 
+def clipping_in_words(f: Forgery) -> None:
+    f.body["mechanism"]["clipping_norm"] = "5.0"
+
+
+def repeated(f: Forgery) -> None:
+    f.body["mechanism"]["noise_multiplier"] = 8.0
+
+
+def repeated_claim(f: Forgery) -> None:
+    f.body["mechanism"]["relation"] = "zero_out"
+
+
+def repeated_sampling(f: Forgery) -> None:
+    f.body["mechanism"]["sampling"] = "without_replacement"
+
+
 def normaliser(f: Forgery) -> None:
     f.body["mechanism"]["normaliser"] = "constant 300 (q times the public size), never the realised batch"
 
@@ -88,6 +104,10 @@ def imported(f: Forgery) -> None:
         (public_size, "consistency"),
         (public_size_alone, "consistency"),
         (clipping, "consistency"),
+        (clipping_in_words, "consistency"),
+        (repeated, "consistency"),
+        (repeated_claim, "consistency"),
+        (repeated_sampling, "consistency"),
         (normaliser, "consistency"),
         (sampler, "consistency"),
         (noise, "consistency"),
@@ -108,6 +128,10 @@ def test_fields_that_contradict_each_other_differ(
 
 def exposure(f: Forgery) -> None:
     f.body["exposure"].update(median=0.0, maximum=0.0, values=[])
+
+
+def exposure_and_more(f: Forgery) -> None:
+    f.body["exposure"].update(median=0.0, note="no memorisation")
 
 
 def design(f: Forgery) -> None:
@@ -172,7 +196,8 @@ def assumption(f: Forgery) -> None:
     "change, step",
     [
         (exposure, "exposure"),
-        (compared_with, "audit.claim"),
+        (exposure_and_more, "exposure"),
+        (design, "audit.design"),
         (summary, "audit.summary"),
         (order, "audit.order"),
         (meaning, "verdict.meaning"),
@@ -223,3 +248,12 @@ def test_what_nobody_can_recompute_is_recorded_only(honest: Path, new: Callable[
     for name in ("examination", "fields", "mechanism", "provenance", "statements", "audit.order"):
         assert steps[name] == RECORDED, name
     assert "trusted_keys" in report.warnings[0] and "trusted_keys" in report.to_text()
+
+
+def test_words_that_describe_contradict_nothing(honest: Path, new: Callable[[Path], Forgery]) -> None:
+    forgery = new(honest)
+    forgery.body["mechanism"].update(
+        sampling="every record at every step", relation="add or remove one paragraph", steps=1, clip="flat", unit="text"
+    )
+    forgery.body["mechanism"]["clipping_norm"] = "0.1"
+    assert "consistency" not in forgery.seal().different()
