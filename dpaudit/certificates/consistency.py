@@ -106,7 +106,7 @@ def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
 
 def _repeated(mechanism: Mapping[str, Any], stages: list[Any], claim: Mapping[str, Any] | None) -> Iterator[str]:
     """Keys of a stage or of the claim that the mechanism repeats."""
-    for name in _STAGE_KEYS & set(mechanism):
+    for name in sorted(_STAGE_KEYS & set(mechanism)):
         recorded = [stage.get(name) for stage in stages if stage.get(name) is not None]
         if name == "steps":
             recorded.append(sum(recorded))
@@ -114,7 +114,7 @@ def _repeated(mechanism: Mapping[str, Any], stages: list[Any], claim: Mapping[st
             yield f"the mechanism has {name}={_show(mechanism[name])} and the ledger {_show(recorded[0])}"
     if claim is None:
         return
-    for name in _CLAIM_KEYS & set(mechanism):
+    for name in sorted(_CLAIM_KEYS & set(mechanism)):
         if not _equal(mechanism[name], claim[name]):
             yield f"the mechanism has {name}={_show(mechanism[name])} and the claim {_show(claim[name])}"
 
