@@ -46,7 +46,6 @@ EXCEPTIONS = {
     ("attacks/canaries/secret.py", "storage"),
     ("attacks/holdout.py", "storage"),
     ("attacks/examiner/bookkeeping.py", "storage"),
-    ("dpaudit/runs/run.py", "cli"),
 }
 """File and room: arrows that the table does not allow and that still stand. None may be added."""
 TORCH_FREE = ("privacy", "storage", "accounting", "auditing", "certificates", "reports")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from dpaudit.cli.common import emit, json_option, quiet_transformers
+from dpaudit.cli.common import emit, json_option
+from dpaudit.runs.progress import quiet_transformers
 
 # Listed here so that -h does not import torch; a test keeps the list equal to the library's.
 ATTACKS = (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
+
+from dpaudit.storage.plain import plain as plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -25,19 +24,6 @@ def delta_option(function: F) -> F:
     return click.option("--delta", type=float, required=True, help="δ of the guarantee, in (0, 1); no default.")(
         function
     )
-
-
-def plain(value: Any) -> Any:
-    """Replace infinities and NaN by the strings "inf", "-inf", "nan", so that the JSON stays standard."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        return plain(value.item())
-    return value
 
 
 def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
@@ -80,32 +66,6 @@ class Number(click.ParamType[float]):
             return number(value) if isinstance(value, str) else float(value)
         except ValueError:
             self.fail(f"{value!r} is not a number or a fraction such as 256/60000.", param, ctx)
-
-
-def on_terminal() -> bool:
-    """Whether progress may be drawn: standard error is a terminal."""
-    return sys.stderr.isatty()
-
-
-@contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Progress bar on standard error when it is a terminal, silent otherwise; yields ``advance(n)``."""
-    if not on_terminal():
-        yield lambda n: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, file=sys.stderr, leave=False) as bar:
-        yield lambda n: (bar.update(n), None)[1]
-
-
-def quiet_transformers() -> None:
-    """Switch off transformers' own progress bars and warnings, which would break ``--json`` and pipes."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if not on_terminal():
-        logging.disable_progress_bar()
 
 
 def table(rows: Iterable[Iterable[str]]) -> str:

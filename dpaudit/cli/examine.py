@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from dpaudit import Ledger
-from dpaudit.cli.common import emit, json_option, quiet_transformers
-from dpaudit.privacy.errors import InvalidValue
+from dpaudit.cli.common import emit, json_option
 from dpaudit.privacy.rounding import lower_text, upper_text
 
 if TYPE_CHECKING:
-    from dpaudit.attacks import Findings, FirstOrderAdapter, ZerothOrderAdapter
-    from dpaudit.runs.config import Config
-
-RECORDS = 96
-"""Synthetic records of an examination of a configuration."""
-
-LENGTH = 16
-"""Tokens of a synthetic record, at most."""
+    from dpaudit.attacks import Findings
 
 
 @click.command("examine")
@@ -53,167 +38,12 @@ def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
       dpaudit examine examples/certify.toml --budget 2min
       dpaudit examine mypackage.training:step_adapter --json
     """
-    from dpaudit.attacks import examine_stages
+    from dpaudit.runs.examine import examine
 
-    steps = _from_file(Path(source)) if source.endswith(".toml") else [_from_function(source)]
-    found = examine_stages(steps, budget=budget, accountant=_accountant(accountant))
+    found = examine(source, budget=budget, accountant=accountant)
     payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
     emit(payload | {"budget": budget} | found.to_dict(), as_json, _text(found))
     raise SystemExit(1 if found.violated else 0)
-
-
-def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
-    """Findings as a certificate takes them: the cause and its standing text, never a witness."""
-    return [finding.public() for finding in found.findings]
-
-
-def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:
-    """Examine the trainer that a configuration names, stage by stage, on synthetic records."""
-    from dpaudit.attacks import examine_stages
-
-    accountant = _accountant(config.privacy.calibrate_with)
-    return examine_stages(adapters_of(config, base), budget=budget, accountant=accountant)
-
-
-def _accountant(name: str) -> Any:
-    def epsilon(ledger: Ledger, delta: float) -> float:
-        from dpaudit.accounting import epsilon_upper
-
-        return epsilon_upper(ledger, delta, name)
-
-    return epsilon
-
-
-def _from_function(source: str) -> tuple[Any, Any]:
-    name, _, function = source.partition(":")
-    if not name or not function:
-        raise InvalidValue(
-            f"source={source!r} is neither a .toml file nor MODULE:FUNCTION; name the function, as in"
-            " mypackage.training:step_adapter."
-        )
-    sys.path.insert(0, os.getcwd())
-    try:
-        made = getattr(importlib.import_module(name), function)()
-    except (ImportError, AttributeError) as error:
-        raise InvalidValue(f"source={source!r} cannot be loaded ({error}); check name and path.") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not (isinstance(made, tuple) and len(made) == 2):
-        raise InvalidValue(f"{source} returned {type(made).__name__} and must return a pair (adapter, plan).")
-    return made
-
-
-def _from_file(path: Path) -> list[tuple[Any, Any]]:
-    from dpaudit.runs.config import read_config
-
-    quiet_transformers()
-    return adapters_of(read_config(path), path.resolve().parent)
-
-
-def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
-    """Adapter and plan of every stage of the trainer that a configuration names, on one model."""
-    from dpaudit.runs.fit import select_trainable
-    from dpaudit.runs.fit_zeroth_order import stages_of
-    from dpaudit.runs.prepare import make_plans, public_size
-    from dpaudit.runs.records import classes_of
-    from dpaudit.runs.sources import load_model
-
-    size = public_size(config)
-    plans = make_plans(config, size)
-    model = load_model(config, base, classes=classes_of(config, base))
-    model = select_trainable(model, config)
-    records, special = synthetic_records(config, model.config, min(RECORDS, size))
-    if config.privacy.method != "dp-zoso":
-        return [(_first_order(config, model, records, special, plans[0]), plans[0])]
-    claims = [whole_plan(plans), *(dataclasses.replace(plan, target_epsilon=None) for plan in plans[1:])]
-    adapters = [_zeroth_order(config, model, records, special, stage) for stage in stages_of(config, plans)]
-    return list(zip(adapters, claims, strict=True))
-
-
-def whole_plan(plans: Sequence[Any]) -> Any:
-    """The plan that the claim is held against: the first stage's step, with the steps of all stages.
-
-    Stages of one run share σ, q and P; they differ in rates, which cost no privacy.
-    """
-    return dataclasses.replace(plans[0], steps=sum(plan.steps for plan in plans))
-
-
-def synthetic_records(config: Config, shape: Any, count: int) -> tuple[list[Any], dict[str, Any]]:
-    """Random token records of the task's form, and adversarial ones by name.
-
-    Parameters
-    ----------
-    shape : transformers configuration
-        Gives ``vocab_size`` and, for classification, ``num_labels``.
-    """
-    import numpy as np
-
-    rng, vocabulary = np.random.default_rng(0), shape.vocab_size
-    causal, longest = config.model.task == "causal-lm", max(4, min(LENGTH, config.data.max_length))
-
-    def record(tokens: Any, *, labels: Any = None) -> dict[str, Any]:
-        ids = [int(t) for t in tokens]
-        own = list(ids) if causal else int(rng.integers(shape.num_labels))
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": own if labels is None else labels}
-
-    rows = [record(rng.integers(2, vocabulary, size=rng.integers(3, longest))) for _ in range(count)]
-    special = {"repeated token": record([5] * longest), "long record": record(rng.integers(2, vocabulary, longest))}
-    if causal:
-        special["empty label"] = record([7] * 4, labels=[-100] * 4)
-        special["one token"] = record([9])
-    return rows, special
-
-
-def _collator(config: Config) -> Any:
-    import torch
-
-    causal = config.model.task == "causal-lm"
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max((len(row["input_ids"]) for row in rows), default=1)
-
-        def padded(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-
-        labels = padded("labels", -100) if causal else torch.tensor([row["labels"] for row in rows])
-        return {"input_ids": padded("input_ids", 1), "attention_mask": padded("attention_mask", 0), "labels": labels}
-
-    return collate
-
-
-def _losses(config: Config) -> Any:
-    from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
-
-    if config.model.task == "causal-lm":
-        return lambda model, batch: causal_lm_losses(model, **batch)
-    return sequence_classification_losses
-
-
-def _first_order(
-    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], plan: Any
-) -> FirstOrderAdapter:
-    from dpaudit.attacks import FirstOrderAdapter
-    from dpaudit.trainers import OptimizerSettings, train
-
-    return FirstOrderAdapter(
-        train, model, records, plan, collate=_collator(config), loss_fn=_losses(config), special=special,
-        optimizer=OptimizerSettings(algorithm="sgd", learning_rate=1.0), options={"physical_batch_size": 16},
-    )  # fmt: skip
-
-
-def _zeroth_order(
-    config: Config, model: Any, records: Sequence[Any], special: Mapping[str, Any], stage: Any
-) -> ZerothOrderAdapter:
-    from dpaudit.attacks import ZerothOrderAdapter
-    from dpaudit.runs.fit_zeroth_order import directions_of
-    from dpaudit.trainers.zeroth_order.tasks import fixed_length
-    from dpaudit.trainers.zeroth_order.train import zo_train
-
-    return ZerothOrderAdapter(
-        zo_train, model, records, stage, collate=fixed_length(_collator(config), LENGTH, pad=1),
-        loss_fn=_losses(config), special=special, directions=directions_of(config, "examination"),
-        options={"physical_batch_size": 16},
-    )  # fmt: skip
 
 
 def _text(found: Findings) -> str:

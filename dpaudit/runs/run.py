@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.cli.common import progress, quiet_transformers
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.issue import refuse_new_evidence
+from dpaudit.runs.progress import progress, quiet_transformers
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
 from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
 from dpaudit.storage.files import PRIVATE_MODE
@@ -162,8 +162,8 @@ def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lamb
 
 def examine_phase(job: Job, *, budget: str = "1min") -> None:
     """Examine the trainer on synthetic records, once; witnesses stay private, the findings enter the certificate."""
-    from dpaudit.cli.common import plain
-    from dpaudit.cli.examine import examine_configuration, findings_for_certificate
+    from dpaudit.runs.examine import examine_configuration, findings_for_certificate
+    from dpaudit.storage.plain import plain
 
     if job.folder.examination.exists():
         return
