@@ -34,6 +34,7 @@ def tokenize_records(
     *,
     labels: Sequence[int] | None = None,
     max_length: int | None,
+    name: str = "the file",
 ) -> CanarySet:
     """Whole records as token ids, scored on every token but the first, or on the label where labels are given.
 
@@ -45,6 +46,8 @@ def tokenize_records(
         Class numbers, for a classifier.
     max_length : int or None
         Tokens of a record in the training run.
+    name : str
+        Of the file, for messages.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def tokenize_records(
         A text occurs twice, or a record is longer than ``max_length`` and would be truncated, is too short to score, or
         equals another one once tokenised; each by id.
     """
-    refuse_repeats(ids, texts, "the file")
+    refuse_repeats(ids, texts, name)
     rows = [[int(t) for t in tokenizer(text, truncation=False)["input_ids"]] for text in texts]
     if max_length is not None:
         integer_at_least(1, max_length=max_length)
@@ -70,7 +73,7 @@ def tokenize_records(
             f"{len(short)} records have fewer than {shortest} tokens ({name_some(short)}) and nothing to score; "
             "remove them."
         )
-    refuse_repeats(ids, [tuple(row) for row in rows], "the tokenised file")
+    refuse_repeats(ids, [tuple(row) for row in rows], f"{name}, once tokenised,")
     scored = [range(1, len(row)) if causal else () for row in rows]
     return from_rows(texts, rows, scored, kind="records", params={}, labels=labels)
 

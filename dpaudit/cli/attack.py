@@ -75,7 +75,7 @@ def command(
     from dpaudit.attacks.scores.models import is_causal, load_model, load_tokenizer, longest_record, perturb
     from dpaudit.attacks.scores.score_model import score_model
     from dpaudit.privacy.errors import InvalidValue
-    from dpaudit.runs.attack import holds_secret, kept_columns, load_canaries
+    from dpaudit.runs.attack import holds_secret, kept_columns, load_canaries, refuse_overlap
     from dpaudit.storage.records import check_out, read_ids, read_values, write_scores
 
     check_out(out)
@@ -106,6 +106,7 @@ def command(
         others: Any = None
         if population is not None:
             others, _ = load_canaries(population, tokenizer, model=model_dir, max_length=limit)
+            refuse_overlap(others, canaries, population.name)
         around: list[list[list[int]]] = []
         if name == "neighbourhood" and masked_model is not None:
             filled = perturb(masked_model, canaries.texts, n=neighbours, device=device)

@@ -19,8 +19,7 @@ def read_points(path: Path) -> list[tuple[float, float]]:
 
     try:
         table = read_table(path, columns=("fpr", "tpr"))
-        rows = [f"row {i + 1}" for i in range(len(table["fpr"]))]
-        fpr, tpr = (numbers(table[name], name=name, ids=rows).tolist() for name in ("fpr", "tpr"))
+        fpr, tpr = (numbers(table[name], name=name).tolist() for name in ("fpr", "tpr"))
     except InvalidEvidence as error:
         raise InvalidValue(str(error)) from None
     points = list(zip(fpr, tpr, strict=True))

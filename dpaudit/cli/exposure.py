@@ -51,7 +51,7 @@ def command(
     report = exposure_report(
         ids,
         numbers(cells["loss"], name="loss", ids=ids),
-        numbers(others, name="loss", ids=[f"row {i + 1}" for i in range(len(others))]),
+        numbers(others, name="loss"),
         copies=copies,
         group_claims=_claims(claims) or None,
         delta=delta,

@@ -38,8 +38,19 @@ def load_canaries(
     if not causal:
         label2id, classes = class_names(model)
         labels = class_numbers(records.ids, records.labels, label2id=label2id, classes=classes)
-    canaries = tokenize_records(tokenizer, records.ids, records.texts, labels=labels, max_length=max_length)
-    return canaries, records.ids
+    found = tokenize_records(
+        tokenizer, records.ids, records.texts, labels=labels, max_length=max_length, name=path.name
+    )
+    return found, records.ids
+
+
+def refuse_overlap(population: CanarySet, canaries: CanarySet, name: str) -> None:
+    """Refuse a population that holds records of the audit: it has to show what records outside it look like."""
+    shared = set(population.texts) & set(canaries.texts)
+    if shared:
+        raise InvalidEvidence(
+            f"population {name} holds {len(shared)} of the records that are attacked; give records outside the audit."
+        )
 
 
 def kept_columns(path: Path, ids: tuple[str, ...]) -> dict[str, list[Any]]:

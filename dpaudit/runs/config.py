@@ -255,7 +255,7 @@ def _spelling(location: tuple[int | str, ...]) -> str:
     for section in sections:
         owner = _section(owner.model_fields[section].annotation)
     if near := difflib.get_close_matches(key, owner.model_fields, 1):
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near[0]}? Correct its spelling"
     for name, field in Config.model_fields.items():
         inner = _section(field.annotation)
         if inner is not None and inner is not owner and key in inner.model_fields:

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.privacy.validate import name_some
 from dpaudit.runs.config import Config, Data
 from dpaudit.runs.sources import resolve
@@ -114,8 +114,9 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
     path = resolve(data.path, base, key="data.path")
     private = read_records(data, path, needs_labels=needs_labels)
     if data.heldout is not None:
-        bare = data.model_copy(update={"sha256": None})
-        public = read_records(bare, resolve(data.heldout, base, key="data.heldout"), needs_labels=needs_labels)
+        other = resolve(data.heldout, base, key="data.heldout")
+        _refuse_same(path, other)
+        public = read_records(data.model_copy(update={"sha256": None}), other, needs_labels=needs_labels)
     else:
         private, public = split_by_text(private, data.heldout_fraction, config.run.seed)
     private = limited(private, data, config.run.seed)
@@ -146,6 +147,18 @@ def classes_of(config: Config, base: Path) -> tuple[str, ...] | None:
     return declared_classes(config.data.labels) if config.data.labels else private_and_public(config, base)[1].classes
 
 
+def _refuse_same(private: Path, public: Path) -> None:
+    """Refuse the private file as its own public one: the exact quality on it would be published."""
+    same = private.resolve() == public.resolve()
+    if not same and private.is_file() and public.is_file():
+        same = sha256_file(private) == sha256_file(public)
+    if same:
+        raise PrivacyRefusal(
+            f"data.heldout={public.name} holds the private records of data.path; give public records, or set"
+            " data.heldout_fraction to declare a share of them public."
+        )
+
+
 def class_names(data: Data, public: RawRecords) -> tuple[str, ...]:
     """Names of the classes: those of ``data.labels``, or of the public records in order; never of private ones."""
     if data.labels is not None:
@@ -162,6 +175,13 @@ def class_names(data: Data, public: RawRecords) -> tuple[str, ...]:
             f"{public.name} has the label {doubtful[0]!r}, as missing cells are written; fill them, or declare"
             " data.labels."
         )
+    folded: dict[str, str] = {}
+    for name in found:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise InvalidValue(
+                f"{public.name} has the labels {other!r} and {name!r}, which differ in case only; write one of them, or"
+                " declare data.labels."
+            )
     if all(name.removeprefix("-").isdecimal() for name in found):
         found.sort(key=int)
     if len(found) < 2:

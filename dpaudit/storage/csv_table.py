@@ -66,6 +66,8 @@ def _rows(reader: Any, header: list[str], name: str, limit: int) -> tuple[list[l
             )
         if len(row) != len(header):
             raise InvalidEvidence(_uneven(row, header, name, reader.line_num))
+        if len(row) > 1 and row == header:
+            raise InvalidEvidence(f"{name} line {reader.line_num} repeats the header; remove that line.")
         if len(row) > 1 and not any(row):
             raise InvalidEvidence(f"{name} line {reader.line_num} holds empty cells only; remove that line.")
         if len(body) >= limit:

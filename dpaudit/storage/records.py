@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import name_some
-from dpaudit.storage.tables import Table, identifiers, is_missing, label_text, load_table
+from dpaudit.storage.tables import RECORDS, Table, identifiers, is_missing, label_text, load_table
 
 OUT = (".csv", ".parquet")
 KEPT = ("member", "run", "copies", "pair")
@@ -43,7 +43,7 @@ def read_text_records(path: Path) -> TextRecords:
     InvalidEvidence
         A column is absent, or an id, text or label is missing or an id is repeated.
     """
-    table = load_table(path, columns=("id", "text"), optional=("label",))
+    table = load_table(path, columns=("id", "text"), optional=("label",), limits=RECORDS)
     if not len(table):
         raise InvalidEvidence(f"{path} holds no record; give at least one.")
     ids = _ids(table)
@@ -61,7 +61,7 @@ def read_text_records(path: Path) -> TextRecords:
 
 def read_values(path: Path, column: str) -> dict[str, float]:
     """Finite numbers by id, from columns ``id`` and ``column``."""
-    table = load_table(path, columns=("id", column))
+    table = load_table(path, columns=("id", column), limits=RECORDS)
     ids = _ids(table)
     values = {name: _finite(cell) for name, cell in zip(ids, table.columns[column], strict=True)}
     if bad := [name for name, value in values.items() if not np.isfinite(value)]:
@@ -73,12 +73,12 @@ def read_values(path: Path, column: str) -> dict[str, float]:
 
 def read_ids(path: Path) -> tuple[str, ...]:
     """The unique ids of a table's column ``id``."""
-    return _ids(load_table(path, columns=("id",)))
+    return _ids(load_table(path, columns=("id",), limits=RECORDS))
 
 
 def read_kept(path: Path, ids: Sequence[str]) -> dict[str, list[Any]]:
     """Columns that an audit needs beside the scores, in the order of ``ids``; those that the file has."""
-    table = load_table(path, columns=("id",), optional=KEPT)
+    table = load_table(path, columns=("id",), optional=KEPT, limits=RECORDS)
     place = {name: i for i, name in enumerate(_ids(table))}
     rows = [place[name] for name in ids]
     kept = table.take(rows).columns

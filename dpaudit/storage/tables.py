@@ -186,18 +186,25 @@ def number(value: Any, *, name: str) -> float:
     return result
 
 
-def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str]) -> NDArray[np.float64]:
-    """Cells as floats (n,); infinities stay, and the first cell that is missing or no number is named with its id.
+def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str] | None = None) -> NDArray[np.float64]:
+    """Cells as floats (n,); infinities stay, and the first cell that is missing or no number is named.
 
     Numbers are written with a decimal point; a decimal comma, thousands separators and digits of other scripts are
     refused, since they can be read in two ways.
+
+    Parameters
+    ----------
+    name : str
+        Of the column, for messages.
+    ids : sequence of str, optional
+        What a bad row is named by; without ids by its number.
     """
     for i, cell in enumerate(cells):
         if is_missing(cell):
-            raise InvalidEvidence(f"{name} of id {ids[i]!r} is empty; give each row a number.")
+            raise InvalidEvidence(f"{name} of {_which(ids, i)} is empty; give each row a number.")
         plain = isinstance(cell, (int, float)) or (isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()))
         if not plain:
-            raise InvalidEvidence(f"{name}={str(cell)[:40]!r} of id {ids[i]!r} must be a number; {_remedy(cell)}.")
+            raise InvalidEvidence(f"{name}={str(cell)[:40]!r} of {_which(ids, i)} must be a number; {_remedy(cell)}.")
     try:
         return np.array(cells, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -214,6 +221,10 @@ def coins(cells: Sequence[Any], *, name: str, ids: Sequence[str]) -> NDArray[np.
         i = int(bad[0])
         raise InvalidEvidence(f"{name}={str(cells[i])[:40]} of id {ids[i]!r} must be 0 or 1; give its coin.")
     return np.asarray(values == 1)
+
+
+def _which(ids: Sequence[str] | None, i: int) -> str:
+    return f"row {i + 1}" if ids is None else f"id {ids[i]!r}"
 
 
 def _remedy(cell: Any) -> str:

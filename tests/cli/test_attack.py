@@ -318,6 +318,24 @@ def test_labels_are_numbers_or_names_of_the_model(folders: dict[str, Path], tmp_
         assert code == 3 and words in err
 
 
+def test_a_population_lies_outside_the_audit(
+    folders: dict[str, Path], texts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "population.csv"
+    path.write_text("id,text\nx,the mat\ny,a cat ran\n")
+    others = ["--reference", folders["base"], "--reference", folders["other"]]
+    options = ["--canaries", texts, "--attack", "rmia-offline", "--population", path, *others]
+    code, _, err = call(capsys, folders["target"], *options, "--out", tmp_path / "s.csv")
+    assert code == 3 and "population population.csv holds 1 of the records that are attacked" in err
+
+
+def test_long_texts_are_named_by_their_tokens(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("id,text,member\na," + "the dog " * 3000 + ",1\nb,a cat,0\n")
+    code, _, err = call(capsys, folders["target"], "--canaries", path, "--out", tmp_path / "s.csv")
+    assert code == 3 and "would be truncated (a)" in err
+
+
 def test_names_of_the_hub_are_not_downloaded(
     folders: dict[str, Path], texts: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_wrong_key_or_value_is_named(change: dict[str, Any], words: str) -> No
 def test_an_unknown_section_is_told_which_one_it_may_be() -> None:
     value = small_config()
     value["claims"] = value.pop("claim")
-    assert "claims: extra inputs are not permitted; did you mean claim?" in refusal(value)
+    assert "claims: extra inputs are not permitted; did you mean claim? Correct its spelling." in refusal(value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit import InvalidValue
+from dpaudit import InvalidValue, PrivacyRefusal
 from dpaudit.runs.config import Config, Data, parse_config
 from dpaudit.runs.records import (
     RawRecords,
@@ -88,6 +88,17 @@ def test_the_share_is_near_what_was_asked_and_labels_stay_with_their_texts() -> 
     assert all(texts[int(i)] == text and place == f"line {int(i) + 2}" for i, text, place in pairs)
     assert split_by_text(raw(texts), 0.25, 4)[1].texts != public.texts  # another seed, another share
     assert split_by_text(raw(texts), 0.0, 3)[0].texts == texts
+
+
+@pytest.mark.parametrize("name", ["private.csv", "copy.csv", "./private.csv"])
+def test_the_private_file_is_not_its_own_public_one(tmp_path: Path, name: str) -> None:
+    """The exact accuracy on the private records would be published."""
+    text = "text,label\na,ham\nb,spam\n"
+    config = classifier(tmp_path, text, "")
+    (tmp_path / "copy.csv").write_text(text)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"heldout": name})})
+    with pytest.raises(PrivacyRefusal, match="holds the private records"):
+        private_and_public(config, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ limit
@@ -251,6 +262,13 @@ def test_what_a_missing_cell_is_written_as_is_no_class_unless_declared(name: str
     with pytest.raises(InvalidValue, match=r"as missing cells are written; fill them, or declare data.labels"):
         class_names(data(), public)
     assert class_names(data(labels=("ham", "spam", name)), public)[2] == name
+
+
+def test_labels_that_differ_in_case_only_are_two_classes_only_if_declared() -> None:
+    public = raw(["x"] * 3, ("True", "False", "true"))
+    with pytest.raises(InvalidValue, match="'True' and 'true', which differ in case only"):
+        class_names(data(), public)
+    assert class_names(data(labels=("True", "False", "true")), public) == ("True", "False", "true")
 
 
 @pytest.mark.parametrize("labels", [("ham",), ("ham", "ham"), ("1", 1), ("ham", ""), ()])
