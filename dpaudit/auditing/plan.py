@@ -117,6 +117,7 @@ class AuditPlan:
 
     def __post_init__(self) -> None:
         validate.integer_at_least(1, m=self.m, copies=self.copies)
+        validate.label(unit=self.unit, attack=self.attack)
         validate.integer_at_least(0, guesses_in=self.guesses_in, guesses_out=self.guesses_out)
         if self.guesses_in + self.guesses_out > self.m:
             raise InvalidValue(

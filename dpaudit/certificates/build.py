@@ -74,6 +74,7 @@ class Claim:
         validate.integer_at_least(1, max_records_per_unit=self.max_records_per_unit)
         if not self.unit:
             raise InvalidValue("unit='' is empty; name the unit of privacy, such as 'record' or 'user'.")
+        validate.label(unit=self.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -167,6 +168,8 @@ class CertificateEvidence:
                 " reader can measure again, so audit with a control and give its digest, and put white-box tests into"
                 " findings."
             )
+        for name in self.subjects:
+            validate.label(subject=name)
         for canary in self.canaries:
             if set(canary) != {"id", "coin", "guess"}:
                 raise InvalidValue(

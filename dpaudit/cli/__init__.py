@@ -1,19 +1,27 @@
 """The command line: thin commands that parse, call the public API and print. One file per command.
 
-Exit codes: 0 done or consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
+Exit codes: 0 done or consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage,
+70 a fault in dpaudit itself, 130 stopped, 141 nobody read the output.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 import warnings
 from typing import TextIO
 
 import click
 
 from dpaudit._version import __version__
+from dpaudit.cli import terminal
 from dpaudit.privacy.errors import DpauditError, PrivacyWarning
+from dpaudit.privacy.text import printable
+
+INTERNAL = 70
+TRACEBACK = "DPAUDIT_TRACEBACK"
 
 COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
@@ -73,36 +81,72 @@ def _show_warning(
 ) -> None:
     """Print a warning of ours as one sentence on standard error, any other as Python does."""
     if issubclass(category, PrivacyWarning):
-        click.echo(f"dpaudit: warning: {message}", err=True)
+        terminal.say(f"warning: {message}")
     else:
-        click.echo(warnings.formatwarning(message, category, filename, lineno).rstrip(), err=True)
+        click.echo(printable(warnings.formatwarning(message, category, filename, lineno).rstrip(), keep="\n"), err=True)
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a command and turns every expected error into one sentence and an exit code."""
+    """Entry point: runs a command and turns every error into one sentence and an exit code.
+
+    No error ends with the code of a verdict: expected ones with their own, any other with 70.
+    """
+    terminal.prepare()
     warnings.showwarning = _show_warning
     try:
+        code = _code_of(arguments)
+        terminal.finish()
+    except BrokenPipeError:
+        # Whoever read the output went away: the verdict was not delivered, so that no verdict's code may stand for it.
+        terminal.abandon(sys.stdout)
+        code = 128 + 13
+    except OSError as error:
+        terminal.abandon(sys.stdout)
+        terminal.say(f"the output cannot be written: {error.strerror or error}; check where it goes.")
+        code = 64
+    sys.exit(code)
+
+
+def _code_of(arguments: list[str] | None) -> int:
+    """Exit code of a command, its error printed."""
+    try:
         code = main.main(args=arguments, prog_name="dpaudit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as ended:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # how click ends, with 1, where nobody reads the output
+            raise BrokenPipeError from None
+        if not isinstance(ended.code, int) and ended.code is not None:  # how some libraries give up
+            terminal.say(str(ended.code))
+            return INTERNAL
+        return ended.code or 0
     except click.UsageError as error:
         where = f" See '{error.ctx.command_path} -h'." if error.ctx else ""
-        click.echo(f"dpaudit: {error.format_message()}{where}", err=True)
-        sys.exit(64)
+        terminal.say(f"{error.format_message()}{where}")
+        return 64
     except click.ClickException as error:
-        click.echo(f"dpaudit: {error.format_message()}", err=True)
-        sys.exit(64)
-    except click.Abort:
-        click.echo("dpaudit: stopped before it finished; what was already written is kept.", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("dpaudit: stopped before it finished; what was already written is kept.", err=True)
-        sys.exit(130)
+        terminal.say(error.format_message())
+        return 64
+    except (click.Abort, KeyboardInterrupt):
+        terminal.say("stopped before it finished; what was already written is kept.")
+        return 130
     except DpauditError as error:
-        click.echo(f"dpaudit: {error}", err=True)
-        sys.exit(error.exit_code)
+        terminal.say(str(error))
+        return error.exit_code
     except BrokenPipeError:
-        sys.exit(0)
+        raise
     except OSError as error:
         name = f" {error.filename!r}" if error.filename else ""
-        click.echo(f"dpaudit: cannot read or write{name}: {error.strerror or error}; check the path.", err=True)
-        sys.exit(64)
-    sys.exit(code if isinstance(code, int) else 0)
+        terminal.say(f"cannot read or write{name}: {error.strerror or error}; check the path.")
+        return 64
+    except MemoryError:
+        terminal.say("there is not enough memory; nothing was decided. Give it more, or smaller files.")
+        return INTERNAL
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        terminal.say(
+            f"a fault in dpaudit ({type(error).__name__}: {lines[0][:300]}); nothing was decided. Please report it with"
+            f" what is shown when {TRACEBACK}=1 is set in the environment."
+        )
+        return INTERNAL

@@ -11,6 +11,7 @@ import click
 
 from dpaudit.cli.common import delta_option, emit, json_option, table
 from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, percent_lower, upper_text
+from dpaudit.privacy.text import printable
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan, AuditResult, Control, TradeOff
@@ -327,5 +328,6 @@ def to_text(result: AuditResult) -> str:
         rows.append(("AUC", f"{nearest_text(result.auc['value'], 3)} ({lower_text(low, 3)} to {upper_text(high, 3)})"))
     for bound in result.secondary:
         rows.append((f"{bound.kind}: {bound.estimator}", f"{lower_text(bound.epsilon_lower)}  (no verdict)"))
-    parts = [f"verdict: {result.verdict}", table(rows), *(f"- {f.text}" for f in result.findings), result.summary]
+    parts = [f"verdict: {result.verdict}", table(rows), *(f"- {printable(f.text)}" for f in result.findings)]
+    parts.append(printable(result.summary))
     return "\n".join(parts)

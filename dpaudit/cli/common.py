@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dpaudit.cli.terminal import say
+from dpaudit.privacy.text import printable
 from dpaudit.storage.plain import plain as plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,13 +29,13 @@ def delta_option(function: F) -> F:
 
 
 def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print the payload as JSON, or the text for people."""
-    click.echo(json.dumps(plain(payload), ensure_ascii=False, allow_nan=False) if as_json else text)
+    """Print the payload as JSON (ASCII, so that it is JSON in every encoding), or the text for people."""
+    click.echo(json.dumps(plain(payload), allow_nan=False) if as_json else printable(text, keep="\n"))
 
 
 def tell(note: str) -> None:
     """Print a remark on standard error: the command goes on."""
-    click.echo(f"dpaudit: note: {note}", err=True)
+    say(f"note: {note}")
 
 
 def number(text: str) -> float:
@@ -69,8 +71,8 @@ class Number(click.ParamType[float]):
 
 
 def table(rows: Iterable[Iterable[str]]) -> str:
-    """Align columns of text with two spaces."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """Align columns of text with two spaces; a cell stays on its line whatever it holds."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells

@@ -8,6 +8,7 @@ import click
 
 from dpaudit.cli.common import emit, json_option
 from dpaudit.privacy.rounding import lower_text, upper_text
+from dpaudit.privacy.text import printable
 
 if TYPE_CHECKING:
     from dpaudit.attacks import Findings
@@ -62,4 +63,4 @@ def _text(found: Findings) -> str:
             f"step audit: μ ≥ {lower_text(found.mu_lower, 3)} per step, which composes to"
             f" ε ≥ {lower_text(found.epsilon_lower, 3)}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -38,6 +38,7 @@ class Ledger:
         validate.integer_at_least(1, max_records_per_unit=self.max_records_per_unit)
         if not self.unit:
             raise InvalidValue("unit='' is empty; name the unit of privacy, such as 'record' or 'user'.")
+        validate.label(unit=self.unit)
 
     @property
     def steps(self) -> int:

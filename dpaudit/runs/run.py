@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
+from dpaudit.privacy.text import printable
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.progress import progress, quiet_transformers
@@ -211,7 +212,8 @@ def summary(job: Job, published: Published) -> str:
     before, after = facts.get("heldout_before"), facts.get("heldout_after")
     verdict = published.certificate["predicate"]["verdict"]
     return "\n".join(
-        [
+        printable(line)
+        for line in [
             f"claim       ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
             f" unit: {claim.unit}",
             f"accounted   {accounted}",
