@@ -96,7 +96,7 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         code = _code_of(arguments)
         terminal.finish()
-    except BrokenPipeError:
+    except (BrokenPipeError, terminal.OutputClosed):
         # Whoever read the output went away: the verdict was not delivered, so that no verdict's code may stand for it.
         terminal.abandon(sys.stdout)
         code = 128 + 13
@@ -113,7 +113,7 @@ def _code_of(arguments: list[str] | None) -> int:
         code = main.main(args=arguments, prog_name="dpaudit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as ended:
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # how click ends, with 1, where nobody reads the output
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click ends with 1 where nobody reads its help
             raise BrokenPipeError from None
         if not isinstance(ended.code, int) and ended.code is not None:  # how some libraries give up
             terminal.say(str(ended.code))
@@ -132,7 +132,7 @@ def _code_of(arguments: list[str] | None) -> int:
     except DpauditError as error:
         terminal.say(str(error))
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, terminal.OutputClosed):
         raise
     except OSError as error:
         name = f" {error.filename!r}" if error.filename else ""

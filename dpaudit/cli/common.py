@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dpaudit.cli.terminal import say
+from dpaudit.cli.terminal import say, show
 from dpaudit.privacy.text import printable
 from dpaudit.storage.plain import plain as plain
 
@@ -30,7 +30,7 @@ def delta_option(function: F) -> F:
 
 def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
     """Print the payload as JSON (ASCII, so that it is JSON in every encoding), or the text for people."""
-    click.echo(json.dumps(plain(payload), allow_nan=False) if as_json else printable(text, keep="\n"))
+    show(json.dumps(plain(payload), allow_nan=False) if as_json else printable(text, keep="\n"))
 
 
 def tell(note: str) -> None:

@@ -35,6 +35,18 @@ def prepare() -> None:
         reconfigure(encoding=_ASCII if ascii_only else None, errors=HANDLER)
 
 
+class OutputClosed(Exception):
+    """Nobody reads standard output any more. No ``OSError``: click would end with 1 on it, the code of *violated*."""
+
+
+def show(text: str) -> None:
+    """Print a result on standard output."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
 def say(text: str) -> None:
     """Print one sentence on standard error, on one line."""
     click.echo(f"dpaudit: {printable(text)}", err=True)
