@@ -7,9 +7,6 @@ from pathlib import Path
 import click
 
 from dpaudit.cli.common import emit, json_option, tell
-from dpaudit.privacy.errors import InvalidValue
-from dpaudit.privacy.guarantee import smallest_upper
-from dpaudit.privacy.verdict import EXIT_CODES
 
 
 @click.command("certify")
@@ -40,39 +37,15 @@ def command(
       dpaudit certify examples/certify.toml --out runs/first
       dpaudit certify runs/first
     """
-    from dpaudit.runs.config import read_config
-    from dpaudit.runs.run import begin, certify_phase, control_phase, examine_phase, reopen, summary, train_phase
+    from dpaudit.runs.certify import certify
 
-    key = sign_key.read_bytes() if sign_key is not None else None
-    if source.is_dir():
-        if out is not None and out.resolve() != source.resolve():
-            raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
-        job = reopen(source)
-    else:
-        if out is None:
-            raise InvalidValue(
-                f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first."
-            )
-        config = read_config(source)
-        job = train_phase(begin(config, source.resolve().parent, out), tell=tell)
-    if control or controls is not None:
-        control_phase(job, runs=controls or 1, tell=tell)
-    if examine:
-        examine_phase(job)
-    published = certify_phase(job, signing_key=key)
-    verdict = published.certificate["predicate"]["verdict"]["name"]
-    payload = {
-        "schema": "dpaudit.certify/1",
-        "verdict": verdict,
-        "certificate": str(job.folder.certificate),
-        "report": str(job.folder.report),
-        "claimed_epsilon": job.config.claim.epsilon,
-        "delta": job.config.claim.delta,
-        "epsilon_upper": smallest_upper(published.guarantees),
-        "epsilon_lower": published.result.epsilon_lower,
-        "ceiling": published.result.ceiling,
-        "power": published.result.power,
-        "power_lower": published.result.power_lower,
-    }
-    emit(payload, as_json, summary(job, published))
-    raise SystemExit(EXIT_CODES[verdict])
+    run = certify(
+        source,
+        out,
+        controls=controls or int(control),
+        examine=examine,
+        signing_key=None if sign_key is None else sign_key.read_bytes(),
+        tell=tell,
+    )
+    emit(run.to_dict(), as_json, str(run))
+    raise SystemExit(run.exit_code)

@@ -22,18 +22,7 @@ def command(config: Path, out: Path, as_json: bool) -> None:
     Example:
       dpaudit train examples/certify.toml --out runs/first
     """
-    from dpaudit.runs.config import read_config
-    from dpaudit.runs.run import begin, train_phase
+    from dpaudit.runs.train import train
 
-    job = train_phase(begin(read_config(config), config.resolve().parent, out), tell=tell)
-    facts = job.record.facts
-    payload = {
-        "schema": "dpaudit.train/1",
-        "status": job.record.status,
-        "run": str(out),
-        "steps": facts["steps_counted"],
-        "heldout_before": facts["heldout_before"],
-        "heldout_after": facts["heldout_after"],
-    }
-    text = f"trained {facts['steps_counted']} private steps; scores in {job.folder.scores}\nnext: dpaudit certify {out}"
-    emit(payload, as_json, text)
+    found = train(config, out, tell=tell)
+    emit(found.to_dict(), as_json, str(found))

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
-from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
-from dpaudit.privacy.text import printable
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.progress import progress, quiet_transformers
@@ -21,14 +19,13 @@ from dpaudit.storage.run_folder import (
     RunFolder,
     RunRecord,
     new_record,
-    read_json,
     read_record,
     update_record,
     write_json,
 )
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import AuditResult
+    pass
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,49 +191,3 @@ def certify_phase(job: Job, *, signing_key: bytes | None = None) -> Published:
         published = publish(job.folder, job.config, job.record, signing_key=signing_key)
         update_record(job.folder, job.record, status="certified")
     return published
-
-
-def summary(job: Job, published: Published) -> str:
-    """Ten lines: claim, accounted ε, lower bound, ceiling, exposure, verdict, files."""
-    config, result = job.config, published.result
-    claim = config.claim
-    facts = job.record.facts
-    accounted = "; ".join(
-        f"{g.accountant} ε ≤ {upper_text(g.epsilon_upper, within=claim.epsilon)}"
-        if g.epsilon_upper is not None
-        else f"{g.accountant} ε ≈ {nearest_text(g.epsilon_estimate)} (an estimate)"
-        for g in published.guarantees
-    )
-    exposure = published.exposure
-    what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
-    before, after = facts.get("heldout_before"), facts.get("heldout_after")
-    verdict = published.certificate["predicate"]["verdict"]
-    return "\n".join(
-        printable(line)
-        for line in [
-            f"claim       ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
-            f" unit: {claim.unit}",
-            f"accounted   {accounted}",
-            f"attack      {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries",
-            f"lower bound ε ≥ {lower_text(result.epsilon_lower, beyond=claim.epsilon)} with confidence"
-            f" {exact_text(result.confidence)}",
-            f"ceiling     ε ≥ {lower_text(result.ceiling)} is the most a perfect attack could have shown",
-            f"power       {_power(result, job)}",
-            f"exposure    median {nearest_text(exposure.get('median'))} bits of at most"
-            f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
-            f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
-            f"public text {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
-            f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
-            f"files       {job.folder.certificate} and {job.folder.report}",
-        ]
-    )
-
-
-def _power(result: AuditResult, job: Job) -> str:
-    from dpaudit.auditing import AuditPlan
-
-    needed = AuditPlan.from_dict(read_json(job.folder.audit_plan)).control_canaries
-    least = "" if needed is None else f"; a verdict takes a control of at least {needed} canaries"
-    if result.power is None or result.power_lower is None:
-        return f"unknown (no positive control was run{least})"
-    return f"{lower_text(result.power, 2)}, at least {lower_text(result.power_lower, 2)} with 95 % confidence{least}"

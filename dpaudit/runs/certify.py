@@ -1,0 +1,207 @@
+"""All of it: train (for a configuration), account, attack, audit, certify and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
+from dpaudit.privacy.text import printable
+from dpaudit.privacy.verdict import EXIT_CODES
+from dpaudit.runs.config import read_config
+from dpaudit.runs.publish import Published
+from dpaudit.runs.run import Job, begin, certify_phase, control_phase, examine_phase, reopen, train_phase
+from dpaudit.storage.run_folder import read_json
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import AuditResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedRun:
+    """What :func:`certify` made: where the certificate lies, and the numbers that it states.
+
+    Attributes
+    ----------
+    verdict : str
+        ``consistent``, ``violated``, ``accounting_mismatch``, ``inconclusive`` or ``invalid_audit``.
+    certificate, report : Path
+        The statement, and the page for people.
+    claimed_epsilon, delta : float
+    epsilon_upper : float or None
+        Smallest certified upper bound on ε of the steps that were counted; None where no accountant proves one.
+    epsilon_lower : float or None
+        Lower bound on ε that the attack showed, with confidence 0.95.
+    ceiling : float
+        Largest lower bound that a perfect attack could have shown.
+    power, power_lower : float or None
+        Power of the attack against the control's fault, and the lower end of its 95 % interval; None if not measured.
+    text : str
+        Ten lines for people.
+    """
+
+    verdict: str
+    certificate: Path
+    report: Path
+    claimed_epsilon: float
+    delta: float
+    epsilon_upper: float | None
+    epsilon_lower: float | None
+    ceiling: float | None
+    power: float | None
+    power_lower: float | None
+    text: str = dataclasses.field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """What a command line returns for the verdict."""
+        return EXIT_CODES[self.verdict]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.certify/1``."""
+        values: dict[str, Any] = {"schema": "dpaudit.certify/1"}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = str(value) if isinstance(value, Path) else value
+        del values["text"]
+        return values
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.text)}</pre>"
+
+
+def certify(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    controls: int = 0,
+    examine: bool = False,
+    examine_budget: str = "1min",
+    signing_key: bytes | None = None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> CertifiedRun:
+    """Certify a training run: from a configuration (it trains first) or from a trained run folder.
+
+    A run that was stopped goes on where it stopped: steps that were counted stay charged. A certificate that was issued
+    is never rewritten.
+
+    Parameters
+    ----------
+    source : path
+        TOML configuration, or a run folder.
+    out : path, optional
+        Run folder to create or resume; required with a configuration.
+    controls : int, default=0
+        Positive controls to train on public records; the power of the attack is measured on them together.
+    examine : bool, default=False
+        Also examine the training step white-box, on synthetic records.
+    examine_budget : str, default="1min"
+        What the examination may spend.
+    signing_key : bytes, optional
+        Ed25519 private key (PEM) to sign the certificate with.
+    tell : callable, optional
+        Receives what is worth knowing before the first step, one sentence at a time.
+
+    Returns
+    -------
+    CertifiedRun
+
+    Raises
+    ------
+    InvalidValue
+        If an argument or the configuration cannot be used; nothing has run then.
+    InvalidEvidence
+        If the folder's evidence is incomplete or contradicts itself.
+
+    Examples
+    --------
+    ::
+
+        run = dpaudit.certify("examples/certify.toml", out="runs/first")
+        print(run)
+        report = dpaudit.verify(run.certificate)
+    """
+    job = _job(Path(source), None if out is None else Path(out), tell)
+    if controls:
+        control_phase(job, runs=controls, tell=tell)
+    if examine:
+        examine_phase(job, budget=examine_budget)
+    published = certify_phase(job, signing_key=signing_key)
+    result = published.result
+    return CertifiedRun(
+        verdict=published.certificate["predicate"]["verdict"]["name"],
+        certificate=job.folder.certificate,
+        report=job.folder.report,
+        claimed_epsilon=job.config.claim.epsilon,
+        delta=job.config.claim.delta,
+        epsilon_upper=smallest_upper(published.guarantees),
+        epsilon_lower=result.epsilon_lower,
+        ceiling=result.ceiling,
+        power=result.power,
+        power_lower=result.power_lower,
+        text=summary(job, published),
+    )
+
+
+def _job(source: Path, out: Path | None, tell: Callable[[str], None]) -> Job:
+    if source.is_dir():
+        if out is not None and out.resolve() != source.resolve():
+            raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
+        return reopen(source)
+    if out is None:
+        raise InvalidValue(f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first.")
+    return train_phase(begin(read_config(source), source.resolve().parent, out), tell=tell)
+
+
+def summary(job: Job, published: Published) -> str:
+    """Ten lines: claim, accounted ε, lower bound, ceiling, exposure, verdict, files."""
+    config, result = job.config, published.result
+    claim = config.claim
+    facts = job.record.facts
+    accounted = "; ".join(
+        f"{g.accountant} ε ≤ {upper_text(g.epsilon_upper, within=claim.epsilon)}"
+        if g.epsilon_upper is not None
+        else f"{g.accountant} ε ≈ {nearest_text(g.epsilon_estimate)} (an estimate)"
+        for g in published.guarantees
+    )
+    exposure = published.exposure
+    what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
+    before, after = facts.get("heldout_before"), facts.get("heldout_after")
+    verdict = published.certificate["predicate"]["verdict"]
+    return "\n".join(
+        printable(line)
+        for line in [
+            f"claim       ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
+            f" unit: {claim.unit}",
+            f"accounted   {accounted}",
+            f"attack      {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries",
+            f"lower bound ε ≥ {lower_text(result.epsilon_lower, beyond=claim.epsilon)} with confidence"
+            f" {exact_text(result.confidence)}",
+            f"ceiling     ε ≥ {lower_text(result.ceiling)} is the most a perfect attack could have shown",
+            f"power       {_power(result, job)}",
+            f"exposure    median {nearest_text(exposure.get('median'))} bits of at most"
+            f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
+            f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
+            f"public text {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
+            f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
+            f"files       {job.folder.certificate} and {job.folder.report}",
+        ]
+    )
+
+
+def _power(result: AuditResult, job: Job) -> str:
+    from dpaudit.auditing import AuditPlan
+
+    needed = AuditPlan.from_dict(read_json(job.folder.audit_plan)).control_canaries
+    least = "" if needed is None else f"; a verdict takes a control of at least {needed} canaries"
+    if result.power is None or result.power_lower is None:
+        return f"unknown (no positive control was run{least})"
+    return f"{lower_text(result.power, 2)}, at least {lower_text(result.power_lower, 2)} with 95 % confidence{least}"
