@@ -1,7 +1,15 @@
 """dpaudit: make "this model was fine-tuned with differential privacy" checkable.
 
-The privacy language lives here: stages, ledgers, guarantees, errors. Importing it does not import torch.
+Every command is a function here: :func:`certify`, :func:`train`, :func:`audit`, :func:`account`, :func:`compare`,
+:func:`examine` and :func:`verify`. They, and the sub-packages, are loaded when they are first asked for, so that
+importing dpaudit imports neither torch nor transformers. The privacy language lives here too: stages, ledgers,
+guarantees, errors.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from dpaudit._version import __version__ as __version__
 from dpaudit.privacy.errors import DpauditError as DpauditError
@@ -24,3 +32,37 @@ from dpaudit.privacy.stage import Mechanism as Mechanism
 from dpaudit.privacy.stage import Relation as Relation
 from dpaudit.privacy.stage import Sampling as Sampling
 from dpaudit.privacy.stage import Stage as Stage
+
+if TYPE_CHECKING:
+    from dpaudit.accounting.account import account as account
+    from dpaudit.accounting.compare import compare as compare
+    from dpaudit.certificates.verify.verify import verify_certificate as verify
+    from dpaudit.runs.audit import audit as audit
+    from dpaudit.runs.certify import certify as certify
+    from dpaudit.runs.examine import examine as examine
+    from dpaudit.runs.train import train as train
+
+_VERBS = {
+    "account": ("accounting.account", "account"),
+    "audit": ("runs.audit", "audit"),
+    "certify": ("runs.certify", "certify"),
+    "compare": ("accounting.compare", "compare"),
+    "examine": ("runs.examine", "examine"),
+    "train": ("runs.train", "train"),
+    "verify": ("certificates.verify.verify", "verify_certificate"),
+}
+"""Function of each command: its module and its name there."""
+_PACKAGES = ("accounting", "attacks", "auditing", "certificates", "reports", "trainers")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        module, function = _VERBS[name]
+        return getattr(importlib.import_module(f"dpaudit.{module}"), function)
+    if name in _PACKAGES:
+        return importlib.import_module(f"dpaudit.{name}")
+    raise AttributeError(f"module 'dpaudit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_VERBS, *_PACKAGES})

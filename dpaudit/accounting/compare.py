@@ -87,6 +87,11 @@ def compare(
         other accountants imply.
     empirical : sequence of (fpr, tpr)
         Points of an attack, carried into the trade-off figure.
+
+    Returns
+    -------
+    Comparison
+        One row for each accountant, in the order asked for; a refusal is a row with its reason.
     """
     options: dict[str, Any] = {"group_size": group_size, "assume": tuple(assume)}
     found = replies(ledger, delta=delta, accountants=accountants, **options)

@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from dpaudit.cli.common import delta_option, emit, json_option, number, table
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.cli.common import delta_option, emit, json_option, table
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, upper_text
-from dpaudit.privacy.stage import Relation, Sampling, Stage
+from dpaudit.privacy.stage import Relation
+from dpaudit.privacy.stage_text import KEYS, REQUIRED, parse_stage
+from dpaudit.runs.ledger_file import read_ledger_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KEYS: dict[str, tuple[str, type]] = {
-    "q": ("sampling_probability", float),
-    "sigma": ("noise_multiplier", float),
-    "steps": ("steps", int),
-    "sampling": ("sampling", str),
-    "directions": ("releases_per_step", int),
-    "clip": ("clip", str),
-    "mechanism": ("mechanism", str),
-    "max_batch": ("max_batch", int),
-    "public_size": ("public_size", int),
-    "quantile_sigma": ("quantile_sigma", float),
-}
-REQUIRED = ("q", "sigma", "steps")
 STAGE_HELP = (
     f"One stage; repeat in order. Keys: {', '.join(REQUIRED)}, and optionally"
     f" {', '.join(key for key in KEYS if key not in REQUIRED)}. q may be a fraction, as in q=256/60000."
 )
-
-
-def parse_stage(text: str) -> tuple[Stage, bool]:
-    """Read ``"q=0.01,sigma=1.0,steps=1000"``; the flag says that sampling was left out and means poisson.
-
-    >>> parse_stage("q=256/60000,sigma=1,steps=10")[0].sampling_probability
-    0.004266666666666667
-    """
-    fields: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or key not in KEYS:
-            raise InvalidValue(f"stage {text!r} has the key {key!r}; known keys are {', '.join(KEYS)}.")
-        name, kind = KEYS[key]
-        if name in fields:
-            raise InvalidValue(f"stage {text!r} gives {key} twice; give it once.")
-        try:
-            fields[name] = number(value) if kind is float else kind(value)
-        except ValueError:
-            raise InvalidValue(f"stage {text!r} has {key}={value!r}, which is not a valid {kind.__name__}.") from None
-    for key in REQUIRED:
-        if KEYS[key][0] not in fields:
-            raise InvalidValue(f"stage {text!r} lacks {key}; write q=...,sigma=...,steps=....")
-    defaulted = "sampling" not in fields
-    fields.setdefault("sampling", Sampling.POISSON)
-    return Stage(**fields), defaulted
-
-
-def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str]]:
-    """A ledger from a JSON ledger, a run (or its ``ledger.jsonl``), or a JSON history of (σ, q, T).
-
-    Returns the ledger and the names of fields that defaults filled (histories do not state them).
-    """
-    if path.is_dir():
-        path = path / "release" / "ledger.jsonl"
-    if path.suffix == ".jsonl":
-        from dpaudit.storage.journal import read_ledger
-
-        ledger = read_ledger(path)
-    else:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InvalidEvidence(f"ledger {str(path)!r} cannot be read as JSON: {error}.") from None
-        if isinstance(value, list) or (isinstance(value, dict) and "history" in value):
-            from dpaudit.accounting.events import from_opacus
-
-            missing = ["sampling", *(["relation"] if relation is None else [])]
-            chosen = relation or Relation.ADD_OR_REMOVE_ONE
-            return from_opacus(value, relation=chosen, unit="record"), missing
-        if not isinstance(value, dict):
-            raise InvalidEvidence(f"ledger {str(path)!r} is not a JSON object; write Ledger.to_dict() there.")
-        ledger = Ledger.from_dict(value)
-    return (ledger if relation is None else dataclasses.replace(ledger, relation=Relation.parse(relation))), []
 
 
 def ledger_options(function: F) -> F:

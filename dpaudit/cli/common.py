@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from dpaudit.cli.terminal import say, show
+from dpaudit.privacy.stage_text import number
 from dpaudit.privacy.text import printable
 from dpaudit.storage.plain import plain as plain
 
@@ -36,25 +37,6 @@ def emit(payload: dict[str, Any], as_json: bool, text: str) -> None:
 def tell(note: str) -> None:
     """Print a remark on standard error: the command goes on."""
     say(f"note: {note}")
-
-
-def number(text: str) -> float:
-    """Read a number or a fraction of two.
-
-    >>> number("256/60000")
-    0.004266666666666667
-
-    Raises
-    ------
-    ValueError
-        The text is neither, or divides by zero.
-    """
-    above, slash, below = text.partition("/")
-    if not slash:
-        return float(text)
-    if float(below) == 0:
-        raise ValueError(f"{text!r} divides by zero")
-    return float(above) / float(below)
 
 
 class Number(click.ParamType[float]):

@@ -13,7 +13,7 @@ import pytest
 
 from dpaudit import InvalidValue, Ledger, Relation, Stage
 from dpaudit.cli import run
-from dpaudit.cli.account import parse_stage
+from dpaudit.privacy.stage_text import parse_stage
 
 STAGE = "q=0.01,sigma=1.0,steps=1000"
 
@@ -263,7 +263,7 @@ def test_what_is_no_fraction_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("command", ["account", "compare"])
 def test_help_names_every_stage_key(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    from dpaudit.cli.account import KEYS
+    from dpaudit.privacy.stage_text import KEYS
 
     out, _ = call(capsys, command, "-h")
     words = " ".join(out.split())

@@ -1,0 +1,39 @@
+"""A ledger from a file: our own, a run folder's, or a history that another library wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Relation
+
+
+def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str]]:
+    """A ledger from a JSON ledger, a run (or its ``ledger.jsonl``), or a JSON history of (σ, q, T).
+
+    Returns the ledger and the names of fields that defaults filled (histories do not state them).
+    """
+    if path.is_dir():
+        path = path / "release" / "ledger.jsonl"
+    if path.suffix == ".jsonl":
+        from dpaudit.storage.journal import read_ledger
+
+        ledger = read_ledger(path)
+    else:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InvalidEvidence(f"ledger {str(path)!r} cannot be read as JSON: {error}.") from None
+        if isinstance(value, list) or (isinstance(value, dict) and "history" in value):
+            from dpaudit.accounting.events import from_opacus
+
+            missing = ["sampling", *(["relation"] if relation is None else [])]
+            chosen = relation or Relation.ADD_OR_REMOVE_ONE
+            return from_opacus(value, relation=chosen, unit="record"), missing
+        if not isinstance(value, dict):
+            raise InvalidEvidence(f"ledger {str(path)!r} is not a JSON object; write Ledger.to_dict() there.")
+        ledger = Ledger.from_dict(value)
+    return (ledger if relation is None else dataclasses.replace(ledger, relation=Relation.parse(relation))), []
