@@ -2,7 +2,7 @@
 
 from dpaudit.reports.curves import over_delta as over_delta
 from dpaudit.reports.curves import over_steps as over_steps
-from dpaudit.reports.curves import tradeoff_log as tradeoff_log
+from dpaudit.reports.curves import tradeoff_curves as tradeoff_curves
 from dpaudit.reports.figures import budget as budget
 from dpaudit.reports.figures import epsilon_axis as epsilon_axis
 from dpaudit.reports.figures import histogram as histogram

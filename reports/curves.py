@@ -1,4 +1,4 @@
-"""Figures that lay several accountants over one another, and the trade-off curve on logarithmic axes."""
+"""Figures that lay several accountants over one another, and the trade-off curves that they imply."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpaudit.privacy.rounding import exact_text, nearest_text, upper_text
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
-from dpaudit.reports.text import eps
 
-# One colour and one dash each, so that lines can be told apart without colour.
-_LINES = (
-    ("acc", "-"),
-    ("third", (0, (7, 2))),
-    ("claim", (0, (4, 2))),
-    ("ceil", (0, (1.5, 1.5))),
-    ("muted", (0, (5, 1, 1, 1))),
-)
-_ESTIMATE = ("emp", (0, (2, 2)))
+# One colour, dash and marker each, so that they can be told apart without colour; an accountant looks alike everywhere.
+_LINES: dict[str, tuple[str, Any, str]] = {
+    "prv": ("acc", "-", "."),
+    "rdp": ("third", (0, (7, 2)), "s"),
+    "pld": ("claim", (0, (4, 2)), "x"),
+    "gdp": ("ceil", (0, (1.5, 1.5)), "D"),
+}
+_OTHER = ("muted", (0, (5, 1, 1, 1)), "v")
+_ESTIMATE = ("emp", (0, (2, 2)), "o")
 VALUES = ("epsilon_upper", "epsilon", "epsilon_estimate")
+MOST_LABELS = 5
+"""Labels on a logarithmic axis, so that they do not run into one another on a phone."""
 
 
 def over_steps(series: Mapping[str, Any], *, claim: float | None = None) -> Drawing:
@@ -28,146 +30,146 @@ def over_steps(series: Mapping[str, Any], *, claim: float | None = None) -> Draw
     ----------
     series : mapping
         ``steps``; optionally ``boundaries``; and ``curves``, a sequence of mappings with ``accountant``, one of
-        ``epsilon_upper``, ``epsilon`` or ``epsilon_estimate`` (arrays as long as ``steps``), and ``rigorous``.
+        ``epsilon_upper``, ``epsilon`` or ``epsilon_estimate`` (arrays as long as ``steps``, or as the curve's own
+        ``steps``), and ``rigorous``.
     """
     return _accountants(
         "over-steps",
-        series["steps"],
-        series["curves"],
+        series,
+        "steps",
         title="ε over steps",
         xlabel="noisy steps" + (" (dotted: stage boundaries)" if series.get("boundaries") else ""),
-        boundaries=series.get("boundaries", ()),
         claim=claim,
-        logarithmic=False,
     )
 
 
 def over_delta(series: Mapping[str, Any]) -> Drawing:
-    """ε over δ by every accountant; like :func:`over_steps` with ``delta`` in place of ``steps``."""
-    return _accountants(
-        "over-delta",
-        series["delta"],
-        series["curves"],
-        title="ε over δ",
-        xlabel="δ",
-        boundaries=(),
-        claim=None,
-        logarithmic=True,
-    )
+    """ε over δ by every accountant; like :func:`over_steps` with ``delta`` in place of ``steps``.
+
+    ``asked``, where given, is the δ that the comparison is about.
+    """
+    return _accountants("over-delta", series, "delta", title="ε over δ", xlabel="δ", claim=None)
 
 
 def _accountants(
-    name: str,
-    x: Sequence[float],
-    curves: Sequence[Mapping[str, Any]],
-    *,
-    title: str,
-    xlabel: str,
-    boundaries: Sequence[float],
-    claim: float | None,
-    logarithmic: bool,
+    name: str, series: Mapping[str, Any], axis: str, *, title: str, xlabel: str, claim: float | None
 ) -> Drawing:
-    lines = []
-    certified = 0
-    for curve in curves:
-        key = next((k for k in VALUES if curve.get(k) is not None), None)
-        if key is None:
-            continue
-        rigorous = bool(curve.get("rigorous", key != "epsilon_estimate"))
-        values = [_finite(v) for v in curve[key]]
-        style = _LINES[certified % len(_LINES)] if rigorous else _ESTIMATE
-        certified += rigorous
-        label = str(curve["accountant"]) + ("" if rigorous else " (not a bound)")
-        lines.append((label, values, style, curve.get("epsilon_lower")))
-    last = "; ".join(f"{label} {eps(values[-1])}" for label, values, _, _ in lines if values)
+    logarithmic = axis == "delta"
+    lines = list(_lines(series["curves"], axis, series[axis]))
+    last = "; ".join(f"{label} {_shown(values, rigorous)}" for label, _, values, _, _, rigorous in lines)
     alt = f"{title} by {len(lines)} accountants; at the right end {last}."
+    asked = series.get("asked")
 
     def paint(axes: Any, narrow: bool) -> None:
         quiet(axes)
-        for label, values, (colour, dash), lower in lines:
+        for label, x, values, lower, (colour, dash, marker), _ in lines:
+            ink = {"color": COLOURS[colour], "label": label}
             if lower is not None:
                 axes.fill_between(x, [_finite(v) for v in lower], values, color=COLOURS[colour], alpha=0.3, linewidth=0)
-            axes.plot(x, values, color=COLOURS[colour], linewidth=2, linestyle=dash, label=label)
-        for step in boundaries:
+            if x is series[axis]:
+                axes.plot(x, values, linewidth=2, linestyle=dash, **ink)
+            else:  # ε bends with the steps, so lines between few points would pass below what was computed
+                axes.plot(x, values, marker, markersize=6, fillstyle="none", markeredgewidth=1.6, **ink)
+        for step in series.get("boundaries", ()):
             axes.axvline(step, color=COLOURS["muted"], linewidth=1, linestyle=(0, (1, 2)))
         if claim is not None:
             axes.axhline(claim, color=COLOURS["claim"], linewidth=1.2, linestyle=(0, (4, 3)))
         if logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.minorticks_off()
+            _logarithmic(axes, narrow, asked)
         else:
-            axes.set_xlim(0, max(x))
+            axes.set_xlim(0, 1.02 * max(series[axis]))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("ε")
         axes.legend(loc="best", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
 
-    return draw(name, title=title, alt=alt, heights=(330, 300), paint=paint)
+    caption = "" if asked is None else f"The dotted line is the δ that was asked for, {exact_text(asked)}."
+    return draw(name, title=title, alt=alt, heights=(330, 300), paint=paint, caption=caption)
 
 
-def tradeoff_log(series: Mapping[str, Any]) -> Drawing:
-    """Trade-off curve on log-log axes: certified band, and the attack's points where given.
+def _lines(curves: Sequence[Mapping[str, Any]], axis: str, common: Sequence[float]) -> Any:
+    for curve in curves:
+        key = next((k for k in VALUES if curve.get(k) is not None), None)
+        if key is None:
+            continue
+        rigorous = bool(curve.get("rigorous", key != "epsilon_estimate"))
+        accountant = str(curve["accountant"])
+        style = _LINES.get(accountant, _OTHER) if rigorous else _ESTIMATE
+        label = accountant + ("" if rigorous else " (not a bound)")
+        values = [_finite(v) for v in curve[key]]
+        if all(math.isnan(v) for v in values):
+            continue
+        yield label, curve.get(axis, common), values, curve.get("epsilon_lower"), style, rigorous
+
+
+def _logarithmic(axes: Any, narrow: bool, asked: float | None) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=MOST_LABELS if narrow else 2 * MOST_LABELS))
+    axes.xaxis.set_major_formatter(lambda value, _: nearest_text(value, 3))
+    axes.minorticks_off()
+    if asked is not None:
+        axes.axvline(asked, color=COLOURS["ink"], linewidth=1, linestyle=(0, (1, 2)))
+
+
+def tradeoff_curves(series: Mapping[str, Any]) -> Drawing:
+    """Trade-off curves on linear axes: the certified band, what other accountants imply, and an attack's points.
 
     Parameters
     ----------
     series : mapping
-        ``alpha``, ``lower`` and optionally ``upper`` (false negative rates), and ``points`` with ``fpr`` and ``fnr``.
+        ``alpha``, ``lower`` and optionally ``upper`` (false negative rates); optionally, by accountant's name, the
+        curve that its bounds imply, ``clt`` for the central-limit estimate, and ``points`` with ``fpr`` and ``fnr``.
     """
-    rows = [
-        (float(a), float(low), float(high))
-        for a, low, high in zip(series["alpha"], series["lower"], series.get("upper") or series["lower"], strict=True)
-        if float(a) > 0 and float(high) > 0
-    ]
+    alpha, lower = [float(a) for a in series["alpha"]], [float(v) for v in series["lower"]]
+    upper = None if series.get("upper") is None else [float(v) for v in series["upper"]]
+    implied = {name: series[name] for name in _LINES if series.get(name) is not None}
     points = list(series.get("points") or ())
-    floor = min([a for a, _, _ in rows] + [low for _, low, _ in rows if low > 0], default=1e-6)
+    names = ", ".join(["prv", *implied, *(["the central-limit estimate"] if series.get("clt") else [])])
     alt = (
-        f"Trade-off curve of the mechanism on logarithmic axes with its certified band and {len(points)} attack points."
+        f"Trade-off between false alarms and misses, certified and as implied by {names}; {len(points)} attack points."
     )
 
     def paint(axes: Any, narrow: bool) -> None:
         quiet(axes)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        alpha = [a for a, _, _ in rows]
-        lower = [max(low, floor) for _, low, _ in rows]
-        if series.get("upper") is not None:
-            axes.fill_between(
-                alpha,
-                lower,
-                [h for _, _, h in rows],
-                color=COLOURS["acc"],
-                alpha=0.3,
-                linewidth=0,
-                label="certified band",
-            )
-        axes.plot(alpha, lower, color=COLOURS["acc"], linewidth=2.2, label="least the mechanism guarantees")
+        axes.plot(
+            [0, 1], [1, 0], color=COLOURS["ceil"], linewidth=1.3, linestyle=(0, (1.5, 2.5)), label="nothing leaks"
+        )
+        if upper is not None:
+            axes.fill_between(alpha, lower, upper, color=COLOURS["acc"], alpha=0.3, linewidth=0)
+        axes.plot(alpha, lower, color=COLOURS["acc"], linewidth=2.2, label="prv: no attack is below")
+        for name, values in implied.items():
+            colour, dash, _ = _LINES[name]
+            axes.plot(alpha, values, color=COLOURS[colour], linewidth=1.8, linestyle=dash, label=f"implied by {name}")
+        if series.get("clt"):
+            colour, dash, _ = _ESTIMATE
+            label = "gdp-clt (not a bound)"
+            axes.plot(alpha, series["clt"], color=COLOURS[colour], linewidth=1.8, linestyle=dash, label=label)
         if points:
-            axes.plot(
-                [p["fpr"] for p in points],
-                [p["fnr"] for p in points],
-                "o",
-                color=COLOURS["emp"],
-                label="measured attack",
-            )
-        axes.minorticks_off()
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            x, y = [p["fpr"] for p in points], [p["fnr"] for p in points]
+            axes.plot(x, y, "o", color=COLOURS["emp"], label="measured attack")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("false negative rate")
-        axes.legend(loc="lower left", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
+        axes.legend(loc="upper right", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
 
     return draw(
-        "tradeoff-log",
+        "tradeoff-curves",
         title="Trade-off curve",
         alt=alt,
-        heights=(330, 300),
+        heights=(380, 340),
         paint=paint,
-        caption="Any test that tells two neighbouring data sets apart lies on or above the curve.",
+        caption="Any test that tells two neighbouring data sets apart lies on or above every certified curve.",
     )
 
 
+def _shown(values: Sequence[float], rigorous: bool) -> str:
+    return upper_text(values[-1]) if rigorous else "about " + nearest_text(values[-1])
+
+
 def _finite(value: Any) -> float:
-    """Infinite values leave a gap in a line."""
+    """Infinite and missing values leave a gap in a line."""
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else math.nan

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit.privacy.guarantee import tightest
-from dpaudit.privacy.rounding import nearest_text
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_lower, upper_text
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
-from dpaudit.reports.text import delta_text, eps
 
 
 def epsilon_axis(
@@ -43,15 +42,15 @@ def epsilon_axis(
     limit = min(claim, upper if upper is not None else claim)
 
     group = "" if copies == 1 else f" for groups of {copies}"
-    rows: list[tuple[str, str]] = [(f"Claimed{group}: at most {eps(claim)}", "claim")]
+    rows: list[tuple[str, str]] = [(f"Claimed{group}: at most {exact_text(claim)}", "claim")]
     if upper is not None:
-        rows.append((f"Proved by accounting: at most {eps(upper)}", "acc"))
+        rows.append((f"Follows from the recorded steps: at most {upper_text(upper, within=claim)}", "acc"))
     if lower is not None:
-        sure = "" if confidence is None else f" ({100 * confidence:.0f}% sure)"
-        shown = f"at least {eps(lower)}{sure}" if lower > 0 else "nothing (ε ≥ 0)"
+        sure = "" if confidence is None else f" ({percent_lower(confidence)} sure)"
+        shown = f"at least {lower_text(lower, beyond=claim)}{sure}" if lower > 0 else "no bound above 0"
         rows.append((f"Shown by the attack: {shown}", "emp"))
     if ceiling is not None:
-        rows.append((f"A perfect attack could show {eps(ceiling)}", "ceil"))
+        rows.append((f"A perfect attack could show {lower_text(ceiling)}", "ceil"))
     alt = "One axis of privacy loss epsilon. " + ". ".join(text for text, _ in rows) + "."
 
     def paint(axes: Any, narrow: bool) -> None:
@@ -81,7 +80,7 @@ def epsilon_axis(
 
     return draw(
         "epsilon-axis",
-        title="Claim, proof and attack on one scale",
+        title="Claim, accounting and attack on one scale",
         alt=alt,
         caption="A result of the attack inside the shaded area would refute "
         + ("the claim or the recorded steps." if limit < 0.99 * claim else "the claim."),
@@ -128,8 +127,8 @@ def budget(series: Mapping[str, Any], *, claim: float | None) -> Drawing:
     """
     steps, values = list(series["steps"]), [float(v) for v in series["epsilon"]]
     boundaries = list(series.get("boundaries", ()))
-    alt = f"Privacy loss over training: {eps(values[-1])} after {steps[-1]} steps" + (
-        "." if claim is None else f", claim {eps(claim)}."
+    alt = f"Privacy loss over training: at most {upper_text(values[-1])} after {steps[-1]} steps" + (
+        "." if claim is None else f", claim {exact_text(claim)}."
     )
 
     def paint(axes: Any, narrow: bool) -> None:
@@ -139,7 +138,7 @@ def budget(series: Mapping[str, Any], *, claim: float | None) -> Drawing:
         if claim is not None:
             axes.axhline(claim, color=COLOURS["claim"], linewidth=1.4, linestyle=(0, (4, 3)))
             axes.annotate(
-                f"claim {eps(claim)}",
+                f"claim {exact_text(claim)}",
                 (0, claim),
                 xytext=(6, -6),
                 textcoords="offset points",
@@ -225,11 +224,11 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
     ----------
     series : mapping
         Either ``in`` and ``out`` (scores; the left-out canaries are the null), or ``exposure`` (bits; null 2^-b) and
-        optionally ``mean_without_leakage`` (bits).
+        optionally ``mean_without_leakage`` (bits) and ``who`` they belong to.
     """
     exposure = "exposure" in series
     groups = (
-        [("canaries", [float(v) for v in series["exposure"]], "emp")]
+        [(str(series.get("who", "canaries")), [float(v) for v in series["exposure"]], "emp")]
         if exposure
         else [
             ("left out (null)", [float(v) for v in series["out"]], "ceil"),
@@ -240,7 +239,7 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
     low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
     low = min(low, 0.0) if exposure else low
     edges = [low + (high - low or 1.0) * i / 30 for i in range(31)]
-    counts = ", ".join(f"{len(values)} {name}" for name, values, _ in groups)
+    counts = ", ".join(name if name[:1].isdigit() else f"{len(values)} {name}" for name, values, _ in groups)
     alt = f"Histogram of {'exposure in bits' if exposure else 'attack scores'}: {counts}."
 
     def paint(axes: Any, narrow: bool) -> None:
@@ -310,7 +309,10 @@ def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawin
             [0, 1], [1, 0], color=COLOURS["ceil"], linewidth=1.3, linestyle=(0, (1.5, 2.5)), label="nothing leaks"
         )
         if upper is not None:
-            axes.fill_between(alpha, lower, upper, color=COLOURS["acc"], alpha=0.3, linewidth=0, label="certified band")
+            # A band narrower than a pixel cannot be seen, so it gets no name in the legend.
+            seen = max(abs(float(high) - float(low)) for low, high in zip(lower, upper, strict=True)) > 1 / 300
+            label = "certified band" if seen else None
+            axes.fill_between(alpha, lower, upper, color=COLOURS["acc"], alpha=0.3, linewidth=0, label=label)
         axes.plot(alpha, lower, color=COLOURS["acc"], linewidth=2.2, label="least the mechanism guarantees")
         if points:
             axes.plot(
@@ -334,7 +336,7 @@ def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawin
         heights=(330, 320),
         paint=paint,
         caption="A point of the attack below the certified curve would contradict the declared mechanism."
-        + (f" δ\u00a0=\u00a0{delta_text(delta)} is one point of this curve." if delta else ""),
+        + (f" δ\u00a0=\u00a0{exact_text(delta)} is one point of this curve." if delta else ""),
     )
 
 

@@ -6,41 +6,35 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dpaudit.certificates.lower_bound import usable_lower
-from dpaudit.privacy.guarantee import tightest
-from dpaudit.privacy.rounding import exact_text, lower_text, percent_lower, upper_text
-from dpaudit.reports.page import HEADLINES
+from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.reports.text import plain_value, relation_text
+from dpaudit.reports.words import HEADLINES, WORDS, evidence_lines, not_proved
 
 BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
-def model_card(certificate: Mapping[str, Any]) -> str:
-    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
+def model_card(certificate: Mapping[str, Any], *, signed_by: str | None = None) -> str:
+    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped.
+
+    Parameters
+    ----------
+    certificate : mapping
+        The statement made by :func:`dpaudit.certificates.build_certificate`.
+    signed_by : str, optional
+        Id of the key that signed the certificate; without it the section says that it is unsigned.
+    """
     body = certificate["predicate"]
-    claim, result = body["claim"], (body["audit"] or {}).get("result") or {}
-    limit = claim["epsilon"] if claim else None
-    lower = usable_lower(body)
-    best = tightest(body["accounting"]["guarantees"])
+    claim = body["claim"]
     verdict = body["verdict"]["name"]
-    word, headline = HEADLINES[verdict]
+    word, headline = WORDS[verdict], HEADLINES[verdict]
     rows = [("Verdict", f"**{word}.** {headline}")]
     if claim:
         relation = relation_text(claim["relation"], claim["unit"])
         rows.append(
             ("Claim", f"ε ≤ {exact_text(claim['epsilon'])} at δ = {exact_text(claim['delta'])}, {escape(relation)}")
         )
-    if best:
-        rows.append(
-            ("Accounting", f"ε ≤ {upper_text(best['epsilon_upper'], within=limit)} ({escape(best['accountant'])})")
-        )
-    if lower is not None:
-        sure = percent_lower(lower.confidence)
-        shown = lower_text(lower.epsilon_lower, beyond=limit)
-        rows.append(("Attack", f"ε ≥ {shown} ({sure} sure); ceiling {lower_text(result.get('ceiling'))}"))
-        power = result.get("power")
-        rows.append(("Power of the attack", percent_lower(power) if power is not None else "not measured"))
+    rows += [(name, escape(sentence)) for name, sentence in evidence_lines(body, signed_by)]
     mechanism = body["mechanism"]
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:
@@ -57,7 +51,7 @@ def model_card(certificate: Mapping[str, Any]) -> str:
     lines = [BEGIN, "## Differential privacy", "", escape(body["verdict"]["meaning"]), "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", "What this does not prove:", ""]
-    lines += [f"- {escape(limit)}" for limit in body["limits"]]
+    lines += [f"- {escape(item)}" for item in (*not_proved(body, signed_by), *body["limits"])]
     lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest']}).", END, ""]
     return "\n".join(lines)
 

@@ -1,27 +1,23 @@
-"""Pages: finished values in, one self-contained HTML text out. Nothing is computed and nothing is written here."""
+"""The report of a certificate: finished values in, one self-contained HTML text out."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
 from dpaudit.privacy.guarantee import tightest
+from dpaudit.privacy.meaning import largest_accuracy
+from dpaudit.privacy.rounding import upper_text
 from dpaudit.reports import figures
+from dpaudit.reports.attack_rows import attack_rows
+from dpaudit.reports.glossary import GLOSSARY
+from dpaudit.reports.render import render
 from dpaudit.reports.svg import Drawing
-from dpaudit.reports.text import delta_text, eps, factor, p_value, percent, plain_value, relation_text
-
-HEADLINES = {
-    "violated": ("Violated", "The claimed privacy does not hold."),
-    "accounting_mismatch": ("Accounting mismatch", "The recorded training does not support the claim."),
-    "invalid_audit": ("Invalid audit", "Leakage was not validly tested."),
-    "inconclusive": ("Inconclusive", "Nothing speaks against the claim, but it was not put to a strong enough test."),
-    "consistent": ("Consistent", "An attack that would have noticed a broken run found no violation."),
-}
+from dpaudit.reports.text import counted, plain_value, relation_text
+from dpaudit.reports.words import HEADLINES, WORDS, attack_sentence, evidence_lines, not_proved, power_sentence
 
 STAGE_DEFAULTS: dict[str, Any] = {
     "mechanism": "gaussian",
@@ -30,74 +26,79 @@ STAGE_DEFAULTS: dict[str, Any] = {
     "clip": None,
     "stop_reason": None,
 }
+IN_THE_CARD = 4
+"""Of what is not proved, how many items the first screen names; all of them stand further down."""
 
 
-def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None) -> str:
+def render_report(
+    certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None, *, signed_by: str | None = None
+) -> str:
     """Render the report of a certificate.
 
     Parameters
     ----------
     certificate : mapping
-        The statement made by :func:`dpaudit.build_certificate`.
+        The statement made by :func:`dpaudit.certificates.build_certificate`.
     series : mapping, optional
         Arrays for figures, each optional: ``epsilon_over_steps`` (see :func:`dpaudit.reports.budget`), ``roc``
         (:func:`~dpaudit.reports.roc`), ``scores`` or ``exposure`` (:func:`~dpaudit.reports.histogram`) and ``tradeoff``
         (:func:`~dpaudit.reports.tradeoff`).
+    signed_by : str, optional
+        Id of the key that signed the certificate; without it the page says that it is unsigned.
 
     Returns
     -------
     str
         One HTML page without scripts or outside resources; every value from the certificate is escaped.
     """
-    series = series or {}
     body = certificate["predicate"]
     audit = body["audit"] or {}
     result = audit.get("result") or {}
-    best = tightest(body["accounting"]["guarantees"])
-    claim = body["claim"]
-    usable = usable_lower(body)
-    valid = audit_is_valid(body)
-    lower = None if usable is None else usable.epsilon_lower
-    verdict = body["verdict"]["name"]
-    word, headline = HEADLINES[verdict]
-    relation = relation_text(claim["relation"], claim["unit"]) if claim else ""
+    claim, verdict = body["claim"], body["verdict"]["name"]
+    best, lower = tightest(body["accounting"]["guarantees"]), usable_lower(body)
+    shown = None if lower is None else lower.epsilon_lower
     drawings = report_drawings(certificate, series)
+    open_points = not_proved(body, signed_by)
     return render(
         "report.html",
-        title=f"{word} – privacy certificate",
+        title=f"{WORDS[verdict]} – privacy certificate",
         b=body,
         subject=_subject(certificate),
         subjects=certificate["subject"],
+        signed_by=signed_by,
         verdict=verdict,
-        word=word,
-        headline=headline,
-        relation=relation,
+        word=WORDS[verdict],
+        headline=HEADLINES[verdict],
+        lines=evidence_lines(body, signed_by),
+        relation=relation_text(claim["relation"], claim["unit"]) if claim else "",
+        accuracy=largest_accuracy(claim["epsilon"], claim["delta"]) if claim else None,
+        limit=claim["epsilon"] if claim else None,
         upper=None if best is None else best["epsilon_upper"],
-        lower=lower,
+        lower=shown,
+        sure=None if lower is None else lower.confidence,
         copies=audit.get("copies", 1),
         ceiling=result.get("ceiling"),
-        power=result.get("power"),
         result=result,
-        attack_sentence=_attack_sentence(audit, result, valid),
-        audit_rows=_audit_rows(result, valid),
-        not_proved=_not_proved(body, relation),
+        attack=attack_sentence(result, shown),
+        power=power_sentence(result) if result else "",
+        attack_made=_attack_made(audit, result, audit_is_valid(body)),
+        audit_rows=attack_rows(result, lower),
+        not_proved=open_points,
+        in_the_card=IN_THE_CARD,
         stages=[] if body["ledger"] is None else [STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
+        records=_records(body),
+        evaluation=_evaluation(body["provenance"].get("public_evaluation")),
         mechanism=[(_label(k), plain_value(v)) for k, v in body["mechanism"].items()],
         findings=[_finding(f) for f in (*body["findings"], *result.get("findings", ()))],
         tests=[_test(t) for t in (body.get("examination") or {}).get("tests") or ()],
         untested=[str(t) for t in (body.get("examination") or {}).get("untested") or ()],
         provenance=[(_label(k), plain_value(v)) for k, v in body["provenance"].items()],
+        glossary=GLOSSARY,
         axis=drawings.get("epsilon-axis"),
         budget=drawings.get("budget"),
         pair=[drawings[n] for n in ("roc", "scores") if n in drawings],
         single=[drawings[n] for n in ("exposure", "tradeoff") if n in drawings],
     )
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill a template; every value is escaped."""
-    page: str = _environment().get_template(template).render(css=_css(), **values)
-    return page
 
 
 def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None) -> dict[str, Drawing]:
@@ -106,8 +107,7 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
     body = certificate["predicate"]
     claim = body["claim"]
     result = (body["audit"] or {}).get("result") or {}
-    primary = result.get("primary") or {}
-    usable = usable_lower(body)
+    lower = usable_lower(body)
     made: list[Drawing] = []
     copies = (body["audit"] or {}).get("copies", 1)
     tested = None if claim is None else claim["epsilon"]
@@ -119,9 +119,9 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
                 claim=tested,
                 guarantees=body["accounting"]["guarantees"] if copies == 1 else (),
                 copies=copies,
-                lower=None if usable is None else usable.epsilon_lower,
+                lower=None if lower is None else lower.epsilon_lower,
                 ceiling=_float(result.get("ceiling")),
-                confidence=primary.get("confidence"),
+                confidence=None if lower is None else lower.confidence,
             )
         )
     if series.get("epsilon_over_steps"):
@@ -136,37 +136,6 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
     return {d.name: d for d in made}
 
 
-@functools.cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_templates()), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(
-        eps=eps,
-        p=p_value,
-        delta=delta_text,
-        factor=factor,
-        percent=percent,
-        capitalize_first=lambda t: t[:1].upper() + t[1:],
-    )
-    environment.globals["Markup"] = Markup
-    return environment
-
-
-def _templates() -> Path:
-    return Path(__file__).resolve().parent / "templates"
-
-
-@functools.cache
-def _css() -> Any:
-    from markupsafe import Markup
-
-    return Markup((_templates() / "base.css").read_text(encoding="utf-8"))
-
-
 def _subject(certificate: Mapping[str, Any]) -> str:
     names = [s["name"] for s in certificate["subject"]]
     weights = [n for n in names if n.endswith((".safetensors", ".bin", ".gguf"))] or names
@@ -174,10 +143,10 @@ def _subject(certificate: Mapping[str, Any]) -> str:
         return "no released file is named"
     more = len(names) - 1
     digest = next(s["digest"]["sha256"] for s in certificate["subject"] if s["name"] == weights[0])
-    return f"{weights[0]} (SHA-256 {digest[:12]}…)" + (f" and {more} more file{'s' * (more > 1)}" if more else "")
+    return f"{weights[0]} (SHA-256 {digest[:12]}…)" + (f" and {counted(more, 'more file')}" if more else "")
 
 
-def _attack_sentence(audit: Mapping[str, Any], result: Mapping[str, Any], valid: bool) -> str:
+def _attack_made(audit: Mapping[str, Any], result: Mapping[str, Any], valid: bool) -> str:
     plan = audit.get("plan") or {}
     primary = result.get("primary") or {}
     m = plan.get("m")
@@ -197,69 +166,33 @@ def _attack_sentence(audit: Mapping[str, Any], result: Mapping[str, Any], valid:
     return text.strip()
 
 
-def _audit_rows(result: Mapping[str, Any], valid: bool) -> list[tuple[str, str, str]]:
-    primary = result.get("primary") or {}
+def _records(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Records trained on, as declared, and how many of them are canaries."""
+    stages = (body["ledger"] or {}).get("stages") or ()
+    sizes = sorted({s["public_size"] for s in stages if s.get("public_size")})
+    declared = (body["provenance"].get("records") or {}).get("declared")
     rows = []
-    if valid and primary.get("epsilon_lower") is not None:
-        sure = percent(primary.get("confidence"))
-        rows.append(("Lower bound on ε", eps(primary["epsilon_lower"]), f"Leaked at least this much, {sure} sure"))
-        if primary.get("epsilon_lower_at_verdict") is not None:
-            rows.append(
-                (
-                    "The verdict's bound",
-                    eps(primary["epsilon_lower_at_verdict"]),
-                    "At the stricter level that decides the verdict",
-                )
-            )
-    rows.append(
-        (
-            "Ceiling",
-            eps(result.get("ceiling")),
-            "What a perfect attack could have shown with these canaries and guesses",
-        )
-    )
-    if result.get("expected_epsilon_lower") is not None:
-        rows.append(
-            (
-                "Expected bound",
-                eps(result["expected_epsilon_lower"]),
-                "Of the best attack on a mechanism exactly as claimed",
-            )
-        )
-    rows.append(
-        (
-            "Power of this attack",
-            percent(result.get("power")),
-            "Chance to notice a broken run, measured on one; — means not measured",
-        )
-    )
-    rows.append(
-        (
-            "Power if the attack were optimal",
-            percent(result.get("power_if_attack_were_optimal")),
-            "For comparison only; it decides nothing",
-        )
-    )
-    auc = result.get("auc") or {}
-    value = auc.get("value")
-    if value is not None:
-        low, high = (*(auc.get("interval") or ()), None, None)[:2]
-        between = f" ({eps(low)} to {eps(high)})" if low is not None and high is not None else ""
-        rows.append(("AUC", f"{float(value):.3f}", f"0.5 is guessing, 1 is perfect{between}"))
-    for point in auc.get("tpr_at_fpr") or ():
-        said = f"Inserted canaries found when {percent(point['fpr'])} of the others are accused wrongly"
-        rows.append((f"Found at {percent(point['fpr'])} false alarms", percent(point["tpr"]), said))
+    if declared is not None:
+        rows.append(("Real records", f"{int(declared):,}, as declared; not counted from the private data"))
+    if sizes:
+        what = "the declared size that the sampling probability derives from"
+        what += "" if declared is None else ", with half of the canaries"
+        rows.append(("Public size", f"{', '.join(f'{n:,}' for n in sizes)}, {what}"))
+    audit = body["audit"] or {}
+    inserted = ((audit.get("result") or {}).get("design") or {}).get("members")
+    if inserted is not None:
+        copies = audit.get("copies", 1)
+        each = "" if copies == 1 else f", {copies} copies each"
+        rows.append(("Canaries in the data", f"{int(inserted):,} invented records{each}, trained on like all others"))
+    if body["claim"] and len(sizes) == 1:
+        rows.append(("δ × public size", upper_text(body["claim"]["delta"] * sizes[0], 3)))
     return rows
 
 
-def _not_proved(body: Mapping[str, Any], relation: str) -> list[str]:
-    items = ["That nothing leaks. The attack gives a least amount, never a most."]
-    if body["claim"]:
-        items.append(f"Anything about units other than one {body['claim']['unit']}.")
-    items.append("That stronger attacks, or attacks on other data, would find no more.")
-    if (body["audit"] or {}).get("commitment_order") == "asserted":
-        items.append("That the coins were fixed before training: the owner asserts it.")
-    return items
+def _evaluation(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, Mapping) or value.get("before") is None or value.get("after") is None:
+        return None
+    return {"what": str(value.get("what") or "score"), "before": value["before"], "after": value["after"]}
 
 
 def _test(test: Mapping[str, Any]) -> str:
@@ -273,7 +206,7 @@ def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": str(finding.get("name", "")).replace("_", " "),
         "status": status.replace("_", " "),
-        "tone": status if status in HEADLINES else "note",
+        "tone": status if status in WORDS else "note",
         "text": finding.get("text", ""),
         "witness": json.dumps(witness, indent=1, ensure_ascii=False) if witness else "",
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
+
+from dpaudit.privacy.rounding import exact_text, nearest_text, upper_text
 
 RELATIONS = {
     "add_or_remove_one": "adding or removing one {unit}",
@@ -12,54 +15,32 @@ RELATIONS = {
 }
 
 
-def eps(value: Any) -> str:
-    """A number for people: "2.996", "0.412", "12.3", "1500", "∞"; a missing value is an em dash."""
-    if value is None:
-        return "—"
-    number = float(value)
-    if math.isnan(number):
-        return "—"
-    if math.isinf(number):
-        return "∞"
-    if number == 0:
-        return "0"
-    # Three decimals keep a bound apart from the claim it was calibrated to; small values keep three digits.
-    digits = 3 if 0.1 <= abs(number) < 10 else max(0, 2 - math.floor(math.log10(abs(number))))
-    text = f"{number:.{min(digits, 9)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
 def p_value(value: Any) -> str:
-    """A p-value with two significant digits; a missing value is an em dash."""
-    return "—" if value is None else f"{float(value):.2g}"
-
-
-def delta_text(value: Any) -> str:
-    """δ in short: "1e-5"; a missing value is an em dash."""
-    if value is None:
-        return "—"
-    mantissa, exponent = f"{float(value):.3e}".split("e")
-    short = mantissa.rstrip("0").rstrip(".")
-    return f"{short}e{int(exponent)}"
+    """A p-value with two significant digits, rounded up; "< 1e-300" where it is below what floats hold."""
+    return "< 1e-300" if value is not None and float(value) == 0 else upper_text(value, 2)
 
 
 def factor(value: Any) -> str:
-    """How many times more likely any outcome may become at ε: "20", "3.4", "more than a million"."""
+    """How many times more likely any outcome may become at ε: e^ε rounded up, "20.1", or "more than a million"."""
     number = float(value)
-    if number > 13.8:
-        return "more than a million"
-    times = math.exp(number)
-    return f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+    # Beyond e^13.8 the figure tells nobody anything.
+    return "more than a million" if number > 13.8 else upper_text(math.exp(number), 3)
+
+
+def decimal_text(value: Any) -> str:
+    """A small probability without an exponent, "0.00001", down to nine decimals; exactly, in either form."""
+    text = exact_text(value)
+    return f"{Decimal(text):f}" if "e-" in text and float(value) >= 1e-9 else text
+
+
+def counted(number: Any, one: str, many: str | None = None) -> str:
+    """A whole number with its noun: "1 record", "2,494 records"."""
+    return f"{int(number):,} {one if int(number) == 1 else many or one + 's'}"
 
 
 def relation_text(relation: str, unit: str) -> str:
     """Neighbouring relation in words."""
     return RELATIONS.get(relation, relation + " {unit}").replace("{unit}", unit)
-
-
-def percent(value: Any) -> str:
-    """A share as a percentage; a missing value is an em dash."""
-    return "—" if value is None else f"{100 * float(value):.3g}%"
 
 
 def plain_value(value: Any) -> str:
@@ -69,7 +50,7 @@ def plain_value(value: Any) -> str:
     if value is None:
         return "not stated"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return nearest_text(value, 6)
     if isinstance(value, dict):
         return ", ".join(f"{k} {plain_value(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, (list, tuple)):

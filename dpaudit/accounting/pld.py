@@ -8,6 +8,7 @@ so that a wide loss takes any time and memory there is: ledgers beyond a number 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 from dpaudit.accounting.accountant import Accountant, Bounds, Question, charged, resting_on
@@ -17,6 +18,7 @@ from dpaudit.accounting.prv.saddle import spread_of
 from dpaudit.accounting.prv.sides import WIDE, sides, with_gaussian
 from dpaudit.accounting.relations import Charges, Component, Step
 from dpaudit.privacy.errors import UnsupportedStage
+from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Mechanism, Relation
 
 SMALLEST_DELTA = 1e-10
@@ -73,18 +75,40 @@ class PldAccountant(Accountant[tuple[Charges, list[Any]]]):
     def bounds(self, question: Question, prepared: tuple[Charges, list[Any]]) -> Bounds:
         """ε at δ of the composed distribution."""
         cost, events = prepared
-        if cost.infinite:
-            return Bounds(upper=math.inf, notes=resting_on(cost))
-        import dp_accounting as dp
+        (upper,) = _epsilons(cost, events, question, (question.delta,))
+        return Bounds(upper=upper, notes=resting_on(cost))
 
-        relations = dp.NeighboringRelation
-        with quiet():
-            accountant = dp.pld.PLDAccountant(
-                relations.REPLACE_ONE if _symmetric(cost, question) else relations.ADD_OR_REMOVE_ONE
-            )
-            for event in events:
-                accountant.compose(event)
-            return Bounds(upper=max(0.0, float(accountant.get_epsilon(question.delta))), notes=resting_on(cost))
+
+def pld_curve(ledger: Ledger, deltas: Sequence[float], **options: Any) -> list[float | None]:
+    """Upper bounds on ε at several δ from one composition, for a curve; None at a δ that ``pld`` refuses.
+
+    Raises
+    ------
+    UnsupportedStage
+        As :meth:`PldAccountant.prepare`, whatever δ is.
+    """
+    kept = [delta for delta in deltas if delta > SMALLEST_DELTA]
+    if not kept:
+        return [None] * len(deltas)
+    question = Question(ledger=ledger, delta=min(kept), **options)
+    found = iter(_epsilons(*PldAccountant().prepare(question), question, kept))
+    return [next(found) if delta > SMALLEST_DELTA else None for delta in deltas]
+
+
+def _epsilons(cost: Charges, events: Sequence[Any], question: Question, deltas: Sequence[float]) -> list[float]:
+    """ε at each δ of the composed distribution."""
+    if cost.infinite:
+        return [math.inf] * len(deltas)
+    import dp_accounting as dp
+
+    relations = dp.NeighboringRelation
+    with quiet():
+        accountant = dp.pld.PLDAccountant(
+            relations.REPLACE_ONE if _symmetric(cost, question) else relations.ADD_OR_REMOVE_ONE
+        )
+        for event in events:
+            accountant.compose(event)
+        return [max(0.0, float(accountant.get_epsilon(delta))) for delta in deltas]
 
 
 def _symmetric(cost: Charges, question: Question) -> bool:

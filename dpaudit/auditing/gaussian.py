@@ -12,6 +12,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
+from dpaudit.privacy.meaning import largest_advantage
 
 gdp_delta = gaussian_delta
 
@@ -70,7 +71,7 @@ def dp_attack_limits(epsilon: float, delta: float, fpr: float = 0.01) -> dict[st
     validate.non_negative(epsilon=epsilon)
     validate.probability(fpr=fpr)
     mu = gdp_mu(epsilon, delta)
-    advantage = math.tanh(epsilon / 2) + 2 * delta / (math.exp(epsilon) + 1)
+    advantage = largest_advantage(epsilon, delta)
     tpr = min(math.exp(epsilon) * fpr + delta, 1.0 - math.exp(-epsilon) * (1.0 - delta - fpr), 1.0)
     return {
         "max_balanced_accuracy": 0.5 * (1.0 + advantage),

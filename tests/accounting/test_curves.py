@@ -214,11 +214,58 @@ def test_comparison_says_which_accountant_is_wrong() -> None:
 
 def test_comparison_curves_are_plain_and_complete() -> None:
     made = make((0.02, 2.0, 50), (0.04, 3.0, 30))
-    found = compare(made, delta=DELTA, accountants=("prv",), curves=True, empirical=[(0.1, 0.2)]).to_dict()
+    found = compare(made, delta=DELTA, curves=True, empirical=[(0.1, 0.2)]).to_dict()
     steps, over_delta, rates = found["epsilon_over_steps"], found["epsilon_over_delta"], found["tradeoff"]
     assert steps["boundaries"] == [50] and steps["steps"][-1] == 80
-    assert {c["accountant"] for c in over_delta["curves"]} == {"prv", "rdp", "gdp-clt"}
+    assert not found["not_drawn"]
+    for series, grid in ((steps, "steps"), (over_delta, "delta")):
+        assert [c["accountant"] for c in series["curves"]] == ["prv", "rdp", "pld", "gdp", "gdp-clt"]
+        certified = dict(zip(series[grid], series["curves"][0]["epsilon_lower"], strict=True))
+        for curve in series["curves"][:-1]:
+            places = curve.get(grid, series[grid])
+            values = curve["epsilon_upper"]
+            assert len(values) == len(places) >= 8
+            # No rigorous accountant lies below the certified lower bound, wherever it answered.
+            assert all(v is None or v >= certified[x] * (1 - 1e-9) for x, v in zip(places, values, strict=True))
+    assert over_delta["asked"] == DELTA and DELTA in over_delta["delta"]
     assert all(low <= high for low, high in zip(rates["lower"], rates["upper"]))
-    # The Rényi bound allows an attacker more than the certified curve does.
-    assert all(r <= high + 1e-9 for r, high in zip(rates["rdp"], rates["upper"]))
+    # Bounds on ε allow an attacker more than the certified curve does.
+    for name in ("rdp", "pld", "gdp"):
+        assert all(r <= high + 1e-9 for r, high in zip(rates[name], rates["upper"], strict=True)), name
     assert rates["points"] == [{"fpr": 0.1, "fnr": pytest.approx(0.8)}]
+
+
+def test_an_accountant_that_refuses_is_not_drawn() -> None:
+    made = dataclasses.replace(make((0.02, 2.0, 50)), relation=Relation.REPLACE_ONE)
+    found = compare(made, delta=DELTA, accountants=("prv", "rdp"), curves=True).to_dict()
+    assert [c["accountant"] for c in found["epsilon_over_steps"]["curves"]] == ["prv"]
+    (refused,) = (r for r in found["results"] if r["accountant"] == "rdp")
+    assert not refused["rigorous"] and "replace_one" in refused["remark"]
+
+
+def test_the_asked_delta_is_drawn_however_small() -> None:
+    found = compare(make((0.02, 2.0, 50)), delta=1e-40, accountants=("prv", "pld"), curves=True).to_dict()
+    over = found["epsilon_over_delta"]
+    assert over["delta"][0] == over["asked"] == 1e-40
+    assert [c["accountant"] for c in over["curves"]] == ["prv"]  # pld refuses so small a δ
+
+
+def test_a_slow_accountant_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpaudit.accounting.comparison_curves.SLOW", -1.0)
+    found = compare(make((0.02, 2.0, 50)), delta=DELTA, accountants=("prv", "rdp"), curves=True).to_dict()
+    assert "seconds" in found["not_drawn"]["rdp"]
+    assert [c["accountant"] for c in found["epsilon_over_delta"]["curves"]] == ["prv"]
+
+
+def test_segments_of_one_stage_are_one_stage() -> None:
+    found = compare(make(*[(0.02, 2.0, 5)] * 10), delta=DELTA, accountants=("prv",), curves=True).to_dict()
+    assert [stage["steps"] for stage in found["stages"]] == [50]
+    assert found["epsilon_over_steps"]["boundaries"] == []
+
+
+def test_nothing_is_called_tight_or_true_without_a_lower_bound() -> None:
+    shuffled = Stage(sampling_probability=0.02, noise_multiplier=4.0, steps=100, sampling="shuffle")
+    made = Ledger(stages=(shuffled,), relation=Relation.ADD_OR_REMOVE_ONE)
+    found = compare(made, delta=DELTA, accountants=("prv", "pld", "gdp"), assume=("shuffle_fixed_schedule",))
+    for row in found.rows[1:]:
+        assert "tight" not in row.remark and "truth" not in row.remark.split("no lower bound says")[0], row
