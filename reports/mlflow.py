@@ -1,4 +1,4 @@
-"""Logging a finished run to MLflow (``pip install dpaudit[mlflow]``): ε over steps, figures, certificate and report."""
+"""Logging a finished run to MLflow (package ``mlflow-skinny``): ε over steps, figures, certificate and report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def log_to_mlflow(
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
     except ImportError:
-        raise InvalidValue("logging to MLflow needs its package; run: pip install 'dpaudit[mlflow]'.") from None
+        raise InvalidValue("logging to MLflow needs its package; run: pip install mlflow-skinny.") from None
     series = series or {}
     body = certificate["predicate"]
     client = MlflowClient(tracking_uri=tracking_uri)

@@ -27,7 +27,7 @@ STAGE_DEFAULTS: dict[str, Any] = {
     "stop_reason": None,
 }
 IN_THE_CARD = 4
-"""Of what is not proved, how many items the first screen names; all of them stand further down."""
+"""Of what is not proved, how many items the first screen names; the others stand further down, with the limits."""
 
 
 def render_report(
@@ -83,8 +83,8 @@ def render_report(
         power=power_sentence(result) if result else "",
         attack_made=_attack_made(audit, result, audit_is_valid(body)),
         audit_rows=attack_rows(result, lower),
-        not_proved=open_points,
-        in_the_card=IN_THE_CARD,
+        not_proved=open_points[:IN_THE_CARD],
+        limits=[*open_points[IN_THE_CARD:], *body["limits"]],
         stages=[] if body["ledger"] is None else [STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
         records=_records(body),
         evaluation=_evaluation(body["provenance"].get("public_evaluation")),

@@ -65,7 +65,7 @@ def head_parameters(model: nn.Module) -> frozenset[str]:
 
 def _adapted(model: Any, choice: str, **options: Any) -> nn.Module:
     if importlib.util.find_spec("peft") is None:
-        raise InvalidValue(f"choice={choice!r} needs the peft package; pip install 'dpaudit[lora]'.")
+        raise InvalidValue(f"choice={choice!r} needs the package 'peft'; run: pip install peft.")
     import peft
 
     task = _peft_task(model)

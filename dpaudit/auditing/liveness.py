@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from dpaudit.auditing.roc import auc, rank_sum_p_value
 from dpaudit.privacy.finding import Finding
+from dpaudit.privacy.rounding import upper_text
 
 LIVE_P_VALUE = 1e-6
 """Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
@@ -40,8 +41,10 @@ def liveness(scores: ArrayLike, member: ArrayLike) -> Finding | None:
         claim="audit",
         p_value=p,
         text=(
-            f"The scores carry no clear trace of membership (rank-sum p={p:.2g}): a mechanism that leaks little and an"
-            " attack that is dead, or joined to the wrong ids, look alike, so nothing is concluded from silence."
+            f"The scores rank members above the others with p={upper_text(p, 2)}, short of the {LIVE_P_VALUE:g} that"
+            " shows a live attack: above that, a mechanism that leaks little and an attack that is dead, or"
+            " joined to the"
+            " wrong ids, look too much alike for silence to mean anything."
         ),
     )
 
@@ -53,8 +56,9 @@ def _reversed(area: float, p: float) -> Finding:
         claim="audit",
         p_value=p,
         text=(
-            f"The scores look reversed: members score lower than the others (AUC {area:.3g}, rank-sum p={p:.2g} in that"
-            " direction), while a higher score must mean member. Either they are losses, which need a minus sign"
+            f"The scores look reversed: members score lower than the others (AUC {area:.3g}, rank-sum"
+            f" p={upper_text(p, 2)} in that direction), while a higher score must mean member. Either they"
+            " are losses, which need a minus sign"
             " before the coins are opened, or ids or coins were joined wrongly. They are not turned round here, and"
             " nothing is concluded from them."
         ),

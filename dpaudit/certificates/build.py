@@ -34,6 +34,8 @@ only where these agree; numbers and verdicts are compared always."""
 MECHANISM_NEEDS = ("algorithm", "clipping_norm", "normaliser", "noise_source")
 
 LIMITS = (
+    "The ledger is the trainer's own record; that its steps are the steps that ran follows from no number here.",
+    "Other runs on the same data, and evaluations on it, are not counted.",
     "The lower bound is what one attack on these canaries could show; a stronger attack may show more.",
     "It is no upper limit on what the model leaks, and it says nothing on units of privacy other than the one claimed.",
     "Preparation outside the recorded run (choice of data, tokenizer, hyper-parameters, stopping) is covered only as"

@@ -1,4 +1,4 @@
-"""ε for groups of records, which canaries with copies test, for the steps that really ran."""
+"""ε for groups of records, which canaries with copies test, for the recorded steps."""
 
 from __future__ import annotations
 

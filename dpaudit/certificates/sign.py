@@ -1,4 +1,4 @@
-"""DSSE envelopes with Ed25519 over a certificate's exact bytes (``pip install dpaudit[sign]``).
+"""DSSE envelopes with Ed25519 over a certificate's exact bytes (needs the package ``cryptography``).
 
 The envelope is ``certificate.dsse.json`` beside ``certificate.json``: ``payloadType``, the payload in base64, and
 signatures over the pre-authentication encoding ``DSSEv1 SP len SP type SP len SP payload``. A key id is the SHA-256 of
@@ -184,5 +184,5 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise InvalidValue("signing needs the package 'cryptography'; run: pip install 'dpaudit[sign]'.") from None
+        raise InvalidValue("signing needs the package 'cryptography'; run: pip install cryptography.") from None
     return ed25519, serialization

@@ -30,11 +30,12 @@ MEANING = {
         " its statistics valid. The accounting may still hold, but leakage was not tested."
     ),
     "inconclusive": (
-        "The accounting supports the claim and no violation was found, but the attack was not shown to be strong enough"
-        " to notice one. Absence of evidence here is weak evidence."
+        "The accounting supports the claim and no violation was found. What stands among the reasons keeps that from"
+        " counting as a passed test: absence of evidence is weak evidence here."
     ),
     "consistent": (
-        "The accounting supports the claim, and an attack that was shown to catch a broken run found no violation."
+        "The accounting supports the claim, and an attack that was measured to catch a planted fault found no"
+        " violation."
         " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested."
     ),
 }

@@ -24,7 +24,7 @@ def test_reversed_scores_are_called_reversed_and_never_flipped(mu: float, coins:
     (found,) = [f for f in result.findings if f.name in ("reversed_scores", "null_scores")]
     assert result.verdict == "inconclusive" and found.name == "reversed_scores"
     assert "look reversed" in found.text and "wrongly" in found.text and "look reversed" in result.summary
-    assert "no clear trace" not in found.text
+    assert "live attack" not in found.text
     assert not result.epsilon_lower and result.auc is not None and result.auc["value"] < 0.5
 
 

@@ -292,7 +292,7 @@ def test_copies_that_contradict_each_other_are_refused(tmp_path, capsys):
 def test_reversed_scores_are_named_on_the_terminal(tmp_path, capsys):
     path = write(tmp_path / "s.csv", [(i, m, -s) for i, m, s in rows_of(shift=3)])
     code, out, _ = audit(capsys, path, "--claimed-epsilon", "3", "--delta", "1e-5")
-    assert code == 2 and out.count("look reversed") == 2 and "no clear trace" not in out
+    assert code == 2 and out.count("look reversed") == 2 and "live attack" not in out
 
 
 def test_a_control_is_another_run(tmp_path, capsys):

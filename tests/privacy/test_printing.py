@@ -10,7 +10,9 @@ from pathlib import Path
 from tests import ROOT
 
 FOLDERS = ("dpaudit", "trainers", "attacks", "reports")
-BOUND = re.compile(r"epsilon|upper|lower|ceiling|power|accounted|tested|p_value|pvalue|_mu\b|\bmu\b|noise_multiplier")
+BOUND = re.compile(
+    r"^p$|epsilon|upper|lower|ceiling|power|accounted|tested|p_value|pvalue|_mu\b|\bmu\b|noise_multiplier"
+)
 ROUNDED = re.compile(r"[.,]?\.?\d*[gfe%]")
 """A specification that rounds to the nearest; ``:g`` does too, at six digits."""
 HARMLESS = {"1 - value / lower", "value / lower", "value / upper"}

@@ -27,8 +27,8 @@ def undrawn() -> Iterator[None]:
 
 
 NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
-UPPER = re.compile(r"(?:ε ≤|at most|up to ε=) ?" + NUMBER)
-LOWER = re.compile(r"(?:ε ≥|at least) ?" + NUMBER)
+UPPER = re.compile(r"(?:ε ≤|: at most|up to ε=) ?" + NUMBER)
+LOWER = re.compile(r"(?:ε ≥|: at least|true value is at least) ?" + NUMBER)
 
 
 @pytest.fixture(scope="module")

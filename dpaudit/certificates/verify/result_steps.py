@@ -178,7 +178,7 @@ def power_step(body: dict[str, Any], again: RecomputedAudit) -> Step:
 
 
 def group_step(body: dict[str, Any], again: RecomputedAudit) -> list[Step]:
-    """For canaries with copies: the group claim that they test, of the steps that really ran."""
+    """For canaries with copies: the group claim that they test, of the recorded steps."""
     section, name = body["audit"], "audit.group_claim"
     copies, stated = section["copies"], (section["plan"] or {}).get("group_epsilon")
     if copies == 1:
