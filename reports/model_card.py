@@ -14,16 +14,8 @@ BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
-def model_card(certificate: Mapping[str, Any], *, signed_by: str | None = None) -> str:
-    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped.
-
-    Parameters
-    ----------
-    certificate : mapping
-        The statement made by :func:`dpaudit.certificates.build_certificate`.
-    signed_by : str, optional
-        Id of the key that signed the certificate; without it the section says that it is unsigned.
-    """
+def model_card(certificate: Mapping[str, Any]) -> str:
+    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
     body = certificate["predicate"]
     claim = body["claim"]
     verdict = body["verdict"]["name"]
@@ -34,7 +26,7 @@ def model_card(certificate: Mapping[str, Any], *, signed_by: str | None = None) 
         rows.append(
             ("Claim", f"ε ≤ {exact_text(claim['epsilon'])} at δ = {exact_text(claim['delta'])}, {escape(relation)}")
         )
-    rows += [(name, escape(sentence)) for name, sentence in evidence_lines(body, signed_by)]
+    rows += [(name, escape(sentence)) for name, sentence in evidence_lines(body)]
     mechanism = body["mechanism"]
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:
@@ -51,7 +43,7 @@ def model_card(certificate: Mapping[str, Any], *, signed_by: str | None = None) 
     lines = [BEGIN, "## Differential privacy", "", escape(body["verdict"]["meaning"]), "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", "What this does not prove:", ""]
-    lines += [f"- {escape(item)}" for item in (*not_proved(body, signed_by), *body["limits"])]
+    lines += [f"- {escape(item)}" for item in (*not_proved(body), *body["limits"])]
     lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest']}).", END, ""]
     return "\n".join(lines)
 

@@ -30,9 +30,7 @@ IN_THE_CARD = 4
 """Of what is not proved, how many items the first screen names; the others stand further down, with the limits."""
 
 
-def render_report(
-    certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None, *, signed_by: str | None = None
-) -> str:
+def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None) -> str:
     """Render the report of a certificate.
 
     Parameters
@@ -43,8 +41,6 @@ def render_report(
         Arrays for figures, each optional: ``epsilon_over_steps`` (see :func:`dpaudit.reports.budget`), ``roc``
         (:func:`~dpaudit.reports.roc`), ``scores`` or ``exposure`` (:func:`~dpaudit.reports.histogram`) and ``tradeoff``
         (:func:`~dpaudit.reports.tradeoff`).
-    signed_by : str, optional
-        Id of the key that signed the certificate; without it the page says that it is unsigned.
 
     Returns
     -------
@@ -58,18 +54,17 @@ def render_report(
     best, lower = tightest(body["accounting"]["guarantees"]), usable_lower(body)
     shown = None if lower is None else lower.epsilon_lower
     drawings = report_drawings(certificate, series)
-    open_points = not_proved(body, signed_by)
+    open_points = not_proved(body)
     return render(
         "report.html",
         title=f"{WORDS[verdict]} – privacy certificate",
         b=body,
         subject=_subject(certificate),
         subjects=certificate["subject"],
-        signed_by=signed_by,
         verdict=verdict,
         word=WORDS[verdict],
         headline=HEADLINES[verdict],
-        lines=evidence_lines(body, signed_by),
+        lines=evidence_lines(body),
         relation=relation_text(claim["relation"], claim["unit"]) if claim else "",
         accuracy=largest_accuracy(claim["epsilon"], claim["delta"]) if claim else None,
         limit=claim["epsilon"] if claim else None,

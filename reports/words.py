@@ -28,23 +28,25 @@ HEADLINES = {
 }
 
 
-def evidence_lines(body: Mapping[str, Any], signed_by: str | None) -> list[tuple[str, str]]:
+UNSIGNED = "unsigned, unless certificate.dsse.json beside the certificate signs it"
+"""A page is bound by the certificate that a signature is over, so that no page can know of one."""
+
+
+def evidence_lines(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The four lines that evidence stands in, each in its own words: name and sentence."""
     return [
         ("Accounting", _accounting(body)),
         ("Implementation", _implementation(body)),
         ("Released model", _released_model(body)),
-        ("Origin", _origin(body, signed_by)),
+        ("Origin", _origin(body)),
     ]
 
 
-def not_proved(body: Mapping[str, Any], signed_by: str | None) -> list[str]:
+def not_proved(body: Mapping[str, Any]) -> list[str]:
     """What no number of a certificate shows, the largest gaps first."""
     items = [
         "That the recorded steps are the steps that ran: the record is the trainer's own.",
-        "Who made it: nobody signed it."
-        if signed_by is None
-        else f"That the holder of key {signed_by} is honest: a signature shows who recorded, not what ran.",
+        "Who recorded it, unless somebody whom you trust signed it.",
         "That no other run on the same data was made, released or thrown away.",
         "That nothing leaks. An attack gives a least amount, never a most.",
     ]
@@ -122,11 +124,10 @@ def _released_model(body: Mapping[str, Any]) -> str:
     return f"ε ≥ {lower_text(lower.epsilon_lower)}{group} by attack{sure}. {power_sentence(result)}"
 
 
-def _origin(body: Mapping[str, Any], signed_by: str | None) -> str:
-    signed = "unsigned" if signed_by is None else f"signed by key {signed_by}"
+def _origin(body: Mapping[str, Any]) -> str:
     order = (body["audit"] or {}).get("commitment_order")
     if order is None:
-        return signed
+        return UNSIGNED
     if order == "proven":
-        return f"{signed}; the audit plan is proven to come before training"
-    return f"{signed}; that the audit plan came before training is the owner's word"
+        return f"{UNSIGNED}; the audit plan is proven to come before training"
+    return f"{UNSIGNED}; that the audit plan came before training is the owner's word"

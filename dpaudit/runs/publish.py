@@ -212,6 +212,12 @@ def _evidence(
             **record.provenance,
             "config_sha256": record.config_sha256,
             "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
+            "records": {
+                "declared": config.privacy.public_size,
+                "canaries": plan.m,
+                "inserted": int(np.sum(secret.coins)),
+                "copies": plan.copies,
+            },
             "public_evaluation": {
                 "what": "perplexity per token" if config.model.task == "causal-lm" else "accuracy",
                 "before": facts.get("heldout_before"),

@@ -33,6 +33,16 @@ def test_a_certified_run_holds_what_it_should(certified: Path) -> None:
     assert read_journal(release / "ledger.jsonl").ledger.steps == 4
 
 
+def test_the_page_of_a_run_says_what_was_declared_and_that_nobody_signed(certified: Path) -> None:
+    release = certified / "release"
+    body = json.loads((release / "certificate.json").read_text())["predicate"]
+    records = body["provenance"]["records"]
+    assert records["inserted"] == sum(row[1] for row in body["audit"]["canaries"])
+    page = (release / "report.html").read_text()
+    assert f"{records['declared']:,}, as declared" in page and "Unsigned" in page
+    assert "unsigned" in (release / "model_card.md").read_text()
+
+
 def test_the_plan_was_fixed_before_the_ledger_opened(certified: Path) -> None:
     import hashlib
 
