@@ -246,7 +246,7 @@ def test_an_accountant_that_refuses_is_not_drawn() -> None:
 def test_the_asked_delta_is_drawn_however_small() -> None:
     found = compare(make((0.02, 2.0, 50)), delta=1e-40, accountants=("prv", "pld"), curves=True).to_dict()
     over = found["epsilon_over_delta"]
-    assert over["delta"][0] == over["asked"] == 1e-40
+    assert over["asked"] == 1e-40 and 1e-40 in over["delta"]
     assert [c["accountant"] for c in over["curves"]] == ["prv"]  # pld refuses so small a δ
 
 
@@ -268,4 +268,4 @@ def test_nothing_is_called_tight_or_true_without_a_lower_bound() -> None:
     made = Ledger(stages=(shuffled,), relation=Relation.ADD_OR_REMOVE_ONE)
     found = compare(made, delta=DELTA, accountants=("prv", "pld", "gdp"), assume=("shuffle_fixed_schedule",))
     for row in found.rows[1:]:
-        assert "tight" not in row.remark and "truth" not in row.remark.split("no lower bound says")[0], row
+        assert "tight" not in row.remark and "close to the truth" not in row.remark, row

@@ -85,7 +85,7 @@ def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: di
     value = json.loads(privacy_json(certificate))
     assert value["epsilon_lower"] == found.epsilon_lower and value["confidence"] == 0.95
     assert value["epsilon_lower_at_verdict"] <= value["epsilon_lower"]
-    assert "| Attack |" in model_card(certificate)
+    assert "by attack" in model_card(certificate)
     broken = json.loads(json.dumps(certificate))
     body = broken["predicate"]
     body["audit"]["canaries"][0][1] ^= 1
@@ -93,4 +93,4 @@ def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: di
     for name in ("invalid_audit", "violated"):  # a graver verdict may stand above the fault
         body["verdict"] = {"name": name, "reasons": ["a witness", fault], "meaning": MEANING[name]}
         assert usable_lower(body) is None and json.loads(privacy_json(broken))["epsilon_lower"] is None
-        assert "| Attack |" not in model_card(broken) and "by attack" not in render_report(broken)
+        assert "by attack" not in model_card(broken) and "by attack" not in render_report(broken)
