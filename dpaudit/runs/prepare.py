@@ -252,7 +252,8 @@ def refuse_overspending(config: Config, ledger: Ledger, *, counted: int = 0) -> 
         if counted:
             raise PrivacyRefusal(
                 f"the {counted} steps in the ledger and the {ledger.steps - counted} still planned have epsilon <="
-                f" {upper_text(upper)} at delta={config.claim.delta:g}, above claim.epsilon={config.claim.epsilon:g};"
+                f" {upper_text(upper)} at delta={exact_text(config.claim.delta)}, above"
+                f" claim.epsilon={exact_text(config.claim.epsilon)};"
                 " this run cannot be continued: start a new run folder."
             )
         raise PrivacyRefusal(

@@ -22,13 +22,22 @@ def test_a_certificate_of_an_earlier_version_verifies(name: str) -> None:
         "ledger.chain",
         "audit.coins",
         "audit.result",
-        "audit.findings",
         "audit.design",
         "exposure",
         "verdict",
     ):
         assert steps[step] == EQUAL, step
     assert report.power_lower is None
+
+
+def test_words_that_have_changed_since_support_nothing_and_refute_nothing() -> None:
+    by_name = {
+        name: {step.name: step for step in verify_here(DATA / name).steps}["audit.findings"]
+        for name in ("default_run", "control_and_holdout")
+    }
+    assert by_name["default_run"].outcome == EQUAL
+    changed = by_name["control_and_holdout"]
+    assert changed.outcome == ABSENT and changed.detail.startswith("the text of finding null_scores is not the one")
 
 
 def test_the_default_run_re_derives_to_the_letter() -> None:
