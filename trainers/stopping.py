@@ -39,6 +39,13 @@ class Interruption:
 
     signal: int | None = None
 
+    def end(self) -> None:
+        """End the program as the signal would have, now that the step is saved."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped by {self.name} after the step was saved")
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+
     @property
     def name(self) -> str:
         """Name of the signal, such as "SIGINT"; "" when there was none."""

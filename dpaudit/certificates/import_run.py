@@ -26,6 +26,8 @@ from dpaudit.storage.tables import number, read_table
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan
 
+OWN_JOURNAL = "dpaudit's own journal, which counted every step before its release"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Canaries:
@@ -84,8 +86,8 @@ def write_plan(path: Path, plan: AuditPlan) -> str:
 def certify_run(
     release: Path,
     *,
-    source: str,
-    ledger: Ledger,
+    source: str | None = None,
+    ledger: Ledger | None = None,
     claim: Claim,
     mechanism: Mapping[str, Any],
     trust_model: str,
@@ -97,7 +99,7 @@ def certify_run(
     deviations: Sequence[str] = (),
     reproduction: str = "",
 ) -> dict[str, Any]:
-    """Certify a run of another library into its release folder and return the certificate.
+    """Certify a run of another library, or of a loop of one's own, into its release folder and return the certificate.
 
     Parameters
     ----------
@@ -105,10 +107,12 @@ def certify_run(
         Folder that holds what is released: ``model/`` with the weights and, for an audit, ``audit_plan.json`` (written
         before training by :func:`write_plan`) and ``scores.parquet`` (columns id, score). ``ledger.jsonl`` and
         ``certificate.json`` are written into it; an existing certificate is never overwritten.
-    source : str
-        Where the ledger comes from, such as "an Opacus 1.6 accountant history".
-    ledger : Ledger
-        Steps that ran; see :func:`dpaudit.from_opacus` and :func:`dpaudit.from_event`.
+    source : str, optional
+        Where the ledger comes from, such as "an Opacus 1.6 accountant history"; needed with an imported ledger.
+    ledger : Ledger, optional
+        Steps that ran; see :func:`dpaudit.certificates.from_opacus` and :func:`dpaudit.certificates.from_event`. Leave
+        it out where dpaudit's own journal counted them into ``release/ledger.jsonl``: such a run, bound to its audit
+        plan by the journal's ``audit_plan_sha256``, carries no deviation for its ledger.
     claim, mechanism, trust_model, release_scope, findings, provenance, deviations, reproduction
         As in :class:`CertificateEvidence`; the mechanism must state algorithm, clipping_norm, normaliser and
         noise_source.
@@ -118,7 +122,8 @@ def certify_run(
     Raises
     ------
     InvalidEvidence
-        When the coins do not open the plan's commitment or the scores do not match the canaries.
+        When the coins do not open the plan's commitment, the scores do not match the canaries, or the ledger is
+        missing, still open, or bound to another plan.
     """
     from dpaudit.accounting import account
 
@@ -126,8 +131,9 @@ def certify_run(
     if certificate.exists():
         raise InvalidValue(f"{certificate} exists; it is amended, never rewritten: see dpaudit.certificates.amend.")
     plan_path = release / "audit_plan.json"
-    plan_digest = sha256_file(plan_path) if plan_path.exists() else None
-    record = _write_ledger(release / "ledger.jsonl", ledger, source, plan_digest)
+    plan_digest = sha256_file(plan_path) if canaries is not None and plan_path.exists() else None
+    record = _ledger_of(release / "ledger.jsonl", ledger, source, plan_digest)
+    ledger = record.ledger if ledger is None else ledger
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
     audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees)
     evidence = CertificateEvidence(
@@ -140,7 +146,7 @@ def certify_run(
         guarantees=guarantees,
         findings=findings,
         subjects=_subjects(release),
-        provenance={"ledger_source": source, **(provenance or {})},
+        provenance={"ledger_source": source or OWN_JOURNAL, **(provenance or {})},
         deviations=[*ledger_deviations(record.reasons), *deviations],
         reproduction=reproduction,
         **audited,
@@ -150,13 +156,25 @@ def certify_run(
     return statement
 
 
-def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | None) -> JournalRecord:
+def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:
     """The ledger that dpaudit's own journal counted, or the one given, written down as imported."""
     if path.exists():
         record = read_journal(path)
-        if record.ledger.merged() != ledger.merged():
+        if record.open_steps is not None:
+            raise InvalidEvidence(
+                f"{path} has an open segment of {record.open_steps} steps: the run goes on or was killed; resume it, or"
+                " open its journal once to seal what was counted."
+            )
+        if ledger is not None and record.ledger.merged() != ledger.merged():
             raise InvalidEvidence(f"{path} holds another ledger than the one given; remove one of them.")
+        if record.audit_plan_sha256 != plan_digest:
+            raise InvalidEvidence(_not_bound(path, record, plan_digest))
         return record
+    if ledger is None or source is None:
+        raise InvalidValue(
+            f"{path} does not exist, so ledger and source are needed; give both, or the ledger.jsonl that dpaudit's"
+            " journal wrote."
+        )
     journal = DiskJournal(
         path,
         relation=str(ledger.relation),
@@ -168,6 +186,19 @@ def _write_ledger(path: Path, ledger: Ledger, source: str, plan_digest: str | No
         journal.append(stage, f"{IMPORT_REASON}{source}")
     journal.close()
     return read_journal(path)
+
+
+def _not_bound(path: Path, record: JournalRecord, plan_digest: str | None) -> str:
+    if plan_digest is None:
+        return (
+            f"{path} opens with the digest of an audit plan ({str(record.audit_plan_sha256)[:12]}…); give its canaries,"
+            " with audit_plan.json beside it."
+        )
+    opened = f"{record.audit_plan_sha256[:12]}…" if record.audit_plan_sha256 else "no plan"
+    return (
+        f"{path} opens with {opened} and audit_plan.json has {plan_digest[:12]}…: the ledger must be opened with the"
+        " plan before the first step (audit_plan_sha256 of the journal or trainer)."
+    )
 
 
 def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequence[Guarantee]) -> dict[str, Any]:

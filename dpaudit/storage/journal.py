@@ -243,6 +243,16 @@ class DiskJournal:
         return self._head
 
     @property
+    def path(self) -> Path:
+        """The sealed ledger's file."""
+        return self._path
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """SHA-256 of every sealed line."""
+        return read_journal(self._path).heads
+
+    @property
     def steps(self) -> int:
         """Steps counted so far, those of earlier processes included."""
         return self._sealed_steps + self._steps

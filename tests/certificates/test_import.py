@@ -14,6 +14,7 @@ from dpaudit.accounting.events import from_event, to_event
 from dpaudit.certificates.build import Claim
 from dpaudit.certificates.import_run import Canaries, certify_run, read_manifest, write_manifest, write_plan
 from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.storage.journal import DiskJournal
 from tests import ROOT
 from tests.certificates import certificate_run as run
 
@@ -110,3 +111,79 @@ def test_manifest_round_trip_and_refusals(tmp_path: Path) -> None:
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="save the weights"):
         certify_run(tmp_path, ledger=LEDGER, **REST)
+
+
+def counted(release: Path, plan: str | None = None, *, seal: bool = True) -> None:
+    """A run of ten steps that dpaudit's journal counts."""
+    log = DiskJournal(
+        release / "ledger.jsonl", relation="add_or_remove_one", unit="row", audit_plan_sha256=plan, planned_steps=10
+    )
+    log.begin(LEDGER.stages[0])
+    for _ in range(10):
+        log.count()
+    if seal:
+        log.seal("finished")
+    log.close()
+
+
+OWN = {key: value for key, value in REST.items() if key != "source"}
+
+
+def prepared(release: Path) -> tuple[Canaries, str]:
+    """Forty canaries with plan and scores; returns the opened manifest and the plan's digest."""
+    import pandas as pd
+
+    from dpaudit.auditing import design
+    from dpaudit.storage.commitment import commitment, manifest
+
+    ids, coins, scores = run.canaries(40)
+    canaries = Canaries(ids=tuple(ids), coins=tuple(int(c) for c in coins), copies=1, nonce=run.NONCE)
+    opened = commitment(run.NONCE, manifest(ids, coins.tolist(), 1))
+    plan = design(40, 3.0, 1e-5, relation="add_or_remove_one", unit="row", coin_commitment=opened)
+    pd.DataFrame({"id": ids, "score": scores}).to_parquet(release / "scores.parquet", index=False)
+    return canaries, write_plan(release / "audit_plan.json", plan)
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_a_run_that_our_journal_counted_has_no_deviation(release: Path, audited: bool) -> None:
+    canaries, digest = prepared(release) if audited else (None, None)
+    counted(release, digest)
+    statement = certify_run(release, canaries=canaries, **OWN)
+    body = statement["predicate"]
+    assert body["deviations"] == [] and "own journal" in body["provenance"]["ledger_source"]
+    assert body["ledger"]["stages"][0]["steps"] == 10
+    report = verify_certificate(release)
+    assert report.ok, report.to_text()
+    if audited:
+        assert any(s.name == "ledger.plan" and s.outcome == "recomputed and equal" for s in report.steps)
+
+
+def test_an_unclean_stop_of_our_journal_is_a_deviation_and_an_open_segment_is_refused(release: Path) -> None:
+    counted(release, seal=False)
+    with pytest.raises(InvalidEvidence, match="has an open segment of 10 steps"):
+        certify_run(release, **OWN)
+    with DiskJournal(release / "ledger.jsonl", relation="add_or_remove_one", unit="row", audit_plan_sha256=None):
+        pass
+    assert "uncleanly 1 times" in certify_run(release, **OWN)["predicate"]["deviations"][0]
+
+
+def test_a_ledger_of_another_plan_is_refused_before_it_is_certified(release: Path) -> None:
+    canaries, digest = prepared(release)
+    counted(release, None)
+    with pytest.raises(InvalidEvidence, match=r"opens with no plan and audit_plan\.json has .* before the first step"):
+        certify_run(release, canaries=canaries, **OWN)
+    (release / "ledger.jsonl").unlink()
+    counted(release, "ab" * 32)
+    with pytest.raises(InvalidEvidence, match=r"opens with abababababab… and audit_plan\.json"):
+        certify_run(release, canaries=canaries, **OWN)
+    (release / "ledger.jsonl").unlink()
+    counted(release, digest)
+    with pytest.raises(InvalidEvidence, match=r"opens with the digest of an audit plan .* give its canaries"):
+        certify_run(release, **OWN)
+    assert not (release / "certificate.json").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"source": "a history"}, {"ledger": LEDGER}])
+def test_without_our_ledger_both_ledger_and_source_are_needed(release: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue, match="ledger and source are needed"):
+        certify_run(release, **OWN, **given)

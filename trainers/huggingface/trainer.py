@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import json
-import shutil
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpaudit import Budget, Calibrate, Journal, Ledger, Stage
-from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.storage.journal import DiskJournal
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
+from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
+from dpaudit.trainers.huggingface.continuation import (
+    data_digest,
+    refuse_another_plan,
+    refuse_lost_steps,
+    refuse_missing_ledger,
+)
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.loop import clipped_sum
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
@@ -34,10 +41,12 @@ from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import ClippedSum, LossFunction, PrivateStep, trainable
+from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 
 RECORD = "privacy.json"
 LEDGER = "ledger.jsonl"
+PRIVATE = "_private"  # a name that push_to_hub leaves out
 PUBLIC_LOGS = ("learning_rate", "epoch", "step")
 
 
@@ -62,6 +71,9 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         Remaining ε of a ledger; training stops before the step that would overspend it.
     journal : Journal or None
         By default ``OUTPUT_DIR/privacy/ledger.jsonl``, durable before every release.
+    audit_plan_sha256 : str or None
+        Digest of the audit plan, as :func:`dpaudit.certificates.write_plan` returns it; the ledger's first line then
+        binds the run to the plan.
     sampler, noise : optional
         Injected for tests; they mark :attr:`status` "test".
 
@@ -79,7 +91,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     Notes
     -----
     A checkpoint holds ``privacy.json`` (plan and ledger) and the sealed ledger. After a resume the sampler and the
-    noise start afresh, and the steps of the ledger, not of the checkpoint, count against the plan.
+    noise start afresh, and the steps of the ledger, not of the checkpoint, count against the plan. A ledger that is
+    missing or holds fewer steps than the checkpoint is refused, and so are other data, where they can be compared.
     """
 
     def __init__(
@@ -92,6 +105,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         calibrate: Calibrate | None = None,
         budget: Budget | None = None,
         journal: Journal | None = None,
+        audit_plan_sha256: str | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
         **kwargs: Any,
@@ -120,6 +134,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             per_example_losses, chunked_head=arguments is not None and arguments.chunked_head
         )
         self._budget, self._journal, self._given_journal = budget, journal, journal is not None
+        self._audit_plan, self._told = audit_plan_sha256, Interruption()
         self._noise: Noise = NoiseSource(secure=self.plan.secure_noise) if noise is None else noise
         self._given_sampler = sampler
         self._clipper: GhostClipping | None = None
@@ -152,7 +167,17 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return "test" if injected else "completed"
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """Train as the plan says; a resume continues the ledger of the checkpoint's run."""
+        """Train as the plan says; a resume continues the ledger of the checkpoint's run.
+
+        Ctrl-C and SIGTERM finish the step and save a checkpoint first.
+
+        Raises
+        ------
+        InvalidEvidence
+            When the ledger is missing, holds fewer steps than the checkpoint, or is another one.
+        PrivacyRefusal
+            When plan or data are not those that the run began with, or the ledger allows no more steps.
+        """
         if trial is not None:
             raise PrivacyRefusal("trial=... would spend the budget once for each trial; train one configuration.")
         refuse_model(self.model)
@@ -160,34 +185,40 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if resume is True:
             resume = get_last_checkpoint(self.args.output_dir)
         checkpoint = Path(resume) if isinstance(resume, str) else None
-        self._open_ledger(checkpoint)
-        if self.privacy is None or self.privacy.preflight:
-            self._check()
         reason = "interrupted"
         try:
+            self._open_ledger(checkpoint)
+            if self.privacy is None or self.privacy.preflight:
+                self._check()
             assert self._journal is not None
             self._journal.begin(self.plan.stage(0))
-            output = super().train(resume_from_checkpoint=resume, **kwargs)
+            with finish_the_step() as self._told:
+                output = super().train(resume_from_checkpoint=resume, **kwargs)
+            self._told.end()
             reason = "completed"
         finally:
-            if self._clipper is not None:
-                self._clipper.close()
-                self._clipper = None
-            assert self._journal is not None
-            try:
-                self._journal.seal(reason)
-            finally:
-                self._past, self._counted = self.ledger.stages, 0
-                if not self._given_journal and isinstance(self._journal, DiskJournal):
-                    self._journal.close()  # so that a resume in this process finds the ledger free
+            self._close(reason)
         return output
+
+    def _close(self, reason: str) -> None:
+        if self._clipper is not None:
+            self._clipper.close()
+            self._clipper = None
+        try:
+            if self._journal is not None:
+                self._journal.seal(reason)
+        finally:
+            self._past, self._counted = self.ledger.stages, 0
+            if not self._given_journal and isinstance(self._journal, DiskJournal):
+                self._journal.close()  # so that a resume in this process finds the ledger free
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: every trial would spend the budget again."""
         raise PrivacyRefusal("hyperparameter_search would spend the budget once for each trial; search on public data.")
 
     def _open_ledger(self, checkpoint: Path | None) -> None:
-        folder = Path(self.args.output_dir) / "privacy"
+        path = Path(self.args.output_dir) / "privacy" / LEDGER
+        known, head = sum(stage.steps for stage in self._past), None
         if checkpoint is not None:
             record = _read_record(checkpoint)
             began = {**_later_fields(), **record["plan"]}
@@ -197,26 +228,23 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                     f"{changed[0]} differs from the checkpoint's plan ({began.get(changed[0])!r}); resume with the plan"
                     " it began with, or start a new run."
                 )
-            self._past = Ledger.from_dict(record["ledger"]).stages
-        if not self._given_journal:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / LEDGER
-            if path.exists() and checkpoint is None and not self._past:
-                raise PrivacyRefusal(
-                    f"output_dir={self.args.output_dir!r} already holds a ledger; resume from its checkpoint, or give a"
-                    " new output_dir."
-                )
-            if not path.exists() and checkpoint is not None and (checkpoint / LEDGER).exists():
-                shutil.copyfile(checkpoint / LEDGER, path)
-            journal = DiskJournal(
-                path,
-                relation=self.plan.relation,
-                unit=self.plan.unit,
-                max_records_per_unit=self.plan.max_records_per_unit,
-                audit_plan_sha256=None,
+            self._past, head = Ledger.from_dict(record["ledger"]).stages, record.get("head")
+            known = sum(stage.steps for stage in self._past)
+        if isinstance(self._journal, DiskJournal) and self._given_journal:
+            if checkpoint is not None:
+                counted = self._journal.ledger()
+                refuse_lost_steps(self._journal.path, counted, self._journal.heads, known=known, head=head)
+                self._past = counted.stages
+        elif not self._given_journal:
+            begun = checkpoint is not None or bool(self._past)
+            journal = open_run_ledger(
+                path, self.plan, begun=begun, known=known, checkpoint=checkpoint, audit_plan_sha256=self._audit_plan
             )
             self._journal = journal
+            refuse_lost_steps(path, journal.ledger(), journal.heads, known=known, head=head)
+            refuse_another_plan(journal.ledger(), [self.plan.stage()])
             self._past = journal.ledger().stages  # a crash after the checkpoint is counted here
+            compare_data(path.parent.parent / PRIVATE, self.train_dataset, begun=begun)
         self._counted = 0
         self._allowed = self.plan.steps - sum(stage.steps for stage in self._past)
         if self._budget is not None:
@@ -354,14 +382,14 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "status": self.status,
             "plan": _plain(self.plan),
             "ledger": self.ledger.to_dict(),
+            "head": self._journal.head if isinstance(self._journal, DiskJournal) else None,
             "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
         }
-        temporary = folder / (RECORD + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(folder / RECORD)
         if isinstance(self._journal, DiskJournal):
-            self._journal.copy_to(folder / LEDGER)
+            self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at
+            record["head"] = self._journal.head
+        write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
 class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
@@ -373,6 +401,8 @@ class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self._trainer._counted >= self._trainer._allowed:
             control.should_training_stop = True
+        if self._trainer._told.signal is not None:
+            control.should_training_stop = control.should_save = True
         return control
 
 
@@ -429,5 +459,75 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
             f"checkpoint {checkpoint.name!r} holds no {RECORD}, so its spent budget is unknown; resume from a"
             " checkpoint that DPTrainer wrote."
         )
-    record: dict[str, Any] = json.loads(path.read_text())
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        Ledger.from_dict(record["ledger"])
+    except (ValueError, KeyError, TypeError, AttributeError, DpauditError) as error:
+        raise InvalidEvidence(
+            f"{path} is damaged ({type(error).__name__}), so that the spent budget is unknown; restore it."
+        ) from error
     return record
+
+
+def open_run_ledger(
+    path: Path,
+    plan: PrivacyPlan,
+    *,
+    begun: bool,
+    known: int,
+    checkpoint: Path | None,
+    audit_plan_sha256: str | None,
+) -> DiskJournal:
+    """The journal of ``OUTPUT_DIR/privacy``: continued after steps, begun anew where none was ever counted.
+
+    Raises
+    ------
+    PrivacyRefusal
+        When steps were counted there and the run is not resumed.
+    InvalidEvidence
+        When it is resumed and the ledger is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if begun and known:
+        copy = None if checkpoint is None or not (checkpoint / LEDGER).exists() else checkpoint / LEDGER
+        refuse_missing_ledger(path, known=known, copy=copy)
+    if path.exists() and not begun:
+        if read_ledger(path).steps:
+            raise PrivacyRefusal(
+                f"output_dir={str(path.parent.parent)!r} already holds a ledger; call"
+                " train(resume_from_checkpoint=True), or give a new output_dir."
+            )
+        for left in (path, path.with_suffix(".open")):  # of a run that was refused before its first step
+            left.unlink(missing_ok=True)
+    return DiskJournal(
+        path,
+        relation=plan.relation,
+        unit=plan.unit,
+        max_records_per_unit=plan.max_records_per_unit,
+        audit_plan_sha256=audit_plan_sha256,
+    )
+
+
+def compare_data(folder: Path, dataset: Any, *, begun: bool) -> None:
+    """Commit the data set by an HMAC whose key stays in ``folder``, and refuse another one on a resume.
+
+    Raises
+    ------
+    PrivacyRefusal
+        When the data can be compared and differ.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key_path, commitment = folder / "data.key", folder / "data_commitment.json"
+    if begun and key_path.exists() and commitment.exists():
+        stated = json.loads(commitment.read_text()).get("hmac_sha256")
+        found = data_digest(dataset, key_path.read_bytes())
+        if stated and found and found != stated:
+            raise PrivacyRefusal(
+                f"train_dataset is not the one that the run in {str(folder.parent)!r} began with; resume with its data,"
+                " or start a new run."
+            )
+        return
+    key = secrets.token_bytes(32)
+    write_atomically(key_path, key, mode=PRIVATE_MODE)
+    value = {"hmac_sha256": data_digest(dataset, key), "records": len(dataset)}
+    write_atomically(commitment, json.dumps(value).encode() + b"\n", mode=PRIVATE_MODE)

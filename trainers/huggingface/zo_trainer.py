@@ -11,14 +11,18 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from dpaudit import Calibrate, Journal, Ledger
+from dpaudit import Calibrate, Journal, Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.storage.files import write_atomically
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
+from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.trainer import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
+from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
@@ -27,8 +31,6 @@ from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
 from dpaudit.trainers.zeroth_order.step import LossFunction
 from dpaudit.trainers.zeroth_order.train import ZOReport, ZOResult, rebuild, zo_train
 
-RECORD = "privacy.json"
-LEDGER = "ledger.jsonl"
 LOG = "zo_log.jsonl"
 
 
@@ -79,7 +81,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         The claim.
     zeroth_order : ZerothOrderArguments
         Directions, clip and stages.
-    per_example_loss, calibrate, journal, sampler, noise
+    per_example_loss, calibrate, journal, audit_plan_sha256, sampler, noise
         As in :class:`DPTrainer`.
 
     Attributes
@@ -102,6 +104,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         per_example_loss: LossFunction | None = None,
         calibrate: Calibrate | None = None,
         journal: Journal | None = None,
+        audit_plan_sha256: str | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
         **kwargs: Any,
@@ -118,6 +121,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.result: ZOResult | None = None
         self._loss = per_example_loss or per_example_losses
         self._journal, self._given_journal = journal, journal is not None
+        self._audit_plan, self._told = audit_plan_sha256, Interruption()
         self._sampler, self._noise = sampler, noise
         self.control: Any
         if model is not None:
@@ -130,6 +134,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Every step counted so far, of earlier segments too."""
         if isinstance(self._journal, DiskJournal):
             return self._journal.ledger().merged()
+        if isinstance(self._journal, MemoryJournal):
+            return dataclasses.replace(self.plan.ledger(), stages=self._journal.ledger_stages()).merged()
         stages = () if self.result is None else self.result.stages
         return dataclasses.replace(self.plan.ledger(), stages=stages).merged()
 
@@ -149,8 +155,16 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 " and the base model."
             )
         folder = Path(self.args.output_dir) / "privacy"
-        start, state = self._open(folder, resume=bool(resume_from_checkpoint))
-        log = ZOLogWriter(folder / LOG)
+        with finish_the_step() as self._told:
+            return self._train(folder, resume=bool(resume_from_checkpoint))
+
+    def _train(self, folder: Path, *, resume: bool) -> TrainOutput:
+        try:
+            start, state = self._open(folder, resume=resume)
+            log = ZOLogWriter(folder / LOG)
+        except BaseException:
+            self._release_ledger()
+            raise
         arguments, handler = self.zeroth_order, self.callback_handler
         self.state.max_steps = sum(stage.plan.steps for stage in self.plan.stages)
         self.state.compute_steps(self.args, self.state.max_steps)
@@ -176,10 +190,14 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             )
         finally:
             log.close()
-            if not self._given_journal and isinstance(self._journal, DiskJournal):
-                self._journal.close()  # so that a resume in this process finds the ledger free
+            self._release_ledger()
         self.control = handler.on_train_end(self.args, self.state, self.control)
+        self._told.end()
         return TrainOutput(self.state.global_step, 0.0, {"train_runtime": self.result.seconds})
+
+    def _release_ledger(self) -> None:
+        if not self._given_journal and isinstance(self._journal, DiskJournal):
+            self._journal.close()  # so that a resume in this process finds the ledger free
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: every trial would spend the budget again."""
@@ -187,30 +205,42 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
         """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LEDGER).exists() and not resume and not self._given_journal:
-            raise PrivacyRefusal(
-                f"output_dir={self.args.output_dir!r} already holds a ledger; call train(resume_from_checkpoint=True)"
-                " with the base model, or give a new output_dir."
-            )
-        plan = self.plan.stages[0].plan
+        path = folder / LEDGER
+        log = read_zo_log(folder / LOG) if resume else None
+        known = 0 if log is None else log.steps
         if not self._given_journal:
-            self._journal = DiskJournal(
-                folder / LEDGER,
-                relation=plan.relation,
-                unit=plan.unit,
-                max_records_per_unit=plan.max_records_per_unit,
-                audit_plan_sha256=None,
+            self._journal = open_run_ledger(
+                path,
+                self.plan.stages[0].plan,
+                begun=resume,
+                known=known,
+                checkpoint=None,
+                audit_plan_sha256=self._audit_plan,
             )
-        if not resume:
+            if not resume and (folder / LOG).exists():
+                self._refuse_steps_without_ledger(folder / LOG)
+            compare_data(folder.parent / PRIVATE, self.train_dataset, begun=resume)
+        if log is None:
             return (0, 0), None
-        state = rebuild(read_zo_log(folder / LOG), self.model).state()
+        refuse_lost_steps(path, self.ledger, (), known=known, head=None)
+        if not self._given_journal:
+            refuse_another_plan(self.ledger, self.plan.ledger().stages)
+        state = rebuild(log, self.model).state()
         counted = self.ledger.steps
         for index, stage in enumerate(self.plan.stages):
             if counted < stage.plan.steps:
                 return (index, counted), state
             counted -= stage.plan.steps
         raise PrivacyRefusal(f"the ledger already holds all {self.ledger.steps} planned steps; the run is complete.")
+
+    def _refuse_steps_without_ledger(self, path: Path) -> None:
+        logged = read_zo_log(path).steps
+        if logged:
+            raise PrivacyRefusal(
+                f"output_dir={self.args.output_dir!r} holds a log of {logged} released steps and no ledger of them;"
+                " restore the ledger, or give a new output_dir."
+            )
+        path.unlink()  # of a run that was refused before its first step
 
     def _collate(self, rows: list[Any]) -> Any:
         collator = self._get_collator_with_removed_columns(self.data_collator, description="training")
@@ -244,7 +274,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 )
             self.evaluate()
             self.model.eval()
-        return bool(self.control.should_training_stop)
+        return bool(self.control.should_training_stop) or self._told.signal is not None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -258,9 +288,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "noise": None if self._noise and self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
         }
-        temporary = folder / (RECORD + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(folder / RECORD)
+        write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def _plan(privacy: PrivacyArguments, zeroth: ZerothOrderArguments, args: TrainingArguments) -> ZOPlan:
