@@ -61,7 +61,7 @@ def mean_exposure_without_leakage(references: int) -> float:
     Exact for any number r of references; it approaches log2(e) = 1.4427 from below.
 
     >>> round(mean_exposure_without_leakage(1), 4), round(mean_exposure_without_leakage(1000), 4)
-    (-0.5, 1.4353)
+    (-0.5, 1.4349)
     """
     whole_at_least(1, references=references)
     ranks = np.arange(1, references + 2, dtype=np.float64)

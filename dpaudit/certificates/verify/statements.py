@@ -14,7 +14,7 @@ from dpaudit.certificates.verify.report import ABSENT, RECORDED, Step, judge
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
 """A report against references of its own, which no certificate carries."""
 
-ASYMPTOTIC_MEAN = math.log2(math.e)
+ASYMPTOTIC_MEAN = 1 / math.log(2)
 """Mean exposure without leakage as earlier versions gave it, whatever the number of references."""
 
 
