@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -38,24 +38,9 @@ def command(
       dpaudit exposure canaries.csv --references references.csv
       dpaudit exposure canaries.csv --references references.csv --group-claim 4=19.8 --delta 1e-5 --json
     """
-    from dpaudit.auditing import exposure_report
-    from dpaudit.privacy.errors import InvalidEvidence
-    from dpaudit.storage.tables import identifiers, numbers, read_table
+    from dpaudit.runs.exposure import exposure
 
-    cells = read_table(canaries, columns=("id", "loss"), optional=("copies",))
-    ids = identifiers(cells["id"], name=canaries.name)
-    others = _references(references, canaries, ids)
-    if not ids or not others:
-        raise InvalidEvidence(f"{(canaries if not ids else references).name} holds no rows; give at least one loss.")
-    copies = numbers(cells["copies"], name="copies", ids=ids) if "copies" in cells else None
-    report = exposure_report(
-        ids,
-        numbers(cells["loss"], name="loss", ids=ids),
-        numbers(others, name="loss"),
-        copies=copies,
-        group_claims=_claims(claims) or None,
-        delta=delta,
-    )
+    report = exposure(canaries, references, group_claims=_claims(claims) or None, delta=delta)
     payload, text = report.to_dict(), to_text(report)
     if out is not None:
         from dpaudit.reports import exposure_page
@@ -64,24 +49,6 @@ def command(
         payload["page"] = str(out)
         text += f"\npage: {out}"
     emit(payload, as_json, text)
-
-
-def _references(path: Path, canaries: Path, ids: list[str]) -> list[Any]:
-    """Cells of the reference losses; a file that holds canaries is refused."""
-    from dpaudit.privacy.errors import InvalidEvidence
-    from dpaudit.privacy.validate import name_some
-    from dpaudit.storage.commitment import sha256_file
-    from dpaudit.storage.tables import read_table
-
-    cells = read_table(path, columns=("loss",), optional=("id",))
-    same = path.is_file() and canaries.is_file() and sha256_file(path) == sha256_file(canaries)
-    shared = sorted(set(map(str, cells.get("id", []))) & set(ids))
-    if same or shared:
-        which = "is the file of the canaries" if same else f"holds {len(shared)} of the canaries ({name_some(shared)})"
-        raise InvalidEvidence(
-            f"references {path.name} {which}; give losses of other secrets of the same generator, never trained on."
-        )
-    return cells["loss"]
 
 
 def _claims(texts: tuple[str, ...]) -> dict[int, float]:
