@@ -110,6 +110,13 @@ class _Trace:
     batches: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
 
+def _without_target(plan: Any) -> Any:
+    """The plan without the ε that it aims at: an examination runs other numbers of steps, which may well miss it."""
+    if getattr(plan, "target_epsilon", None) is None or getattr(plan, "noise_multiplier", None) is None:
+        return plan
+    return dataclasses.replace(plan, target_epsilon=None)
+
+
 class _TrainerAdapter:
     """What the adapters of our two trainers share: records with factors, the journal, one run per question."""
 
@@ -305,7 +312,9 @@ class FirstOrderAdapter(_TrainerAdapter):
         arguments = {
             "collate": self._collated, "loss_fn": self._losses, "optimizer": self._optimizer, **self._options, **extra,
         }  # fmt: skip
-        return self._train(arguments.pop("model", self.model), rows, plan, journal=journal, **arguments)
+        return self._train(
+            arguments.pop("model", self.model), rows, _without_target(plan), journal=journal, **arguments
+        )
 
     def _flat(self) -> Vector:
         parts = [p.detach().double().flatten() for p in self._moving.values()]
@@ -449,7 +458,9 @@ class ZerothOrderAdapter(_TrainerAdapter):
         return trace
 
     def _call(self, steps: int, journal: MemoryJournal, rows: Sequence[_Record], **extra: Any) -> Any:
-        stage = dataclasses.replace(self._stage, plan=dataclasses.replace(self._stage.plan, steps=steps))
+        stage = dataclasses.replace(
+            self._stage, plan=_without_target(dataclasses.replace(self._stage.plan, steps=steps))
+        )
         model = extra.pop("model", self.model)
         if model is not self.model:
             stage = dataclasses.replace(stage, mask=None, proximal=0.0)  # its weights have other names

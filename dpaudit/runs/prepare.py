@@ -196,7 +196,6 @@ def _fix(
     from dpaudit.attacks import commit, draw_nonce, flip_coins, write_secret
     from dpaudit.auditing import design
 
-    refuse_unencodable(config, canaries)
     nonce, coins = draw_nonce(), flip_coins(config.canaries.count)
     plan = design(
         config.canaries.count,
@@ -305,6 +304,7 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
     fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]
     chosen = public.take(_unique(public, fits)[: wanted.count])
+    _refuse_too_few(config, len(chosen))
     assert chosen.labels is not None
     return attacks.label_flip_canaries(
         tokenizer, chosen.texts, chosen.labels, num_labels=len(public.classes), rng=rng, max_length=limit
@@ -318,10 +318,10 @@ def _unique(public: Records, candidates: list[int]) -> list[int]:
     return list(first.values())
 
 
-def refuse_unencodable(config: Config, canaries: CanarySet) -> None:
-    """Refuse a canary set smaller than asked for."""
-    if len(canaries) != config.canaries.count:
+def _refuse_too_few(config: Config, texts: int) -> None:
+    """Refuse a label-flip set smaller than asked for."""
+    if texts < config.canaries.count:
         raise InvalidValue(
-            f"canaries.count={config.canaries.count} could not be made: {len(canaries)} different public texts are not"
-            f" longer than data.max_length={config.data.max_length} tokens; raise data.max_length, or lower the count."
+            f"canaries.count={config.canaries.count} could not be made: {texts} different public texts are not longer"
+            f" than data.max_length={config.data.max_length} tokens; raise data.max_length, or lower the count."
         )

@@ -1,0 +1,92 @@
+"""A run on three classes from files that people bring: labels, canaries, control, examination and the released head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs.run_helpers import run_cli, small_config, write_toml
+
+WORDS = [f"w{i}" for i in range(40)]
+CLASSES = ["ham", "spam", "eggs"]
+
+
+def tiny_encoder(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *WORDS])}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def records(path: Path, count: int, seed: int) -> Path:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"body": " ".join(rng.choice(WORDS, size=6)), "kind": CLASSES[int(rng.integers(3))], "n": i}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture()
+def config(tmp_path: Path) -> dict[str, Any]:
+    value = small_config(
+        model__path=str(tiny_encoder(tmp_path / "model")),
+        model__task="sequence-classification",
+        canaries__kind="label-flip",
+        canaries__count=30,
+        data__path=str(records(tmp_path / "private.jsonl", 60, 0)),
+        data__heldout=str(records(tmp_path / "public.jsonl", 40, 1)),
+        data__text_column="body",
+        data__label_column="kind",
+        data__labels=CLASSES,
+        privacy__steps=2,
+    )
+    for key in ("length", "positions"):
+        del value["canaries"][key]
+    return value
+
+
+def released(run: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((run / "release" / "model" / "config.json").read_text())
+    return value
+
+
+def test_three_classes_from_json_lines_to_the_released_head(tmp_path: Path, config: dict[str, Any]) -> None:
+    done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run", "--json")
+    assert done.code == 0 and 0 <= done.json["heldout_after"] <= 1, done.error
+    model = released(tmp_path / "run")
+    assert model["id2label"] == {"0": "ham", "1": "spam", "2": "eggs"} and model["label2id"]["eggs"] == 2
+
+
+@pytest.mark.slow
+def test_three_classes_with_control_and_examination(tmp_path: Path, config: dict[str, Any]) -> None:
+    path = write_toml(tmp_path / "c.toml", config)
+    done = run_cli("certify", path, "--out", tmp_path / "run", "--json", "--control", "--examine")
+    assert done.code == 2, done.error
+    assert run_cli("verify", tmp_path / "run").code == 2
+
+
+def test_a_label_that_is_not_declared_never_reaches_a_private_step(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["data"]["labels"] = ["ham", "spam"]
+    done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
+    assert done.code == 64 and "has the label 'eggs', which is none of the classes ham, spam" in done.error
+    assert not (tmp_path / "run" / "release" / "ledger.jsonl").exists()
+
+
+def test_too_few_texts_that_fit_say_which_key_to_raise(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["data"]["max_length"] = 4
+    done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")
+    assert done.code == 64 and "0 different public texts are not longer than data.max_length=4 tokens" in done.error
+    assert "raise data.max_length" in done.error
