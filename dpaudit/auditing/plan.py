@@ -177,7 +177,10 @@ class AuditPlan:
         odd, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
         if odd or missing:
             raise InvalidEvidence(f"audit plan has unknown keys {odd} and lacks keys {missing}; restore the file.")
-        if "alpha_split" in data:
-            data["alpha_split"] = AlphaSplit(**data["alpha_split"])
-        data["relation"] = Relation.parse(data["relation"])
-        return cls(**data)
+        try:
+            if "alpha_split" in data:
+                data["alpha_split"] = AlphaSplit(**data["alpha_split"])
+            data["relation"] = Relation.parse(data["relation"])
+            return cls(**data)
+        except (TypeError, AttributeError) as error:
+            raise InvalidEvidence(f"audit plan holds a value of another type ({error}); restore the file.") from None

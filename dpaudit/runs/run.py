@@ -69,7 +69,12 @@ def reopen(root: Path) -> Job:
     folder = RunFolder.open(root)
     record = read_record(folder)
     base = Path(str(record.facts.get("base", root)))
-    value = declared_configuration(record.config, record.facts)
+    try:
+        value = declared_configuration(record.config, record.facts)
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ValueError) as error:
+        raise InvalidEvidence(
+            f"{folder.record} holds a configuration or plan of another form ({error!r:.80})."
+        ) from None
     return Job(folder=folder, config=parse_config(value, str(folder.record)), base=base, record=record)
 
 

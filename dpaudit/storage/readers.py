@@ -115,6 +115,8 @@ def parse_toml(data: bytes, *, name: str) -> dict[str, Any]:
     try:
         value = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
+        if "int_max_str_digits" in str(error):
+            raise InvalidEvidence(f"{name} holds a number of thousands of digits; give a smaller number.") from None
         remedy = "write / for \\ in paths" if "\\" in str(error) else "mend the line it names"
         raise InvalidEvidence(f"{name} is not valid TOML ({_reason(error)}); {remedy}.") from None
     _check_shape(value, name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage import readers
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.lock import FileLock
@@ -27,7 +27,6 @@ from dpaudit.storage.lock import FileLock
 RUN_SCHEMA = "dpaudit.run/1"
 STATUSES = ("planned", "training", "trained", "attacked", "certified", "failed")
 LIBRARIES = ("dpaudit", "torch", "transformers", "numpy", "scipy", "dp-accounting", "safetensors")
-MAX_JSON_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,29 +231,48 @@ def read_record(folder: RunFolder) -> RunRecord:
         When it is not JSON, not a run record, or its configuration was changed.
     """
     value = read_json(folder.record)
-    try:
-        if value["schema"] != RUN_SCHEMA or value["status"] not in STATUSES:
-            raise InvalidEvidence(f"{folder.record} has schema {value['schema']!r}; this dpaudit reads {RUN_SCHEMA}.")
-        record = RunRecord(
-            **{k: value[k] for k in ("status", "config", "provenance", "created", "updated", "error", "facts")}
+    if value.get("schema") != RUN_SCHEMA or value.get("status") not in STATUSES:
+        schema = str(value.get("schema"))[:60]
+        raise InvalidEvidence(
+            f"{folder.record} has schema {schema!r} or an unknown status; dpaudit reads {RUN_SCHEMA}."
         )
-        if record.config_sha256 != value["config_sha256"]:
-            raise InvalidEvidence(f"{folder.record} was changed: its configuration does not match config_sha256.")
-    except (KeyError, TypeError) as error:
-        raise InvalidEvidence(f"{folder.record} is not a run record: {error} is missing or wrong.") from error
+    for key, kinds in _KEYS.items():
+        if not isinstance(value.get(key), kinds):
+            raise InvalidEvidence(f"{folder.record} is not a run record: its {key!r} is missing or wrong.")
+    for key, item in value["facts"].items():
+        if key in _FACTS and not isinstance(item, _FACTS[key]):
+            raise InvalidEvidence(f"{folder.record} is not a run record: its fact {key!r} has another type.")
+    record = RunRecord(status=value["status"], **{key: value[key] for key in _KEYS})
+    if record.config_sha256 != value.get("config_sha256"):
+        raise InvalidEvidence(f"{folder.record} was changed: its configuration does not match config_sha256.")
     return record
 
 
+_KEYS: dict[str, Any] = {
+    "config": dict,
+    "provenance": dict,
+    "created": str,
+    "updated": str,
+    "error": (str, type(None)),
+    "facts": dict,
+}
+_FACTS: dict[str, Any] = {
+    "base": str,
+    "planned": list,
+    "training_status": str,
+    "steps_counted": int,
+    "steps_lost": int,
+    "heldout_before": (int, float, type(None)),
+    "heldout_after": (int, float, type(None)),
+}
+"""Types of the facts that other parts of dpaudit read."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of bounded size; :class:`InvalidEvidence` when it is not one."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InvalidEvidence(f"{path} has more than {MAX_JSON_BYTES} bytes; it is not a dpaudit file.")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidEvidence(f"{path} does not exist; give a path of a dpaudit run.") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidEvidence(f"{path} is not valid JSON ({error}); it was cut or changed.") from error
+    """Read a JSON object within the limits of the strict readers; :class:`InvalidEvidence` when it is not one."""
+    if not path.exists():
+        raise InvalidEvidence(f"{path} does not exist; give a path of a dpaudit run.")
+    value = readers.read_json(path)
     if not isinstance(value, dict):
         raise InvalidEvidence(f"{path} holds no JSON object; it is not a dpaudit file.")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,43 @@ def test_digests_name_every_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("x")
     assert list(folder_digests(tmp_path)) == ["a/b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b"",
+            b"[]",
+            b"null",
+            b"{}",
+            b'{"a":1,"a":2}',
+            b"[" * 100_000,
+            b"9" * 5000,
+            b'{"schema":[1],"status":"trained"}',
+        ),
+        *(b'{"schema":"dpaudit.run/1","status":["trained"]}', b'{"schema":"dpaudit.run/1","status":"trained"}'),
+    ],
+)
+def test_a_file_that_is_no_record_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.record.write_bytes(content)
+    with pytest.raises(InvalidEvidence) as caught:
+        read_record(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"config": "-inf"}, {"config": []}, {"facts": None}, {"facts": "a"}, {"provenance": 3}, {"created": None}),
+        *({"error": {}}, {"facts": {"steps_lost": "three"}}, {"facts": {"planned": "x"}}, {"facts": {"base": ["a"]}}),
+        *({"facts": {"heldout_before": "low"}}, {"config_sha256": 1}, {"config": {"a": "\ud800"}}),
+    ],
+)
+def test_a_record_with_a_field_of_another_type_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    value = {**new_record({"a": 1}).to_dict(), **changes}
+    folder.record.write_text(json.dumps(value))
+    with pytest.raises(InvalidEvidence):
+        read_record(folder)
