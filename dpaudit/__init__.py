@@ -1,9 +1,9 @@
 """dpaudit: make "this model was fine-tuned with differential privacy" checkable.
 
 Every command is a function here: :func:`certify`, :func:`train`, :func:`attack`, :func:`audit`, :func:`account`,
-:func:`compare`, :func:`examine`, :func:`exposure` and :func:`verify`. They, and the sub-packages, are loaded when they
-are first asked for, so that importing dpaudit imports neither torch nor transformers. The privacy language lives here
-too: stages, ledgers, guarantees, errors.
+:func:`calibrate`, :func:`compare`, :func:`examine`, :func:`exposure` and :func:`verify`. They, and the sub-packages,
+are loaded when they are first asked for, so that importing dpaudit imports neither torch nor transformers. The privacy
+language lives here too: stages, ledgers, guarantees, errors.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dpaudit.certificates.verify.verify import verify_certificate as verify
     from dpaudit.runs.attack import attack as attack
     from dpaudit.runs.audit import audit as audit
+    from dpaudit.runs.calibrate import calibrate as calibrate
     from dpaudit.runs.certify import certify as certify
     from dpaudit.runs.examine import examine as examine
     from dpaudit.runs.exposure import exposure as exposure
@@ -48,6 +49,7 @@ _VERBS = {
     "account": ("accounting.account", "account"),
     "attack": ("runs.attack", "attack"),
     "audit": ("runs.audit", "audit"),
+    "calibrate": ("runs.calibrate", "calibrate"),
     "certify": ("runs.certify", "certify"),
     "compare": ("accounting.compare", "compare"),
     "examine": ("runs.examine", "examine"),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from dpaudit.cli.common import Number, delta_option, emit, json_option
-from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation, Sampling, Stage
 
 
@@ -56,7 +53,7 @@ def command(
     Example:
       dpaudit calibrate --epsilon 3 --delta 1e-5 --sampling-probability 0.0152 --steps 1320 --json
     """
-    from dpaudit import accounting
+    from dpaudit.runs.calibrate import calibrate
 
     given = {"sampling_probability": q, "steps": steps, "noise_multiplier": sigma}
     wanted = [name for name, value in given.items() if value is None]
@@ -76,38 +73,17 @@ def command(
         public_size=public_size,
         quantile_sigma=quantile_sigma,
     )
-    found = getattr(accounting, f"calibrate_{wanted[0]}")(
-        target_epsilon=epsilon,
+    found = calibrate(
+        stage,
+        wanted[0],
+        epsilon=epsilon,
         delta=delta,
-        stage=stage,
         relation=chosen,
         accountant=accountant,
         group_size=group_size,
         assume=assume,
     )
-    final = Stage.from_dict(stage.to_dict() | {wanted[0]: found})
-    ledger = accounting.stage_ledger(final, chosen)
-    (guarantee,) = accounting.account(
-        ledger, delta=delta, accountants=(accountant,), group_size=group_size, assume=assume
-    )
-    payload: dict[str, Any] = {
-        "schema": "dpaudit.calibrate/1",
-        wanted[0]: found,
-        "epsilon_upper": guarantee.epsilon_upper,
-        "epsilon_target": epsilon,
-        "delta": delta,
-        "relation": str(chosen),
-        "accountant": guarantee.accountant,
-        "version": guarantee.version,
-        "group_size": group_size,
-        "stage": final.to_dict(),
-    }
+    payload = found.to_dict()
     if missing:
         payload |= {"defaulted": True, "defaulted_fields": sorted(missing)}
-    # Less noise, more steps or a larger share than was found would miss the target, so each is rounded away from that.
-    cautious = upper_text if wanted[0] == "noise_multiplier" else lower_text
-    text = (
-        f"{wanted[0]} = {cautious(found, 8)}   certified ε ≤ {upper_text(guarantee.epsilon_upper, 6, within=epsilon)}"
-        f" at δ={exact_text(delta)} under {chosen}"
-    )
-    emit(payload, as_json, text)
+    emit(payload, as_json, str(found))
