@@ -67,7 +67,8 @@ def _accountants(
             if lower is not None:
                 axes.fill_between(x, [_finite(v) for v in lower], values, color=COLOURS[colour], alpha=0.3, linewidth=0)
             if x is series[axis]:
-                axes.plot(x, values, linewidth=2, linestyle=dash, **ink)
+                single = {"marker": "_", "markersize": 14} if len(values) == 1 else {}
+                axes.plot(x, values, linewidth=2, linestyle=dash, **ink, **single)
             else:  # ε bends with the steps, so lines between few points would pass below what was computed
                 axes.plot(x, values, marker, markersize=6, fillstyle="none", markeredgewidth=1.6, **ink)
         for step in series.get("boundaries", ()):

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpaudit.certificates.lower_bound import usable_lower
 from dpaudit.privacy.guarantee import tightest
-from dpaudit.privacy.rounding import lower_text, percent_lower, percent_upper, upper_text
+from dpaudit.privacy.rounding import lower_text, nearest_text, percent_lower, percent_upper, upper_text
 from dpaudit.reports.text import counted
 
 WORDS = {
@@ -86,7 +86,7 @@ def attack_sentence(result: Mapping[str, Any], lower: float | None) -> str:
     low, high = (*(auc.get("interval") or ()), None, None)[:2]
     if auc.get("value") is None or low is None:
         return "No lower bound above 0 follows from the attack."
-    shown = f"AUC {lower_text(auc['value'], 3)}, 95% interval {lower_text(low, 3)} to {upper_text(high, 3)}"
+    shown = f"AUC {nearest_text(auc['value'], 3)}, 95% interval {lower_text(low, 3)} to {upper_text(high, 3)}"
     if low > 0.5:
         return f"The attack did better than guessing ({shown}; 0.5 is guessing), not enough for a bound above 0."
     return f"The attack was not told apart from guessing ({shown}; 0.5 is guessing)."
