@@ -75,9 +75,11 @@ def test_one_changed_record_changes_nothing_but_mechanism_outputs(
     assert set(one) == set(two)
     assert {name for name in one if one[name] != two[name]} <= MECHANISM_OUTPUTS
     assert one["ledger.jsonl"] == two["ledger.jsonl"] and one["audit_plan.json"] == two["audit_plan.json"]
-    # The only trace in the weights is the record's share of a sum under noise a hundred times larger.
+    # The only trace in the weights is the record's share of a sum under noise a hundred times larger. Adam divides by
+    # the size of the noisy gradient, so the few coordinates whose noise happens to be near zero move by a whole step.
     from safetensors.torch import load
 
     left, right = load(one["model/model.safetensors"]), load(two["model/model.safetensors"])
-    assert all((left[name] - right[name]).abs().max() <= 1e-3 for name in left)
+    moved = torch.cat([(left[name] - right[name]).abs().flatten() for name in left])
+    assert float((moved > 1e-3).double().mean()) < 1e-5 and float(moved.median()) < 1e-6
     assert any(not torch.equal(left[name], right[name]) for name in left)
