@@ -94,4 +94,4 @@ def name_some(names: Sequence[object], limit: int = 5) -> str:
     >>> name_some(["a", "b", "c"], limit=2)
     'a, b, …'
     """
-    return ", ".join(str(name) for name in names[:limit]) + (", …" if len(names) > limit else "")
+    return ", ".join(printable(str(name)) for name in names[:limit]) + (", …" if len(names) > limit else "")

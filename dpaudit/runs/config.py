@@ -10,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.text import printable
 from dpaudit.storage.readers import parse_toml
 
 
@@ -236,9 +237,8 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         found = error.errors()
         # A misspelt key is both unknown and missing under its right name: the first of the two says more.
         first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        key = ".".join(str(part) for part in first["loc"]) or "configuration"
-        shown = first.get("input")
-        got = "" if first["type"] == "missing" or isinstance(shown, dict) else f"={shown!r}"
+        key = printable(".".join(str(part) for part in first["loc"]))[:80] or "configuration"
+        got = "" if first["type"] == "missing" else _given(first.get("input"))
         message = str(first["msg"]).removeprefix("Value error, ")
         if key == "privacy.public_size" and first["type"] == "missing":
             raise InvalidValue(f"{name}: {key}: field required; {PUBLIC_SIZE_HINT}.") from error
@@ -246,6 +246,13 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         if first["type"] == "extra_forbidden":
             hint = _spelling(first["loc"])
         raise InvalidValue(f"{name}: {key}{got}: {message[:1].lower() + message[1:]}; {hint}.") from error
+
+
+def _given(value: Any) -> str:
+    """The value as the file has it, for a message; nothing for a section."""
+    if isinstance(value, dict):
+        return ""
+    return f"={value[:80]!r}" if isinstance(value, str) else f"={printable(str(value))[:80]}"
 
 
 def _spelling(location: tuple[int | str, ...]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.validate import name_some
 from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import coins as read_flips
@@ -79,11 +80,10 @@ def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> 
     names = sorted(set(identifiers(table["attack"], name=path.name, column="attack")))
     if wanted is None and len(names) > 1:
         raise InvalidValue(
-            f"{path.name} holds {len(names)} attacks ({', '.join(names)[:100]}); name the pre-registered one with"
-            " --attack."
+            f"{path.name} holds {len(names)} attacks ({name_some(names)}); name the pre-registered one with --attack."
         )
     if wanted is not None and wanted not in names:
-        raise InvalidValue(f"attack={wanted!r} is not in {path.name}; it holds {', '.join(names)[:100]}.")
+        raise InvalidValue(f"attack={wanted!r} is not in {path.name}; it holds {name_some(names)}.")
     if wanted is None or len(names) == 1:
         return table
     rows = [i for i, a in enumerate(table["attack"]) if str(a) == wanted]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.text import printable
 from dpaudit.storage.csv_table import parse_csv
 from dpaudit.storage.parquet import ParquetRequest, read_parquet
 from dpaudit.storage.readers import inside, parse_json, read_bytes, read_json
@@ -301,5 +302,5 @@ def _dataset_files(folder: Path) -> list[Path]:
 def _absent(name: str, column: str, columns: Iterable[str], header: Sequence[str]) -> str:
     near = [other for other in header if other.strip().casefold() == column.casefold()]
     remedy = f"; rename {near[0]!r} to {column!r}" if near else ""
-    shown = ", ".join(header)[:200]
+    shown = printable(", ".join(header))[:200] or "none"
     return f"{name} has no column {column!r}: it needs {', '.join(columns)} and has {shown}{remedy}."

@@ -16,6 +16,8 @@ from typing import Any
 
 import atheris  # type: ignore[import-not-found]
 
+from tests.runs.run_helpers import small_config
+
 with atheris.instrument_imports(include=["dpaudit", "json", "csv", "tomllib"]):
     from dpaudit import DpauditError
     from dpaudit.certificates.amend import read_amendments
@@ -23,10 +25,14 @@ with atheris.instrument_imports(include=["dpaudit", "json", "csv", "tomllib"]):
     from dpaudit.certificates.policy import read_policy
     from dpaudit.certificates.sign import signature_steps
     from dpaudit.certificates.verify.verify import verify_certificate
+    from dpaudit.runs.config import parse_config, read_config
+    from dpaudit.runs.records import private_and_public
     from dpaudit.storage.journal import read_journal
+    from dpaudit.storage.scores import read_coins, read_scores
     from dpaudit.storage.tables import read_table
 
 COLUMNS = ("id", "score")
+RUN = small_config(data__path="private.txt")
 TARGETS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "certificate": ("certificate.json", verify_certificate),
     "ledger": ("ledger.jsonl", read_journal),
@@ -34,6 +40,10 @@ TARGETS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "policy": ("policy.toml", read_policy),
     "envelope": ("c.dsse.json", lambda path: signature_steps(path.with_name("c.json"), b"x", ())),
     "amendment": ("amendments/0001.json", lambda path: read_amendments(path.parent.parent / "certificate.json", b"x")),
+    "config": ("c.toml", read_config),
+    "coins": ("coins.json", read_coins),
+    "jsonl": ("scores.jsonl", read_scores),
+    "records": ("private.txt", lambda path: private_and_public(parse_config(RUN, "c"), path.parent)),
     "csv": ("scores.csv", lambda path: read_table(path, columns=COLUMNS)),
     "parquet": ("scores.parquet", lambda path: read_table(path, columns=COLUMNS)),
 }
