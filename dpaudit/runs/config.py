@@ -187,6 +187,12 @@ class Config(_Section):
 
     @pydantic.model_validator(mode="after")
     def _joined(self) -> Config:
+        if self.data.heldout is not None and self.data.heldout_fraction:
+            raise ValueError("data.heldout and data.heldout_fraction both name the public records; give one of them")
+        if self.data.limit_by is not None and self.data.limit is None:
+            raise ValueError(f"data.limit_by={self.data.limit_by!r} chooses for data.limit, which is missing; add it")
+        if self.data.labels is not None and self.model.task != "sequence-classification":
+            raise ValueError("data.labels names classes and needs model.task='sequence-classification'; leave it out")
         if self.privacy.method == "dp-zoso" and self.zeroth_order is None:
             raise ValueError("zeroth_order is missing; method dp-zoso needs its section")
         if self.privacy.expected_batch_size > self.privacy.public_size:

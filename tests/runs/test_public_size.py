@@ -71,5 +71,5 @@ def test_the_control_trains_on_as_many_stand_ins_as_were_declared(
         chosen = config(data__path=str(path), data__limit=None)
         prepared = prepare(chosen, tmp_path, RunFolder.create(tmp_path / str(records)))
         with pytest.raises(Seen):
-            train_control(prepared, tmp_path / "control.parquet")
+            train_control(prepared, tmp_path / "control.parquet", "0" * 64)
     assert seen == [60 + 24, 60 + 24]
