@@ -29,9 +29,9 @@ from dpaudit.attacks.canaries.secret import Secret as Secret
 from dpaudit.attacks.canaries.secret import read_open as read_open
 from dpaudit.attacks.canaries.secret import read_secret as read_secret
 from dpaudit.attacks.canaries.secret import write_secret as write_secret
+from dpaudit.attacks.examiner.adapter import StepAdapter as StepAdapter
 from dpaudit.attacks.examiner.adapters import FirstOrderAdapter as FirstOrderAdapter
 from dpaudit.attacks.examiner.adapters import LoopAdapter as LoopAdapter
-from dpaudit.attacks.examiner.adapters import StepAdapter as StepAdapter
 from dpaudit.attacks.examiner.adapters import ZerothOrderAdapter as ZerothOrderAdapter
 from dpaudit.attacks.examiner.examine import examine as examine
 from dpaudit.attacks.examiner.examine import examine_stages as examine_stages

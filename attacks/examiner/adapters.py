@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,54 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpaudit import Ledger, MemoryJournal
+from dpaudit.attacks.examiner.adapter import FACTORS, Batch, Movement, StepAdapter, Vector
 from dpaudit.privacy.errors import InvalidValue
-
-Vector = NDArray[np.float64]
-Batch = Sequence[int]
-
-FACTORS: dict[str, float] = {
-    "large loss": 1e3,
-    "huge loss": 1e6,
-    "infinite loss": math.inf,
-    "undefined loss": math.nan,
-}
-"""Adversarial records that every task has: one of the task's records, its loss multiplied by a factor."""
-
-
-class StepAdapter(Protocol):
-    """One training step of any library, as four calls.
-
-    Further methods are used where the adapter has them; a test that needs a missing one is reported as not run.
-
-    ``clean(indices)``
-        The release with the noise off and all else the same.
-    ``size``, ``adversaries``, ``blocks``
-        Number of ordinary records; numbers of extra, adversarial records by name; (name, coordinates) of the released
-        vector's parts in order.
-    ``run(batches)``
-        Vectors of consecutive steps of ONE run on given minibatches, as an array (steps, coordinates).
-    ``draws(count)``
-        Minibatches of consecutive steps of ONE run.
-    ``resized(n)``
-        The same step function on the first n records.
-    ``published()``
-        Numbers that the last step publishes beside its vector, by name.
-    ``ledger()``, ``resume(before, after)``
-        What was counted for all releases so far; what is counted when ``before`` steps run, the process stops, and
-        ``after`` more run.
-    """
-
-    def snapshot(self) -> Any:
-        """Everything that a checkpoint holds: weights, and never noise or sampler state."""
-
-    def restore(self, state: Any, /) -> None:
-        """Put a snapshot back, as a resumed process does; what must be drawn afresh is drawn afresh."""
-
-    def draw(self) -> Batch:
-        """Record numbers of one minibatch, by the run's own sampler."""
-
-    def release(self, indices: Batch, /) -> Vector:
-        """Run one step on a given minibatch and return what leaves it, (d,), in the units of the noisy mean."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -377,8 +330,6 @@ class ZerothOrderAdapter(_TrainerAdapter):
 
     def movements(self, steps: int) -> list[Any]:
         """Steps on empty minibatches: what moved, and what the released numbers and the directions call for."""
-        from dpaudit.attacks.examiner.update import Movement
-
         trail, released = [self._weights()], []
 
         def callback(report: Any) -> None:
@@ -471,7 +422,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
         return self._train(model, rows, [stage], journal=journal, **arguments)
 
 
-class LoopAdapter:
+class LoopAdapter(StepAdapter):
     """A plain PyTorch loop as a step: two functions and a model whose weights show the release.
 
     Parameters
@@ -514,7 +465,7 @@ class LoopAdapter:
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.blocks = tuple((name, p.numel()) for name, p in self._moving.items())
         if clean_step is not None:
-            self.clean = self._clean
+            setattr(self, "clean", self._clean)  # noqa: B010  # offered only where it was given
         for name, method in more.items():
             if name not in ("resized", "ledger", "published", "resume", "run", "draws"):
                 raise InvalidValue(f"method {name!r} is unknown to the examiner; see StepAdapter for the names.")

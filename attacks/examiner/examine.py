@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpaudit.attacks.examiner.adapters import StepAdapter
+from dpaudit.attacks.examiner.adapter import StepAdapter
 from dpaudit.attacks.examiner.bookkeeping import Accountant, composed, ledger
 from dpaudit.attacks.examiner.noise import noise
 from dpaudit.attacks.examiner.plan import ExamPlan
@@ -41,7 +41,6 @@ PARTS = {"replay": 0.3, "noise": 0.35, "sampler": 0.1, "ledger": 0.04, "update":
 def examine(
     adapter: StepAdapter,
     plan: Any,
-    dataset: Sequence[Any] | None = None,
     budget: str | float = "1min",
     accountant: Accountant | None = None,
     *,
@@ -57,9 +56,6 @@ def examine(
         :class:`OpacusAdapter`. It is left in the state it came in.
     plan : ExamPlan or PrivacyPlan
         What the step claims: stage, clipping norm, normaliser, relation, claim.
-    dataset : sequence or None
-        Records to examine on, for an adapter with ``with_records(records)``; by default the adapter's own, which
-        should be synthetic, since a finding's witness names them.
     budget : str or float
         Time, as "30s", "1min" or seconds, counted from the second step on (the first one pays for imports); or
         "400 steps", which observes the same on every machine. Sample sizes follow from it and from the cost of a step
@@ -84,12 +80,6 @@ def examine(
     limit, counted = _budget(budget)
     plan = ExamPlan.read(plan)
     validate.open_unit(alpha=alpha)
-    if dataset is not None:
-        if not hasattr(adapter, "with_records"):
-            raise InvalidValue(
-                f"dataset was given and {type(adapter).__name__} has no with_records(); build the adapter on it."
-            )
-        adapter = adapter.with_records(dataset)
     begun = time.monotonic()
     held = _Held([], [], [])
     mu = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from dpaudit.attacks.examiner.adapters import Vector
+from dpaudit.attacks.examiner.adapter import Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe, StepRaised, set_public_seeds
 from dpaudit.attacks.examiner.statistics import (

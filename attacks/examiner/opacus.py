@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpaudit.attacks.examiner.adapters import Batch, Vector
+from dpaudit.attacks.examiner.adapter import Batch, StepAdapter, Vector
 from dpaudit.privacy.errors import InvalidValue
 
 
-class OpacusAdapter:
+class OpacusAdapter(StepAdapter):
     """An Opacus training step.
 
     Parameters
@@ -58,7 +58,7 @@ class OpacusAdapter:
         self.blocks = tuple((name.removeprefix("_module."), p.numel()) for name, p in self._moving.items())
         self._draws: Iterator[Batch] | None = None
         if rebuild is not None:
-            self.resized = rebuild
+            setattr(self, "resized", rebuild)  # noqa: B010  # offered only where it was given
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of the weights."""

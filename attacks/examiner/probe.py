@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpaudit.attacks.examiner.adapters import Batch, StepAdapter, Vector
+from dpaudit.attacks.examiner.adapter import Batch, StepAdapter, Vector
 
 
 class Clock:
@@ -79,8 +79,9 @@ class Probe:
         self.cost = max(self.used(), 1e-6)
 
     def has(self, name: str) -> bool:
-        """Whether the adapter offers an optional method."""
-        return getattr(self.adapter, name, None) is not None
+        """Whether the adapter offers an optional method: it has one that is not the base class's refusal."""
+        method = getattr(self.adapter, name, None)
+        return method is not None and getattr(method, "__func__", method) is not getattr(StepAdapter, name, None)
 
     @property
     def size(self) -> int | None:

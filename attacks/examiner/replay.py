@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dpaudit.attacks.examiner.adapters import Vector
+from dpaudit.attacks.examiner.adapter import Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe, StepRaised
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import betaincinv, ndtri, stdtr
 
-from dpaudit.attacks.examiner.adapters import Vector
+from dpaudit.attacks.examiner.adapter import Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import CAUSES, ExamFinding, ExamTest

@@ -6,33 +6,15 @@ weights can be predicted from public values alone. The adapter shows two consecu
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
-from dpaudit.attacks.examiner.adapters import Vector
+from dpaudit.attacks.examiner.adapter import Movement, Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
 
 AGREEMENT = 1e-2
 """Relative difference of predicted and observed movement put down to rounding."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Movement:
-    """One step's movement of the weights, and its two parts as the plan predicts them from public values.
-
-    Parameters
-    ----------
-    moved, along, pull : array of shape (weights,)
-        Weights after minus before; minus the rate times the mean of released numbers times directions; and minus the
-        rate times the proximal pull.
-    """
-
-    moved: Vector
-    along: Vector
-    pull: Vector
 
 
 def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:

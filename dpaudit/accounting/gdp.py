@@ -15,13 +15,6 @@ from dpaudit.privacy.gaussian import gaussian_epsilon
 from dpaudit.privacy.rounding import upper_text
 
 
-def exact_mu(charges: Charges) -> float | None:
-    """μ of a ledger whose every stage is unsampled Gaussian, or None."""
-    if charges.infinite:
-        return math.inf
-    return charges.mu if not charges.runs else None
-
-
 @final
 class GdpAccountant(Accountant[Charges]):
     """An upper bound from a certified μ."""
@@ -35,11 +28,12 @@ class GdpAccountant(Accountant[Charges]):
 
     def bounds(self, question: Question, prepared: Charges) -> Bounds:
         """ε at δ of the exact μ, or of the one certified from δ on."""
+        from dpaudit.accounting.mu import certified_mu, exact_mu
+
         exact = exact_mu(prepared)
         if exact is not None:
             value = math.inf if math.isinf(exact) else gaussian_epsilon(exact, question.delta)
             return Bounds(upper=value, notes=resting_on(prepared, f"exact Gaussian DP with mu={upper_text(exact, 6)}"))
-        from dpaudit.accounting.mu import certified_mu
 
         mu, _ = certified_mu(prepared, question.delta)
         value = math.inf if math.isinf(mu) else gaussian_epsilon(mu, question.delta)

@@ -9,7 +9,6 @@ from collections.abc import Collection
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accounting.gdp import exact_mu
 from dpaudit.accounting.prv.curves import checked, delta_interval, epsilon_interval, epsilon_uppers
 from dpaudit.accounting.relations import Charges, charges
 from dpaudit.accounting.tradeoff import rates
@@ -18,6 +17,13 @@ from dpaudit.privacy.gaussian import gaussian_mu, gaussian_mus
 from dpaudit.privacy.ledger import Ledger
 
 _FLAT = 0.02  # step in log δ relative to log δ
+
+
+def exact_mu(charges: Charges) -> float | None:
+    """μ of a ledger whose every stage is unsampled Gaussian, or None."""
+    if charges.infinite:
+        return math.inf
+    return charges.mu if not charges.runs else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

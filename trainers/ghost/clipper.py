@@ -27,7 +27,8 @@ from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
-from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site, sites_of
+from dpaudit.trainers.ghost.rules import sites_of
+from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site
 from dpaudit.trainers.refusals import refuse_model
 
 

@@ -10,7 +10,7 @@ engine's parameter hooks turn into an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -22,9 +22,6 @@ from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadUse, head_inputs
 from dpaudit.trainers.ghost.uses import DirectUse, MatrixUse, RowUse, wide
-
-#: Modules whose 2-D inputs are (B·T, d) with the example index slowest, in transformers 5.
-_FLATTENS_BATCH_MAJOR = ("OPTDecoderLayer",)
 
 
 class Engine(Protocol):
@@ -418,62 +415,3 @@ class RelativeBiasSite(EmbeddingSite):
             return self.tap_as(bias, (buckets,), record)
 
         return wrapped
-
-
-def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
-    """A site for every module with trainable parameters of its own, in the model's order.
-
-    Raises
-    ------
-    UnsupportedModel
-        A trainable parameter has no rule; the message names it.
-    """
-    from dpaudit.trainers.ghost.instance import InstanceSite, refuse_coupled
-
-    inside: set[int] = set()
-    for name, module in model.named_modules():
-        refuse_coupled(name, module)
-        own = {local: p for local, p in module._parameters.items() if p is not None}
-        if id(module) in inside or not any(p.requires_grad for p in own.values()):
-            continue
-        flattened = type(model.get_submodule(name.rpartition(".")[0])).__name__ in _FLATTENS_BATCH_MAJOR
-        kind = _kind(name, module, own)
-        if kind is InstanceSite:
-            everything = {n: p for n, p in module.named_parameters() if p is not None}
-            inside |= {id(m) for m in module.modules()}
-            if module is model and next(module.children(), None) is not None:
-                raise UnsupportedModel(
-                    f"parameter {next(iter(own))} sits directly on the model {type(model).__name__} and has no"
-                    " per-example rule; freeze it or move it into a module of its own."
-                )
-            yield InstanceSite(name, module, engine, everything)
-        else:
-            yield kind(name, module, engine, own, flattened)
-
-
-def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Site]:
-    from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise
-
-    forward = type(module).forward
-    if forward is nn.Linear.forward or _is_hf_conv1d(module):
-        return LinearSite
-    if isinstance(module, nn.Embedding):
-        coupled = [k for k in ("max_norm", "scale_grad_by_freq", "sparse") if getattr(module, k)]
-        if coupled:
-            raise UnsupportedModel(
-                f"parameter {name}.weight is an embedding with {coupled[0]}={getattr(module, coupled[0])}, which"
-                " couples examples or hides the gradient; switch the option off."
-            )
-        if name.endswith(".relative_attention_bias"):
-            return RelativeBiasSite
-        return EmbeddingSite if forward is nn.Embedding.forward else SpiedEmbeddingSite
-    if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
-        return NormSite
-    if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and getattr(module, "groups", 0) == 1:
-        return ConvolutionSite
-    return GainSite if is_elementwise(module, own) else InstanceSite
-
-
-def _is_hf_conv1d(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"

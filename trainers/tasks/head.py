@@ -14,6 +14,7 @@ from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.ghost.head import frozen_head_losses, losses_in_chunks
 from dpaudit.trainers.ghost.sites import LinearSite, Site
 from dpaudit.trainers.tasks.padding import check_token_labels
+from dpaudit.trainers.tasks.tokens import token_losses
 
 #: Models whose logits were compared.
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -46,8 +47,6 @@ def chunked_losses(model: nn.Module, inputs: Mapping[str, Any], shifted: Tensor)
     if (site := next(_sites([head]), None)) is not None and site.engine.listening:
         assert isinstance(site, LinearSite)
         return site.losses(hidden, shifted, input_ids)
-    from dpaudit.trainers.tasks.losses import token_losses
-
     return token_losses(F.linear(hidden, head.weight, head.bias), shifted)
 
 

@@ -10,31 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.trainers.ghost.head import IGNORED as IGNORED
 from dpaudit.trainers.ghost.uses import wide
-from dpaudit.trainers.tasks.padding import check_token_labels, refuse_stretched, shifted_targets, starting_left
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each example's own counted tokens.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (B, T, V)
-        Prediction for the label at the same position.
-    labels : Tensor of shape (B, T)
-        Token ids; ``-100`` does not count.
-
-    Returns
-    -------
-    Tensor of shape (B,)
-        In nats, at least fp32; 0 for an example without counted tokens.
-    """
-    check_token_labels(labels, logits.shape[:2], logits.shape[2])
-    counted = labels != IGNORED
-    logits = wide(logits.flatten(0, 1))
-    flat = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
-    return flat.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+from dpaudit.trainers.tasks.head import chunked_losses
+from dpaudit.trainers.tasks.padding import refuse_stretched, shifted_targets, starting_left
+from dpaudit.trainers.tasks.tokens import IGNORED as IGNORED
+from dpaudit.trainers.tasks.tokens import token_losses as token_losses
 
 
 def causal_lm_losses(
@@ -86,8 +66,6 @@ def next_token_losses(model: nn.Module, batch: Mapping[str, Any], *, chunked_hea
     shifted = shifted_targets(inputs.pop("labels"), inputs.get("attention_mask"))
     refuse_stretched(model, shifted.shape[1] + 1)
     if chunked_head:
-        from dpaudit.trainers.tasks.head import chunked_losses
-
         return chunked_losses(model, inputs, shifted)
     logits = model(**inputs, use_cache=False).logits
     return token_losses(logits[:, :-1], shifted)

@@ -14,7 +14,8 @@ from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost import uses as _layers
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.ghost.cost import Strategy, choose, strip_starts
-from dpaudit.trainers.ghost.sites import ConvolutionSite, GainSite, LinearSite, NormSite, Site, sites_of
+from dpaudit.trainers.ghost.rules import sites_of
+from dpaudit.trainers.ghost.sites import ConvolutionSite, GainSite, LinearSite, NormSite, Site
 from tests.trainers.ghost.ghost_oracle import compare
 
 SIZE, LENGTH, WIDTH = 5, 6, 8

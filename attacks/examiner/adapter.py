@@ -1,0 +1,118 @@
+"""What the examiner asks of a training step: four calls that every adapter has, and further ones that it may offer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from dpaudit.privacy.ledger import Ledger
+
+Vector = NDArray[np.float64]
+Batch = Sequence[int]
+
+FACTORS: dict[str, float] = {
+    "large loss": 1e3,
+    "huge loss": 1e6,
+    "infinite loss": math.inf,
+    "undefined loss": math.nan,
+}
+"""Adversarial records that every task has: one of the task's records, its loss multiplied by a factor."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Movement:
+    """One step's movement of the weights, and its two parts as the plan predicts them from public values.
+
+    Parameters
+    ----------
+    moved, along, pull : array of shape (weights,)
+        Weights after minus before; minus the rate times the mean of released numbers times directions; and minus the
+        rate times the proximal pull.
+    """
+
+    moved: Vector
+    along: Vector
+    pull: Vector
+
+
+class StepAdapter:
+    """One training step of any library. Derive from it and write the first four methods.
+
+    A method that is left as it is here counts as not offered: the tests that need it are reported as not run. An object
+    with the same methods serves as well as a subclass.
+
+    Attributes
+    ----------
+    size : int or None
+        Number of ordinary records, numbered from 0.
+    adversaries : mapping of str to int
+        Numbers of extra, adversarial records by name.
+    blocks : sequence of (str, int), or None
+        Names and numbers of coordinates of the released vector's parts, in order; one part where None.
+    ledger_path : path or None
+        Where the run keeps its ledger on disk, if it does.
+    """
+
+    size: int | None = None
+    adversaries: Mapping[str, int] = {}
+    blocks: Sequence[tuple[str, int]] | None = None
+    ledger_path: Path | None = None
+
+    def snapshot(self) -> Any:
+        """Everything that a checkpoint holds: weights and optimizer state, and never noise or sampler state."""
+        raise NotImplementedError(f"{type(self).__name__} needs snapshot().")
+
+    def restore(self, state: Any, /) -> None:
+        """Put a snapshot back, as a resumed process does; what must be drawn afresh is drawn afresh."""
+        raise NotImplementedError(f"{type(self).__name__} needs restore(state).")
+
+    def draw(self) -> Batch:
+        """Record numbers of one minibatch, by the run's own sampler."""
+        raise NotImplementedError(f"{type(self).__name__} needs draw().")
+
+    def release(self, indices: Batch, /) -> Vector:
+        """Run one step on a given minibatch and return what leaves it, (d,), in the units of the noisy mean."""
+        raise NotImplementedError(f"{type(self).__name__} needs release(indices).")
+
+    def clean(self, indices: Batch, /) -> Vector:
+        """The release with the noise off and all else the same."""
+        raise NotImplementedError
+
+    def run(self, batches: Sequence[Batch], /) -> Vector:
+        """Vectors of consecutive steps of ONE run on given minibatches, as an array (steps, coordinates)."""
+        raise NotImplementedError
+
+    def draws(self, count: int, /) -> Sequence[Batch]:
+        """Minibatches of consecutive steps of ONE run."""
+        raise NotImplementedError
+
+    def resized(self, n: int, /) -> StepAdapter:
+        """The same step function on the first n records."""
+        raise NotImplementedError
+
+    def published(self) -> Mapping[str, float]:
+        """Numbers that the last step publishes beside its vector, by name."""
+        raise NotImplementedError
+
+    def ledger(self) -> Ledger:
+        """What was counted for all releases so far."""
+        raise NotImplementedError
+
+    def resume(self, before: int, after: int, /) -> Ledger:
+        """What is counted when ``before`` steps run, the process stops, and ``after`` more run."""
+        raise NotImplementedError
+
+    def movements(self, steps: int, /) -> Sequence[Movement]:
+        """Steps on empty minibatches of a zeroth-order run: what moved, and what the released numbers call for."""
+        raise NotImplementedError
+
+    def executed_scale(self, direction: int = 0, /) -> float:
+        """Distance of the two evaluations of a zeroth-order step over the planned one."""
+        raise NotImplementedError
