@@ -63,7 +63,7 @@ def test_a_run_without_public_records_is_refused_in_one_sentence_and_writes_no_p
     assert outcome.code == 64 and "\n" not in outcome.error
     assert outcome.error.startswith("data.heldout is missing and data.heldout_fraction=")
     assert not list((tmp_path / "run").glob("release/*")) and not list((tmp_path / "run").glob("private/[!.]*"))
-    value["data"]["heldout"] = small_config()["data"]["heldout"]  # the same folder then takes the mended file
+    value["data"] = small_config()["data"]  # the same folder then takes the mended file
     assert make_plans(parse_config(value, "c.toml"), 72)
 
 
