@@ -56,4 +56,5 @@ def _forked() -> None:
     _forks += 1
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # not where no process forks
+    os.register_at_fork(after_in_child=_forked)
