@@ -161,6 +161,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _train(self, folder: Path, *, resume: bool) -> TrainOutput:
         try:
             start, state = self._open(folder, resume=resume)
+            folder.mkdir(parents=True, exist_ok=True)  # also where the journal lies elsewhere
             log = ZOLogWriter(folder / LOG)
         except BaseException:
             self._release_ledger()
