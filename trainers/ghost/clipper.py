@@ -24,6 +24,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers.ghost import products
+from dpaudit.trainers.ghost.axis import BatchAxis
 from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
@@ -168,7 +169,7 @@ class GhostClipping:
     # -- life cycle ---------------------------------------------------------------------------------------------
     def _attach(self, sites: list[Site]) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._announce, with_kwargs=True, prepend=True))
-        self._sites = sites
+        self._sites, self._axis = sites, BatchAxis(self.model, sites)
         for parameter, name in self._names.items():
             self._handles.append(_hook(parameter, self._bypass(name)))
         for site in sites:
@@ -181,6 +182,7 @@ class GhostClipping:
 
     def close(self) -> None:
         """Take every hook off the model; the clipper is then of no further use."""
+        self._axis.close()
         for handle in self._handles:
             handle.remove()
         for site in self._sites:  # an interrupt inside a forward pass skips the hooks that wake parameters
@@ -358,6 +360,7 @@ class GhostClipping:
                 f"{len(losses)} losses stand against a forward pass of {self._size} examples just before; give one loss"
                 " for each example (row) of the last forward pass with gradients."
             )
+        self._axis.verify()
         current = {p for p in self.model.parameters() if p.requires_grad}
         if current - self._names.keys():
             name = next(n for n, p in self.model.named_parameters() if p in current - self._names.keys())
@@ -371,8 +374,10 @@ class GhostClipping:
         for value in (*named, *args, *kwargs.values()):
             if isinstance(value, Tensor) and value.dim():
                 self._size = value.shape[0]
-                return
-        self._size = None
+                break
+        else:
+            self._size = None
+        self._axis.begin(args, kwargs, self._size)
 
     def _bypass(self, name: str) -> Callable[[Tensor], None]:
         def refuse(gradient: Tensor) -> None:
