@@ -30,7 +30,8 @@ from dpaudit.trainers.plan import PrivacyPlan as PrivacyPlan
 from dpaudit.trainers.preflight.check import PreflightReport as PreflightReport
 from dpaudit.trainers.preflight.check import preflight as preflight
 from dpaudit.trainers.preflight.check import preflight_losses as preflight_losses
-from dpaudit.trainers.preflight.records import generated_batch as generated_batch
+from dpaudit.trainers.preflight.schema import generated_batch as generated_batch
+from dpaudit.trainers.preflight.sources import CollatedRecords as CollatedRecords
 from dpaudit.trainers.rows import one_loss_per_record as one_loss_per_record
 from dpaudit.trainers.sampling import FullSampler as FullSampler
 from dpaudit.trainers.sampling import PoissonSampler as PoissonSampler

@@ -19,6 +19,8 @@ from dpaudit.trainers.observer import Canaries, Observers
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.preflight.before import before_training
+from dpaudit.trainers.preflight.check import PreflightReport
 from dpaudit.trainers.refusals import refuse_compiled, refuse_wrapped
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
@@ -83,6 +85,8 @@ class TrainingResult:
         Micro-batch in use at the end (smaller than asked for after an out-of-memory).
     seconds : float
         Wall-clock time.
+    preflight : PreflightReport or None
+        What was checked before the first step.
     """
 
     status: str
@@ -91,6 +95,7 @@ class TrainingResult:
     optimizer_state: dict[str, Any] = dataclasses.field(repr=False)
     physical_batch_size: int
     seconds: float
+    preflight: PreflightReport | None = None
 
 
 def train(
@@ -113,6 +118,7 @@ def train(
     optimizer_state: Mapping[str, Any] | None = None,
     canaries: Canaries | None = None,
     recorder: ReleaseRecorder | None = None,
+    preflight: bool | Sequence[Any] | None = None,
 ) -> TrainingResult:
     """Train a model privately, as the plan says, in place.
 
@@ -148,6 +154,10 @@ def train(
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
         releases' energy. With several processes one of them has the canaries, and each records its own releases.
+    preflight : bool, sequence or None
+        Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
+        them is refused (see :func:`preflight`); or the made-up records to take. By default they do, unless a clipper is
+        injected, for whose sensitivity the caller then answers.
 
     Returns
     -------
@@ -177,6 +187,16 @@ def train(
     source = _source(plan) if noise is None else noise
     is_test = bool(source.is_test or draws.is_test)
     micro = PhysicalBatch(physical_batch_size)
+    report = None
+    if start_step < plan.steps:
+        report = before_training(
+            model,
+            records,
+            collate=collate,
+            loss_fn=loss_fn,
+            physical_batch_size=micro.size,
+            wanted=clipper is None if preflight is None else preflight,
+        )
     held: AbstractContextManager[Any] = nullcontext()
     if clipper is None:
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
@@ -240,6 +260,7 @@ def train(
         optimizer_state=updates.state_dict(),
         physical_batch_size=micro.size,
         seconds=time.monotonic() - begun,
+        preflight=report,
     )
     if failure is not None:
         raise TrainingStopped.after(failure, result) from failure

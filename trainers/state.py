@@ -89,7 +89,7 @@ class ModelState:
     """Buffers and attribute tensors of a model, as they stand now; its parameters are not part of it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._slots = {name: _saved(owner, key, value, seen) for name, owner, key, value, seen in _slots(model)}
 
     def __enter__(self) -> ModelState:
@@ -101,7 +101,7 @@ class ModelState:
     def refresh(self) -> None:
         """Let what the model holds now be what :meth:`restore` puts back; copies only where something differs."""
         if self._differences(quick=True):
-            self._slots = ModelState(self._model)._slots
+            self._slots = ModelState(self.model)._slots
 
     def changed(self, *, quick: bool = False) -> list[str]:
         """Dotted names of what is no longer as it was, or was not there."""
@@ -122,7 +122,7 @@ class ModelState:
 
     def _differences(self, quick: bool) -> list[tuple[str, dict[Any, Any], Any]]:
         found, met = [], set()
-        for name, owner, key, value, seen in _slots(self._model):
+        for name, owner, key, value, seen in _slots(self.model):
             met.add(name)
             slot = self._slots.get(name)
             kept = {} if slot is None else slot.leaves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,11 @@ class _NoGradients:
         return losses.detach()
 
 
+def _without_preflight(train: Callable[..., Any]) -> dict[str, Any]:
+    """An examination measures the step as it is; a trainer of this library would refuse some faults beforehand."""
+    return {"preflight": False} if "preflight" in inspect.signature(train).parameters else {}
+
+
 @dataclasses.dataclass(slots=True)
 class _Trace:
     vectors: list[Vector] = dataclasses.field(default_factory=list)
@@ -87,7 +93,7 @@ class _TrainerAdapter:
         if len(records) < 8:
             raise InvalidValue(f"records={len(records)} must be at least 8 for an examination; give more.")
         self._train, self.model = train, model
-        self._collate, self._loss_fn, self._options = collate, loss_fn, dict(options)
+        self._collate, self._loss_fn, self._options = collate, loss_fn, {**_without_preflight(train), **options}
         self._special = dict(special)
         self._plain = list(records)
         self.size = len(self._plain)

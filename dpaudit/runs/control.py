@@ -144,6 +144,7 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
         physical_batch_size=options.physical_batch_size,
         callback=lambda report: advance(1),
         noise=_NoNoise(),
+        preflight=False,  # the audited run's own was done with the same collator, model and loss
     )
     return _Scored(ids, canary_scores(config.audit.attack, canaries, merged(model), base), np.asarray(coins))
 

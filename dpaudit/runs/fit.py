@@ -254,21 +254,20 @@ def _keep(
 
 
 def check_sensitivity(prepared: Prepared, model: Any) -> None:
-    """Preflight on generated records of the collator's schema: refuses a model or loss without the claimed sensitivity.
+    """Preflight on made-up records through the run's own collator: refuses what lacks the claimed sensitivity.
 
-    Two short made-up records give the schema, so that no private record is read.
+    One made-up record gives the form, so that no private record is read.
     """
-    from dpaudit.trainers import preflight, preflight_losses
+    from dpaudit.trainers import CollatedRecords, preflight, preflight_losses
 
-    config, collate, loss_fn = prepared.config, collator(prepared), loss_function(prepared)
-    length = max(2, min(12, config.data.max_length - 5))  # preflight lengthens records by 5 tokens
-    ids = [0] * length
-    row = {"input_ids": ids, "attention_mask": [1] * length, "labels": ids if _causal(config) else 0}
-    schema = collate([row, row])
+    config, loss_fn = prepared.config, loss_function(prepared)
+    ids = [0] * max(2, min(20, config.data.max_length))
+    row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids if _causal(config) else 0}
+    source = CollatedRecords([row], collator(prepared), config.optimizer.physical_batch_size)
     if config.privacy.method == "dp-zoso":
-        preflight_losses(model, schema, loss_fn=loss_fn, examples=2)
+        preflight_losses(model, source, loss_fn=loss_fn, examples=2)
     else:
-        preflight(model, schema, loss_fn=loss_fn, examples=2)
+        preflight(model, source, loss_fn=loss_fn, examples=2)
 
 
 def _causal(config: Config) -> bool:
@@ -319,6 +318,7 @@ def _first_order(
             callback=after_step,
             start_step=span[0],
             optimizer_state=optimizer_state,
+            preflight=False,  # check_sensitivity did it once for all segments
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped

@@ -82,6 +82,7 @@ def segment(
             start=(index, span[0]),
             stop=(index, span[1]),
             state=state,
+            preflight=False,  # check_sensitivity did it once for all segments
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped

@@ -108,6 +108,7 @@ def test_a_zeroth_order_step_whose_rows_are_not_records_is_refused(name: str, pa
             pad_batches=pad_batches,
             sampler=ScriptedSampler([list(range(6))]),
             noise=NoNoise(),
+            preflight=False,
         )
 
 

@@ -35,7 +35,7 @@ from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
-from dpaudit.trainers.preflight.check import preflight
+from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
@@ -256,12 +256,20 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             )
 
     def _check(self) -> None:
-        if countable(self.train_dataset) < 2:
-            return
-        schema = self._collator()([self.train_dataset[0], self.train_dataset[1]])
-        if isinstance(schema, dict) or hasattr(schema, "keys"):
-            self.model.train()
-            preflight(self.model, dict(schema), loss_fn=self._loss)
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.train()
+        try:
+            before_training(
+                self.model,
+                self.train_dataset,
+                collate=self._collator(),
+                loss_fn=self._loss,
+                physical_batch_size=self._micro.size,
+                wanted=countable(self.train_dataset) > 0,
+            )
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     # -- what runs ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader[Any]:

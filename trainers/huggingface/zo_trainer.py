@@ -188,6 +188,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 noise=self._noise,
                 start=start,
                 state=state,
+                preflight=self.privacy.preflight,
             )
         finally:
             log.close()

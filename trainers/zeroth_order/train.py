@@ -15,6 +15,7 @@ from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
 from dpaudit.trainers.noise import Noise, NoiseSource
+from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
@@ -208,6 +209,7 @@ def zo_train(
     state: Mapping[str, Any] | None = None,
     canaries: ScalarCanaries | None = None,
     recorder: ReleaseRecorder | None = None,
+    preflight: bool | Sequence[Any] = True,
 ) -> ZOResult:
     """Fine-tune with forward passes alone, as the stages' plans say, in place.
 
@@ -253,6 +255,9 @@ def zo_train(
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and have known loss differences, and a record of the
         releases' energy (its one block has the step's P scalars). They belong to the first process of a world.
+    preflight : bool or sequence
+        Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
+        them is refused (see :func:`preflight_losses`); or the made-up records to take.
 
     Raises
     ------
@@ -269,6 +274,16 @@ def zo_train(
         if sampler is None:
             sampler_for(stage.plan, countable(records))
     check(plan)
+    with _evaluating(model):
+        before_training(
+            model,
+            records,
+            collate=collate,
+            loss_fn=loss_fn,
+            physical_batch_size=physical_batch_size,
+            wanted=preflight,
+            forward_only=True,
+        )
     world = OneProcess() if world is None else world
     weights = ZOWeights(model, directions, cache=BitCache(cache_bytes))
     if state is not None:
