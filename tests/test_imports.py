@@ -113,3 +113,43 @@ def test_no_file_holds_two_ideas() -> None:
         if ".venv" not in p.parts and "build" not in p.parts and (n := len(p.read_text().splitlines())) > 600
     }
     assert not long
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for room, path in room_files():
+        top = ROOT if room in ON_TOP else ROOT / "dpaudit"
+        parts = [part for part in path.relative_to(top).with_suffix("").parts if part != "__init__"]
+        found[".".join(["dpaudit", *parts])] = path
+    return found
+
+
+def run_time_imports(path: Path, known: set[str]) -> set[str]:
+    """Modules of ours that a file imports when it runs, also inside functions; not those for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    for_checkers = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in for_checkers:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & known
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    files = modules()
+    # a package's own list of public names imports its modules, and they import the package's other modules by name
+    inner = {name: path for name, path in files.items() if path.name != "__init__.py"}
+    arrows = {name: run_time_imports(path, set(inner)) - {name} for name, path in inner.items()}
+    while free := {name for name, targets in arrows.items() if not targets & set(arrows)}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in free}
+    assert not arrows, f"circle among {sorted(arrows)[:12]}"

@@ -25,9 +25,9 @@ from dpaudit.certificates.control_file import (
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.verdict import ENOUGH_POWER
+from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
-from dpaudit.runs.publish import canary_scores
 from dpaudit.runs.records import Records
 from dpaudit.runs.sources import load_model
 from dpaudit.storage.commitment import sha256_file
@@ -107,7 +107,8 @@ class _Scored:
 
 def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
     from dpaudit.attacks import commit, draw_nonce, flip_coins, inserted
-    from dpaudit.runs.fit import collator, encode, loss_function, merged, select_trainable
+    from dpaudit.runs.encoding import collator, encode, loss_function
+    from dpaudit.runs.fit import merged, select_trainable
     from dpaudit.trainers import OptimizerSettings, train
 
     config = prepared.config

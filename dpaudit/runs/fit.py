@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.privacy.errors import RunInterrupted, StorageFailed
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
 from dpaudit.runs.config import Config
+from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, public_quality
+from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
 from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
-from dpaudit.runs.records import Records
 from dpaudit.runs.resume import refuse_lost_steps, whole_run
+from dpaudit.runs.segment import Segment
 from dpaudit.runs.sources import load_model
 from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
-    from dpaudit.trainers import TrainingStopped
     from dpaudit.trainers.stopping import Interruption
 
 
@@ -32,84 +33,6 @@ class Fitted:
     """Steps that were counted and whose update was lost to a crash."""
     heldout_before: float
     heldout_after: float
-
-
-def private_records(prepared: Prepared) -> list[dict[str, Any]]:
-    """Tokenised private records, then the canaries whose coin is 1 (whole, never truncated)."""
-    from dpaudit.attacks import inserted
-
-    config = prepared.config
-    records = encode(prepared, prepared.private)
-    # A new-token canary trains on its secret positions alone: nothing else in it can be told from noise later.
-    supervise = "scored" if config.canaries.kind == "new-token" else "all"
-    records += inserted(prepared.secret.canaries, prepared.secret.coins, config.canaries.copies, supervise=supervise)
-    return records
-
-
-def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:
-    """Token ids of records, cut to ``data.max_length``; causal records stand between end-of-text tokens."""
-    config, tokenizer = prepared.config, prepared.tokenizer
-    length = config.data.max_length
-    if _causal(config):
-        eos = tokenizer.eos_token_id
-        rows = tokenizer(list(records.texts), add_special_tokens=False)["input_ids"]
-        ids = [[eos, *row, eos][:length] for row in rows]
-        return [{"input_ids": row, "attention_mask": [1] * len(row), "labels": list(row)} for row in ids]
-    assert records.labels is not None
-    rows = tokenizer(list(records.texts), truncation=True, max_length=length)["input_ids"]
-    return [
-        {"input_ids": row, "attention_mask": [1] * len(row), "labels": label}
-        for row, label in zip(rows, records.labels, strict=True)
-    ]
-
-
-def collator(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Right-pads a list of records to tensors; padding carries no label."""
-    import torch
-
-    pad, causal = prepared.tokenizer.pad_token_id, _causal(prepared.config)
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-
-        def padded(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-
-        labels = padded("labels", -100) if causal else torch.tensor([row["labels"] for row in rows])
-        return {"input_ids": padded("input_ids", pad), "attention_mask": padded("attention_mask", 0), "labels": labels}
-
-    return collate
-
-
-def loss_function(prepared: Prepared) -> Callable[[Any, dict[str, Any]], Any]:
-    """Per-example losses of the configured task."""
-    from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
-
-    if _causal(prepared.config):
-        return lambda model, batch: causal_lm_losses(model, **batch)
-    return lambda model, batch: sequence_classification_losses(model, batch)
-
-
-def public_quality(prepared: Prepared, model: Any) -> float:
-    """Perplexity per token (causal) or accuracy (classification) on the PUBLIC records."""
-    import torch
-
-    collate, records = collator(prepared), encode(prepared, prepared.public)
-    total = count = 0.0
-    with torch.no_grad():
-        for start in range(0, len(records), 64):
-            batch = collate(records[start : start + 64])
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-            if _causal(prepared.config):
-                target = batch["labels"][:, 1:]
-                loss = torch.nn.functional.cross_entropy(
-                    logits[:, :-1].flatten(0, 1), target.flatten(), reduction="sum"
-                )
-                total, count = total + float(loss), count + int((target != -100).sum())
-            else:
-                total += float((logits.argmax(-1) == batch["labels"]).sum())
-                count += len(batch["labels"])
-    return float(torch.tensor(total / count).exp()) if _causal(prepared.config) else total / count
 
 
 def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Fitted:
@@ -191,19 +114,6 @@ def _continue(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """What ran between two checkpoints."""
-
-    status: str
-    steps: int
-    """Steps of the run so far, counted from its first."""
-    state: Any
-    """What the next segment continues from."""
-    failure: TrainingStopped | None = None
-    """Why it ended early, when a file could not be written."""
-
-
 def _segments(
     prepared: Prepared,
     model: Any,
@@ -215,7 +125,7 @@ def _segments(
     """Run what is left of every stage, a checkpoint's share at a time."""
     config, start, counted = prepared.config, 0, journal.steps
     records = private_records(prepared)
-    run = _zeroth_order if config.privacy.method == "dp-zoso" else _first_order
+    run = zeroth_order_segment if config.privacy.method == "dp-zoso" else _first_order
     log = StepsLog(prepared.folder.steps_log)
 
     def after_step(report: Any) -> bool:
@@ -262,16 +172,12 @@ def check_sensitivity(prepared: Prepared, model: Any) -> None:
 
     config, loss_fn = prepared.config, loss_function(prepared)
     ids = [0] * max(2, min(20, config.data.max_length))
-    row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids if _causal(config) else 0}
+    row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids if is_causal(config) else 0}
     source = CollatedRecords([row], collator(prepared), config.optimizer.physical_batch_size)
     if config.privacy.method == "dp-zoso":
         preflight_losses(model, source, loss_fn=loss_fn, examples=2)
     else:
         preflight(model, source, loss_fn=loss_fn, examples=2)
-
-
-def _causal(config: Config) -> bool:
-    return config.model.task == "causal-lm"
 
 
 def select_trainable(model: Any, config: Config) -> Any:
@@ -323,9 +229,3 @@ def _first_order(
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped
     return Segment(status=result.status, steps=result.steps, state=result.optimizer_state, failure=failure)
-
-
-def _zeroth_order(*arguments: Any) -> Segment:
-    from dpaudit.runs.fit_zeroth_order import segment
-
-    return segment(*arguments)

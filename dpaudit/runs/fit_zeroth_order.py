@@ -11,7 +11,7 @@ from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
-    from dpaudit.runs.fit import Segment
+    from dpaudit.runs.segment import Segment
     from dpaudit.trainers import PrivacyPlan
     from dpaudit.trainers.zeroth_order.directions import Directions
     from dpaudit.trainers.zeroth_order.stages import ZOStage
@@ -57,7 +57,8 @@ def segment(
 
     The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
     """
-    from dpaudit.runs.fit import Segment, collator, loss_function
+    from dpaudit.runs.encoding import collator, loss_function
+    from dpaudit.runs.segment import Segment
     from dpaudit.trainers import TrainingStopped
     from dpaudit.trainers.zeroth_order.log import ZOLogWriter
     from dpaudit.trainers.zeroth_order.stages import ZOPlan

@@ -96,7 +96,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
 def _losses(prepared: Prepared, split: Split, model: Any) -> np.ndarray:
     import torch
 
-    from dpaudit.runs.fit import collator, encode, loss_function
+    from dpaudit.runs.encoding import collator, encode, loss_function
 
     collate, loss, rows = collator(prepared), loss_function(prepared), encode(prepared, split.candidates)
     model.eval()

@@ -13,6 +13,7 @@ import numpy as np
 from dpaudit import Guarantee, Ledger
 from dpaudit.privacy.errors import InvalidEvidence, StorageFailed
 from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.commitment import sha256_file
@@ -47,17 +48,6 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
 def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
     """Scores of the canaries by the pre-registered attack; higher = member."""
     return canary_scores(prepared.config.audit.attack, prepared.secret.canaries, model, base_model)
-
-
-def canary_scores(attack: str, canaries: Any, model: Any, base_model: Any) -> np.ndarray:
-    """Scores (m,) of canaries by a named attack, without sight of their coins."""
-    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores, residual_scores
-
-    target = canary_losses(model, canaries)
-    if attack == "loss":
-        return np.asarray(loss_scores(target))
-    base = canary_losses(base_model, canaries)
-    return np.asarray(loss_drop_scores(target, base) if attack == "loss-drop" else residual_scores(target, base))
 
 
 def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:
