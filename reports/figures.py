@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpaudit.privacy.guarantee import tightest
+from dpaudit.privacy.guarantee import Bound, tightest
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_lower, upper_text
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 
@@ -14,7 +14,7 @@ from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 def epsilon_axis(
     *,
     claim: float,
-    guarantees: Sequence[Mapping[str, Any]],
+    guarantees: Sequence[Bound],
     lower: float | None,
     ceiling: float | None,
     confidence: float | None = 0.95,
@@ -26,7 +26,7 @@ def epsilon_axis(
     ----------
     claim : float
         Claimed ε.
-    guarantees : sequence of mappings
+    guarantees : sequence of Guarantee
         Accountants' results; only certified upper bounds are drawn, the tightest one.
     lower, ceiling : float or None
         Empirical lower bound, and what a perfect attack could have shown.
@@ -35,8 +35,8 @@ def epsilon_axis(
         one record may be given.
     """
     best = tightest(guarantees)
-    upper = None if best is None else _number(best["epsilon_upper"])
-    under = None if best is None or best.get("epsilon_lower") is None else _number(best["epsilon_lower"])
+    upper = None if best is None else best.epsilon_upper
+    under = None if best is None else best.epsilon_lower
     finite = [v for v in (claim, upper, lower, ceiling) if v is not None and math.isfinite(v)]
     end = 1.12 * max(finite)
     limit = min(claim, upper if upper is not None else claim)

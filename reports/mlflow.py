@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpaudit.certificates.build import certificate_bytes
 from dpaudit.certificates.lower_bound import usable_lower
+from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.reports.page import render_report, report_drawings
 
 
 def log_to_mlflow(
-    certificate: Mapping[str, Any],
+    certificate: Statement,
     series: Mapping[str, Any] | None = None,
     *,
     tracking_uri: str | None = None,
@@ -41,7 +41,7 @@ def log_to_mlflow(
     except ImportError:
         raise InvalidValue("logging to MLflow needs its package; run: pip install mlflow-skinny.") from None
     series = series or {}
-    body = certificate["predicate"]
+    body = certificate.predicate
     client = MlflowClient(tracking_uri=tracking_uri)
     if run_id is None:
         known = client.get_experiment_by_name(experiment)
@@ -52,11 +52,11 @@ def log_to_mlflow(
     metrics = [Metric("privacy/epsilon", float(value), 0, int(step)) for step, value in steps]
     for name, value in _numbers(body).items():
         metrics.append(Metric(f"privacy/{name}", value, 0, 0))
-    claim = body["claim"] or {}
+    claim = {} if body.claim is None else body.claim.to_plain()
     params = [Param(f"privacy/{k}", str(v)) for k, v in claim.items()]
-    tags = [RunTag("dpaudit.verdict", body["verdict"]["name"]), RunTag("dpaudit.statement", body["digest"])]
+    tags = [RunTag("dpaudit.verdict", body.verdict.name), RunTag("dpaudit.statement", body.digest)]
     client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
-    client.log_text(run_id, certificate_bytes(certificate).decode("utf-8"), "dpaudit/certificate.json")
+    client.log_text(run_id, certificate.to_bytes().decode("utf-8"), "dpaudit/certificate.json")
     client.log_text(run_id, render_report(certificate, series), "dpaudit/report.html")
     for drawing in report_drawings(certificate, series).values():
         client.log_text(run_id, drawing.standalone(), f"dpaudit/figures/{drawing.name}.svg")
@@ -64,12 +64,12 @@ def log_to_mlflow(
     return str(run_id)
 
 
-def _numbers(body: Mapping[str, Any]) -> dict[str, float]:
-    result = (body["audit"] or {}).get("result") or {}
+def _numbers(body: Predicate) -> dict[str, float]:
+    result = {} if body.audit is None else body.audit.result or {}
     lower = usable_lower(body)
-    best = tightest(body["accounting"]["guarantees"])
+    best = tightest(body.accounting.guarantees)
     found = {
-        "epsilon_upper": None if best is None else best["epsilon_upper"],
+        "epsilon_upper": None if best is None else best.epsilon_upper,
         "epsilon_lower": None if lower is None else lower.epsilon_lower,
         "ceiling": result.get("ceiling"),
         "power": result.get("power"),

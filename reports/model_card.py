@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.reports.text import plain_value, relation_text
 from dpaudit.reports.words import HEADLINES, WORDS, evidence_lines, not_proved
@@ -14,37 +14,34 @@ BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
-def model_card(certificate: Mapping[str, Any]) -> str:
+def model_card(certificate: Statement) -> str:
     """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
-    body = certificate["predicate"]
-    claim = body["claim"]
-    verdict = body["verdict"]["name"]
+    body = certificate.predicate
+    claim, verdict = body.claim, body.verdict.name
     word, headline = WORDS[verdict], HEADLINES[verdict]
     rows = [("Verdict", f"**{word}.** {headline}")]
     if claim:
-        relation = relation_text(claim["relation"], claim["unit"])
-        rows.append(
-            ("Claim", f"ε ≤ {exact_text(claim['epsilon'])} at δ = {exact_text(claim['delta'])}, {escape(relation)}")
-        )
+        relation = relation_text(claim.relation, claim.unit)
+        rows.append(("Claim", f"ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {escape(relation)}"))
     rows += [(name, escape(sentence)) for name, sentence in evidence_lines(body)]
-    mechanism = body["mechanism"]
+    mechanism = body.mechanism
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:
             rows.append((key.replace("_", " ").capitalize(), escape(plain_value(mechanism[key]))))
-    if body["ledger"]:
-        for stage in body["ledger"]["stages"]:
+    if body.ledger:
+        for stage in body.ledger.stages:
             text = (
                 f"{stage['steps']} steps, σ = {lower_text(stage['noise_multiplier'], 6)},"
                 f" q = {upper_text(stage['sampling_probability'], 6)}"
             )
             rows.append(("Stage", f"{text}, {escape(stage['sampling'])}"))
-    rows.append(("Trust model", escape(body["scope"]["trust_model"] or "not stated")))
-    rows.append(("Released", escape(body["scope"]["release_scope"] or "not stated")))
-    lines = [BEGIN, "## Differential privacy", "", escape(body["verdict"]["meaning"]), "", "| | |", "|---|---|"]
+    rows.append(("Trust model", escape(body.scope.trust_model or "not stated")))
+    rows.append(("Released", escape(body.scope.release_scope or "not stated")))
+    lines = [BEGIN, "## Differential privacy", "", escape(body.verdict.meaning), "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", "What this does not prove:", ""]
-    lines += [f"- {escape(item)}" for item in (*not_proved(body), *body["limits"])]
-    lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body['digest']}).", END, ""]
+    lines += [f"- {escape(item)}" for item in (*not_proved(body), *body.limits)]
+    lines += ["", f"Re-derive with `dpaudit verify certificate.json` (statement {body.digest}).", END, ""]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
+from dpaudit.certificates.statement import Audit, Predicate, Statement
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.meaning import largest_accuracy
 from dpaudit.privacy.rounding import upper_text
@@ -30,13 +31,13 @@ IN_THE_CARD = 4
 """Of what is not proved, how many items the first screen names; the others stand further down, with the limits."""
 
 
-def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None) -> str:
+def render_report(certificate: Statement, series: Mapping[str, Any] | None = None) -> str:
     """Render the report of a certificate.
 
     Parameters
     ----------
-    certificate : mapping
-        The statement made by :func:`dpaudit.certificates.build_certificate`.
+    certificate : Statement
+        As made by :func:`dpaudit.certificates.build_certificate`.
     series : mapping, optional
         Arrays for figures, each optional: ``epsilon_over_steps`` (see :func:`dpaudit.reports.budget`), ``roc``
         (:func:`~dpaudit.reports.roc`), ``scores`` or ``exposure`` (:func:`~dpaudit.reports.histogram`) and ``tradeoff``
@@ -47,11 +48,10 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
     str
         One HTML page without scripts or outside resources; every value from the certificate is escaped.
     """
-    body = certificate["predicate"]
-    audit = body["audit"] or {}
-    result = audit.get("result") or {}
-    claim, verdict = body["claim"], body["verdict"]["name"]
-    best, lower = tightest(body["accounting"]["guarantees"]), usable_lower(body)
+    body = certificate.predicate
+    audit, claim, verdict = body.audit, body.claim, body.verdict.name
+    result = _result(audit)
+    best, lower = tightest(body.accounting.guarantees), usable_lower(body)
     shown = None if lower is None else lower.epsilon_lower
     drawings = report_drawings(certificate, series)
     open_points = not_proved(body)
@@ -60,18 +60,18 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
         title=f"{WORDS[verdict]} – privacy certificate",
         b=body,
         subject=_subject(certificate),
-        subjects=certificate["subject"],
+        subjects=certificate.subject,
         verdict=verdict,
         word=WORDS[verdict],
         headline=HEADLINES[verdict],
         lines=evidence_lines(body),
-        relation=relation_text(claim["relation"], claim["unit"]) if claim else "",
-        accuracy=largest_accuracy(claim["epsilon"], claim["delta"]) if claim else None,
-        limit=claim["epsilon"] if claim else None,
-        upper=None if best is None else best["epsilon_upper"],
+        relation=relation_text(claim.relation, claim.unit) if claim else "",
+        accuracy=largest_accuracy(claim.epsilon, claim.delta) if claim else None,
+        limit=claim.epsilon if claim else None,
+        upper=None if best is None else best.epsilon_upper,
         lower=shown,
         sure=None if lower is None else lower.confidence,
-        copies=audit.get("copies", 1),
+        copies=_copies(audit),
         ceiling=result.get("ceiling"),
         result=result,
         attack=attack_sentence(result, shown),
@@ -79,15 +79,15 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
         attack_made=_attack_made(audit, result, audit_is_valid(body)),
         audit_rows=attack_rows(result, lower),
         not_proved=open_points[:IN_THE_CARD],
-        limits=[*open_points[IN_THE_CARD:], *body["limits"]],
-        stages=[] if body["ledger"] is None else [STAGE_DEFAULTS | stage for stage in body["ledger"]["stages"]],
+        limits=[*open_points[IN_THE_CARD:], *body.limits],
+        stages=[] if body.ledger is None else [STAGE_DEFAULTS | stage for stage in body.ledger.stages],
         records=_records(body),
-        evaluation=_evaluation(body["provenance"].get("public_evaluation")),
-        mechanism=[(_label(k), plain_value(v)) for k, v in body["mechanism"].items()],
-        findings=[_finding(f) for f in (*body["findings"], *result.get("findings", ()))],
-        tests=[_test(t) for t in (body.get("examination") or {}).get("tests") or ()],
-        untested=[str(t) for t in (body.get("examination") or {}).get("untested") or ()],
-        provenance=[(_label(k), plain_value(v)) for k, v in body["provenance"].items()],
+        evaluation=_evaluation(body.provenance.get("public_evaluation")),
+        mechanism=[(_label(k), plain_value(v)) for k, v in body.mechanism.items()],
+        findings=[_finding(f) for f in (*body.findings, *result.get("findings", ()))],
+        tests=[_test(t) for t in (body.examination or {}).get("tests") or ()],
+        untested=[str(t) for t in (body.examination or {}).get("untested") or ()],
+        provenance=[(_label(k), plain_value(v)) for k, v in body.provenance.items()],
         glossary=GLOSSARY,
         axis=drawings.get("epsilon-axis"),
         budget=drawings.get("budget"),
@@ -96,23 +96,22 @@ def render_report(certificate: Mapping[str, Any], series: Mapping[str, Any] | No
     )
 
 
-def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | None = None) -> dict[str, Drawing]:
+def report_drawings(certificate: Statement, series: Mapping[str, Any] | None = None) -> dict[str, Drawing]:
     """The figures of a report by name; each shows itself in a notebook."""
     series = series or {}
-    body = certificate["predicate"]
-    claim = body["claim"]
-    result = (body["audit"] or {}).get("result") or {}
+    body = certificate.predicate
+    claim, result = body.claim, _result(body.audit)
     lower = usable_lower(body)
     made: list[Drawing] = []
-    copies = (body["audit"] or {}).get("copies", 1)
-    tested = None if claim is None else claim["epsilon"]
-    if copies > 1:
-        tested = _float(((body["audit"] or {}).get("plan") or {}).get("group_epsilon"))
+    copies = _copies(body.audit)
+    tested = None if claim is None else claim.epsilon
+    if body.audit is not None and copies > 1:
+        tested = _float((body.audit.plan or {}).get("group_epsilon"))
     if tested is not None and math.isfinite(tested):
         made.append(
             figures.epsilon_axis(
                 claim=tested,
-                guarantees=body["accounting"]["guarantees"] if copies == 1 else (),
+                guarantees=body.accounting.guarantees if copies == 1 else (),
                 copies=copies,
                 lower=None if lower is None else lower.epsilon_lower,
                 ceiling=_float(result.get("ceiling")),
@@ -120,29 +119,37 @@ def report_drawings(certificate: Mapping[str, Any], series: Mapping[str, Any] | 
             )
         )
     if series.get("epsilon_over_steps"):
-        made.append(figures.budget(series["epsilon_over_steps"], claim=None if claim is None else claim["epsilon"]))
+        made.append(figures.budget(series["epsilon_over_steps"], claim=None if claim is None else claim.epsilon))
     if series.get("roc"):
         made.append(figures.roc({"tpr_at": (result.get("auc") or {}).get("tpr_at_fpr") or (), **series["roc"]}))
     for name in ("scores", "exposure"):
         if series.get(name):
             made.append(figures.histogram(series[name]))
     if series.get("tradeoff"):
-        made.append(figures.tradeoff(series["tradeoff"], delta=None if claim is None else claim["delta"]))
+        made.append(figures.tradeoff(series["tradeoff"], delta=None if claim is None else claim.delta))
     return {d.name: d for d in made}
 
 
-def _subject(certificate: Mapping[str, Any]) -> str:
-    names = [s["name"] for s in certificate["subject"]]
+def _result(audit: Audit | None) -> Mapping[str, Any]:
+    return {} if audit is None else audit.result or {}
+
+
+def _copies(audit: Audit | None) -> int:
+    return 1 if audit is None else audit.copies
+
+
+def _subject(certificate: Statement) -> str:
+    names = [s.name for s in certificate.subject]
     weights = [n for n in names if n.endswith((".safetensors", ".bin", ".gguf"))] or names
     if not weights:
         return "no released file is named"
     more = len(names) - 1
-    digest = next(s["digest"]["sha256"] for s in certificate["subject"] if s["name"] == weights[0])
+    digest = next(s.digest.sha256 for s in certificate.subject if s.name == weights[0])
     return f"{weights[0]} (SHA-256 {digest[:12]}…)" + (f" and {counted(more, 'more file')}" if more else "")
 
 
-def _attack_made(audit: Mapping[str, Any], result: Mapping[str, Any], valid: bool) -> str:
-    plan = audit.get("plan") or {}
+def _attack_made(audit: Audit | None, result: Mapping[str, Any], valid: bool) -> str:
+    plan: Mapping[str, Any] = {} if audit is None else audit.plan or {}
     primary = result.get("primary") or {}
     m = plan.get("m")
     text = ""
@@ -161,11 +168,11 @@ def _attack_made(audit: Mapping[str, Any], result: Mapping[str, Any], valid: boo
     return text.strip()
 
 
-def _records(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _records(body: Predicate) -> list[tuple[str, str]]:
     """Records trained on, as declared, and how many of them are canaries."""
-    stages = (body["ledger"] or {}).get("stages") or ()
+    stages = () if body.ledger is None else body.ledger.stages
     sizes = sorted({s["public_size"] for s in stages if s.get("public_size")})
-    declared = (body["provenance"].get("records") or {}).get("declared")
+    declared = (body.provenance.get("records") or {}).get("declared")
     rows = []
     if declared is not None:
         rows.append(("Real records", f"{int(declared):,}, as declared; not counted from the private data"))
@@ -173,14 +180,13 @@ def _records(body: Mapping[str, Any]) -> list[tuple[str, str]]:
         what = "the declared size that the sampling probability derives from"
         what += "" if declared is None else ", with half of the canaries"
         rows.append(("Public size", f"{', '.join(f'{n:,}' for n in sizes)}, {what}"))
-    audit = body["audit"] or {}
-    inserted = ((audit.get("result") or {}).get("design") or {}).get("members")
+    inserted = (_result(body.audit).get("design") or {}).get("members")
     if inserted is not None:
-        copies = audit.get("copies", 1)
+        copies = _copies(body.audit)
         each = "" if copies == 1 else f", {copies} copies each"
         rows.append(("Canaries in the data", f"{int(inserted):,} invented records{each}, trained on like all others"))
-    if body["claim"] and len(sizes) == 1:
-        rows.append(("δ × public size", upper_text(body["claim"]["delta"] * sizes[0], 3)))
+    if body.claim and len(sizes) == 1:
+        rows.append(("δ × public size", upper_text(body.claim.delta * sizes[0], 3)))
     return rows
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.certificates.lower_bound import usable_lower
+from dpaudit.certificates.statement import Predicate
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.rounding import lower_text, nearest_text, percent_lower, percent_upper, upper_text
 from dpaudit.reports.text import counted
@@ -32,7 +33,7 @@ UNSIGNED = "unsigned, unless certificate.dsse.json beside the certificate signs 
 """A page is bound by the certificate that a signature is over, so that no page can know of one."""
 
 
-def evidence_lines(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+def evidence_lines(body: Predicate) -> list[tuple[str, str]]:
     """The four lines that evidence stands in, each in its own words: name and sentence."""
     return [
         ("Accounting", _accounting(body)),
@@ -42,7 +43,7 @@ def evidence_lines(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def not_proved(body: Mapping[str, Any]) -> list[str]:
+def not_proved(body: Predicate) -> list[str]:
     """What no number of a certificate shows, the largest gaps first."""
     items = [
         "That the recorded steps are the steps that ran: the record is the trainer's own.",
@@ -50,11 +51,11 @@ def not_proved(body: Mapping[str, Any]) -> list[str]:
         "That no other run on the same data was made, released or thrown away.",
         "That nothing leaks. An attack gives a least amount, never a most.",
     ]
-    if body["claim"]:
-        unit = body["claim"]["unit"]
+    if body.claim:
+        unit = body.claim.unit
         items.append(f"Anything about more than one {unit}: whoever contributed several has a weaker guarantee.")
     items.append("That a stronger attack, or other canaries, would find no more.")
-    if (body["audit"] or {}).get("commitment_order") == "asserted":
+    if body.audit is not None and body.audit.commitment_order == "asserted":
         items.append("That the coins were fixed before training: the owner says so.")
     return items
 
@@ -92,42 +93,40 @@ def attack_sentence(result: Mapping[str, Any], lower: float | None) -> str:
     return f"The attack was not told apart from guessing ({shown}; 0.5 is guessing)."
 
 
-def _accounting(body: Mapping[str, Any]) -> str:
-    best, claim, ledger = tightest(body["accounting"]["guarantees"]), body["claim"], body["ledger"]
+def _accounting(body: Predicate) -> str:
+    best, claim, ledger = tightest(body.accounting.guarantees), body.claim, body.ledger
     if best is None:
         return "no certified bound"
-    steps = "" if ledger is None else f" from {counted(sum(s['steps'] for s in ledger['stages']), 'recorded step')}"
-    within = claim["epsilon"] if claim else None
-    return f"ε ≤ {upper_text(best['epsilon_upper'], within=within)} follows{steps} (certified by {best['accountant']})"
+    steps = "" if ledger is None else f" from {counted(sum(s['steps'] for s in ledger.stages), 'recorded step')}"
+    within = claim.epsilon if claim else None
+    return f"ε ≤ {upper_text(best.epsilon_upper, within=within)} follows{steps} (certified by {best.accountant})"
 
 
-def _implementation(body: Mapping[str, Any]) -> str:
-    examination = body.get("examination")
+def _implementation(body: Predicate) -> str:
+    examination = body.examination
     if not examination:
         return "not examined"
     tests, untested = len(examination.get("tests") or ()), len(examination.get("untested") or ())
-    against = sum(f.get("status") not in ("note", None) for f in body["findings"])
+    against = sum(f.get("status") not in ("note", None) for f in body.findings)
     text = f"{counted(tests, 'white-box test')} of the training step, {counted(against, 'finding')} against it"
     return text + (f", {untested} not made" if untested else "") + "; as the owner recorded it"
 
 
-def _released_model(body: Mapping[str, Any]) -> str:
-    audit = body["audit"]
-    result = (audit or {}).get("result") or {}
-    if not result:
+def _released_model(body: Predicate) -> str:
+    audit = body.audit
+    if audit is None or not audit.result:
         return "not attacked"
     lower = usable_lower(body)
     if lower is None:
         return "attacked, without a valid bound"
-    group = f" for groups of {audit['copies']}" if audit["copies"] > 1 else ""
+    group = f" for groups of {audit.copies}" if audit.copies > 1 else ""
     sure = "" if lower.confidence is None else f" ({percent_lower(lower.confidence)} sure)"
-    return f"ε ≥ {lower_text(lower.epsilon_lower)}{group} by attack{sure}. {power_sentence(result)}"
+    return f"ε ≥ {lower_text(lower.epsilon_lower)}{group} by attack{sure}. {power_sentence(audit.result)}"
 
 
-def _origin(body: Mapping[str, Any]) -> str:
-    order = (body["audit"] or {}).get("commitment_order")
-    if order is None:
+def _origin(body: Predicate) -> str:
+    if body.audit is None:
         return UNSIGNED
-    if order == "proven":
+    if body.audit.commitment_order == "proven":
         return f"{UNSIGNED}; the audit plan is proven to come before training"
     return f"{UNSIGNED}; that the audit plan came before training is the owner's word"

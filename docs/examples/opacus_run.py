@@ -97,4 +97,4 @@ def main(run: Path) -> dict:
 
 if __name__ == "__main__":
     certificate = main(Path(sys.argv[1]))
-    print("verdict:", certificate["predicate"]["verdict"]["name"])
+    print("verdict:", certificate.predicate.verdict.name)

@@ -13,7 +13,6 @@ from dpaudit.certificates.amend import read_amendments as read_amendments
 from dpaudit.certificates.build import CertificateEvidence as CertificateEvidence
 from dpaudit.certificates.build import Claim as Claim
 from dpaudit.certificates.build import build_certificate as build_certificate
-from dpaudit.certificates.build import certificate_bytes as certificate_bytes
 from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
@@ -26,6 +25,8 @@ from dpaudit.certificates.sign import envelope_path as envelope_path
 from dpaudit.certificates.sign import key_id as key_id
 from dpaudit.certificates.sign import new_key_pair as new_key_pair
 from dpaudit.certificates.sign import sign as sign
+from dpaudit.certificates.statement import Predicate as Predicate
+from dpaudit.certificates.statement import Statement as Statement
 from dpaudit.certificates.statement import json_schema as json_schema
 from dpaudit.certificates.verify.report import Step as Step
 from dpaudit.certificates.verify.report import VerificationReport as VerificationReport

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.build import STATEMENT_TYPE, certificate_bytes, plain_json
+from dpaudit.certificates.plain import plain_json
+from dpaudit.certificates.statement import STATEMENT_TYPE, Predicate
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
-from dpaudit.storage.commitment import sha256_bytes
+from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import parse_json, read_bytes
 
 AMENDMENT_TYPE = "https://dpaudit.dev/amendment/v1"
@@ -94,7 +95,7 @@ def amendment_bytes(
             "previous": sha256_bytes(earlier[-1] if earlier else certificate),
         },
     }
-    return certificate_bytes(statement)
+    return canonical_json(statement) + b"\n"
 
 
 def amend(certificate: Path, *, kind: str, text: str, author: str, changes: Mapping[str, Any] | None = None) -> Path:
@@ -129,24 +130,24 @@ def read_amendments(certificate: Path, data: bytes) -> list[Amendment]:
     for number, path in enumerate(_files(certificate.parent / "amendments"), start=1):
         content = read_bytes(path, limit=MAX_BYTES)
         value = parse_json(content, name=path.name)
-        body = value.get("predicate") if isinstance(value, dict) else None
-        if not isinstance(body, dict) or set(body) != _KEYS or body["schema"] != AMENDMENT_SCHEMA:
+        stated = value.get("predicate") if isinstance(value, dict) else None
+        if not isinstance(stated, dict) or set(stated) != _KEYS or stated["schema"] != AMENDMENT_SCHEMA:
             raise InvalidEvidence(f"amendment {path.name} does not follow {AMENDMENT_SCHEMA}.")
-        if certificate_bytes(value) != content or value.get("predicateType") != AMENDMENT_TYPE:
+        if canonical_json(value) + b"\n" != content or value.get("predicateType") != AMENDMENT_TYPE:
             raise InvalidEvidence(f"amendment {path.name} is not in canonical form: it was edited.")
         if value.get("subject") != subject:
             raise InvalidEvidence(f"amendment {path.name} is about another certificate.")
-        if body["number"] != number or path.name != f"{number:04d}.json" or body["previous"] != previous:
+        if stated["number"] != number or path.name != f"{number:04d}.json" or stated["previous"] != previous:
             raise InvalidEvidence(f"amendment {path.name} does not continue the one before it: the chain is broken.")
-        if body["kind"] not in KINDS or not isinstance(body["changes"], dict):
+        if stated["kind"] not in KINDS or not isinstance(stated["changes"], dict):
             raise InvalidEvidence(f"amendment {path.name} has an unknown kind or changes.")
         found.append(
             Amendment(
                 number=number,
-                kind=body["kind"],
-                text=str(body["text"]),
-                changes=body["changes"],
-                author=str(body["author"]),
+                kind=stated["kind"],
+                text=str(stated["text"]),
+                changes=stated["changes"],
+                author=str(stated["author"]),
             )
         )
         previous = sha256_bytes(content)
@@ -159,25 +160,25 @@ class Corrected:
 
     Attributes
     ----------
-    body : dict
-        A copy with every correction applied in order.
+    plain : dict
+        As plain JSON, with every correction applied in order; it may no longer follow the schema.
     changed : tuple of str
         Dotted paths that were changed.
     unknown : tuple of str
         Sentences on changes of fields that the certificate does not have.
     """
 
-    body: dict[str, Any]
+    plain: dict[str, Any]
     changed: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
-def corrected(body: Mapping[str, Any], amendments: Sequence[Amendment]) -> Corrected:
+def corrected(body: Predicate, amendments: Sequence[Amendment]) -> Corrected:
     """Apply the corrections among amendments to a copy of a predicate.
 
     A policy must be met by the certificate as issued and as corrected, so that a correction can only make it stricter.
     """
-    copied: dict[str, Any] = copy.deepcopy(dict(body))
+    copied = body.to_plain()
     changed: list[str] = []
     unknown: list[str] = []
     for amendment in amendments:

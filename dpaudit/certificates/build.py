@@ -1,6 +1,6 @@
 """Building a certificate: an in-toto statement from which another person re-derives every number without us.
 
-The statement is a plain JSON value. The same evidence always gives the same bytes: keys are sorted, canaries are
+The statement is a frozen value. The same evidence always gives the same bytes: keys are sorted, canaries are
 ordered by id, nothing is read from the clock. A value that is needed to recompute the claim and is absent makes the
 verdict ``accounting_mismatch``; it is listed by name under ``missing`` and never left blank in silence.
 """
@@ -15,6 +15,17 @@ from typing import Any
 from dpaudit._version import __version__
 from dpaudit.certificates.consistency import contradictions
 from dpaudit.certificates.limits import derived_limits
+from dpaudit.certificates.plain import plain_json, to_float
+from dpaudit.certificates.statement import (
+    PREDICATE_TYPE,
+    SCHEMA,
+    STATEMENT_TYPE,
+    Audit,
+    Predicate,
+    Statement,
+    Subject,
+    VerdictModel,
+)
 from dpaudit.certificates.verdict import MEANING, derive_verdict
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
@@ -22,11 +33,8 @@ from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
-from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, manifest, sha256_bytes
+from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://dpaudit.dev/certificate/v1"
-SCHEMA = "dpaudit.certificate/1"
 RULES = "2"
 """Revision of the rules and words by which a certificate is derived. Whoever verifies compares words with their own
 only where these agree; numbers and verdicts are compared always."""
@@ -184,120 +192,119 @@ class CertificateEvidence:
                 )
 
 
-def build_certificate(evidence: CertificateEvidence) -> dict[str, Any]:
+def build_certificate(evidence: CertificateEvidence) -> Statement:
     """Build the in-toto statement of a run.
 
     Returns
     -------
-    dict
-        Plain JSON value; write it with :func:`certificate_bytes`.
+    Statement
+        Write its :meth:`~dpaudit.certificates.Statement.to_bytes`.
 
     Raises
     ------
     PrivacyRefusal
         For a run whose randomness was injected (``run_status="test"``): repeatable by design, hence not private.
+    InvalidValue
+        For a NaN, or a value that is no plain JSON.
+    InvalidEvidence
+        For a value that no certificate can hold, such as an unknown relation.
     """
     if evidence.run_status == "test":
         raise PrivacyRefusal(
             "run_status='test' cannot be certified, since its random generators were injected; run it without them."
         )
-    body: dict[str, Any] = plain_json(
-        {
-            "schema": SCHEMA,
-            "verifier": {"name": "dpaudit", "version": __version__, "rules": RULES},
-            "run_status": evidence.run_status,
-            "claim": None if evidence.claim is None else evidence.claim.to_dict(),
-            "scope": {"trust_model": evidence.trust_model, "release_scope": evidence.release_scope},
-            "mechanism": dict(evidence.mechanism),
-            "ledger": _ledger_section(evidence),
-            "accounting": _accounting_section(evidence),
-            "audit": _audit_section(evidence),
-            "exposure": None if evidence.exposure is None else dict(evidence.exposure),
-            "findings": [dict(finding) for finding in evidence.findings],
-            "examination": None if evidence.examination is None else dict(evidence.examination),
-            "provenance": dict(evidence.provenance),
-            "deviations": list(evidence.deviations),
-            "limits": list(evidence.limits),
-            "reproduction": evidence.reproduction,
-        }
-    )
-    body["limits"] += derived_limits(body)
+    statement = _draft(evidence)
+    body = statement.predicate
+    body = body.replaced(limits=(*body.limits, *derived_limits(body)))
+    body = body.replaced(missing=missing_fields(body, statement.subject))
+    return statement.replaced(predicate=body.replaced(verdict=derived_verdict(body))).with_digest()
+
+
+def _draft(evidence: CertificateEvidence) -> Statement:
+    """What is certified, with an empty verdict and without what follows from the rest."""
+    body = {
+        "schema": SCHEMA,
+        "verifier": {"name": "dpaudit", "version": __version__, "rules": RULES},
+        "run_status": evidence.run_status,
+        "claim": None if evidence.claim is None else evidence.claim.to_dict(),
+        "scope": {"trust_model": evidence.trust_model, "release_scope": evidence.release_scope},
+        "mechanism": evidence.mechanism,
+        "ledger": _ledger_section(evidence),
+        "accounting": _accounting_section(evidence),
+        "audit": _audit_section(evidence),
+        "exposure": evidence.exposure,
+        "findings": list(evidence.findings),
+        "examination": evidence.examination,
+        "provenance": evidence.provenance,
+        "deviations": list(evidence.deviations),
+        "limits": list(evidence.limits),
+        "reproduction": evidence.reproduction,
+        "missing": [],
+        "verdict": {"name": "inconclusive", "reasons": [], "meaning": ""},
+        "digest": "0" * 64,
+    }
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(evidence.subjects.items())]
-    body["missing"] = missing_fields(body, subject)
-    body["verdict"] = verdict_section(body)
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": body}
-    body["digest"] = statement_digest(statement)
-    return statement
+    return Statement.from_plain(plain_json(statement))
 
 
-def certificate_bytes(statement: Mapping[str, Any]) -> bytes:
-    """Canonical bytes of a statement, ending in one newline: what is written, digested and signed."""
-    return canonical_json(statement) + b"\n"
-
-
-def statement_digest(statement: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical statement without its own ``predicate.digest``: finds accidents, proves no origin."""
-    body = {k: v for k, v in statement["predicate"].items() if k != "digest"}
-    return sha256_bytes(canonical_json({**statement, "predicate": body}))
-
-
-def epsilon_upper(body: Mapping[str, Any]) -> float | None:
+def epsilon_upper(body: Predicate) -> float | None:
     """Smallest certified upper bound among the stored guarantees (each is a bound on its own); None without any."""
-    return smallest_upper(body["accounting"]["guarantees"])
+    return smallest_upper(body.accounting.guarantees)
 
 
-def missing_fields(body: Mapping[str, Any], subject: Sequence[Mapping[str, Any]]) -> list[str]:
+def missing_fields(body: Predicate, subject: Sequence[Subject]) -> tuple[str, ...]:
     """Names of the fields that are needed to recompute the claim and are absent."""
-    absent = [name for name in ("claim", "ledger") if body[name] is None]
-    absent += [f"scope.{name}" for name in ("trust_model", "release_scope") if not body["scope"][name]]
-    absent += [f"mechanism.{name}" for name in MECHANISM_NEEDS if body["mechanism"].get(name) in (None, "")]
-    if body["ledger"] is not None and not body["ledger"]["head"]:
+    absent = [name for name in ("claim", "ledger") if getattr(body, name) is None]
+    absent += [f"scope.{name}" for name in ("trust_model", "release_scope") if not getattr(body.scope, name)]
+    absent += [f"mechanism.{name}" for name in MECHANISM_NEEDS if body.mechanism.get(name) in (None, "")]
+    if body.ledger is not None and not body.ledger.head:
         absent.append("ledger.head")
     if epsilon_upper(body) is None:
         absent.append("accounting.guarantees (a certified upper bound)")
     if not subject:
         absent.append("subject (digests of the released files)")
-    return absent
+    return tuple(absent)
 
 
-def verdict_section(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Derive the verdict of a certificate body; ``verify`` calls this again on what it read."""
-    audit = body["audit"]
-    claim = body["claim"]
+def derived_verdict(body: Predicate) -> VerdictModel:
+    """Derive the verdict of a certificate from its other fields; ``verify`` calls this again on what it recomputed."""
+    audit = body.audit
     verdict = derive_verdict(
-        claim_epsilon=None if claim is None else claim["epsilon"],
+        claim_epsilon=None if body.claim is None else body.claim.epsilon,
         epsilon_upper=epsilon_upper(body),
         tested_epsilon=_group_epsilon(audit),
-        missing=body["missing"],
+        missing=body.missing,
         mismatches=_mismatches(body),
-        audit=None if audit is None else audit["result"],
+        audit=None if audit is None else audit.result,
         audit_faults=[] if audit is None else audit_faults(audit),
-        findings=body["findings"],
-        run_status=body["run_status"],
+        findings=body.findings,
+        run_status=body.run_status,
     )
-    return {"name": verdict.name, "reasons": list(verdict.reasons), "meaning": MEANING[verdict.name]}
+    return VerdictModel.model_validate(
+        {"name": verdict.name, "reasons": verdict.reasons, "meaning": MEANING[verdict.name]}
+    )
 
 
-def _group_epsilon(audit: Mapping[str, Any] | None) -> float | None:
+def _group_epsilon(audit: Audit | None) -> float | None:
     """The group claim that k > 1 copies test: of the steps that ran, else as planned; infinity without either."""
-    if audit is None or audit["copies"] == 1:
+    if audit is None or audit.copies == 1:
         return None
-    tested = ((audit["result"] or {}).get("claim") or {}).get("tested_epsilon")
+    tested = ((audit.result or {}).get("claim") or {}).get("tested_epsilon")
     if tested is None:
-        tested = (audit["plan"] or {}).get("group_epsilon")
+        tested = (audit.plan or {}).get("group_epsilon")
     return math.inf if tested is None else to_float(tested)
 
 
-def audit_faults(audit: Mapping[str, Any]) -> list[str]:
+def audit_faults(audit: Audit) -> list[str]:
     """Sentences on an audit section whose commitment or guesses do not hold, without any further file."""
     needed = ("plan", "plan_digest", "commitment", "nonce")
-    faults = [f"audit.{name} is missing, so the coins cannot be checked" for name in needed if not audit[name]]
-    if not audit["canaries"]:
+    faults = [f"audit.{name} is missing, so the coins cannot be checked" for name in needed if not getattr(audit, name)]
+    if not audit.canaries:
         faults.append("audit.canaries is missing, so the lower bound cannot be recomputed")
     if faults:
         return faults
-    opened = open_commitment(audit)
-    if opened != audit["commitment"]:
+    if open_commitment(audit) != audit.commitment:
         faults.append("the canaries' coins do not match the commitment made before training")
     return faults
 
@@ -308,39 +315,14 @@ def plan_commitment(plan: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def open_commitment(audit: Mapping[str, Any]) -> str | None:
+def open_commitment(audit: Audit) -> str | None:
     """Commitment recomputed from nonce, ids, coins and copies; None when they cannot form one."""
+    if audit.nonce is None:
+        return None
     try:
-        nonce = bytes.fromhex(audit["nonce"])
-        ids = [row[0] for row in audit["canaries"]]
-        coins = [row[1] for row in audit["canaries"]]
-        return commitment(nonce, manifest(ids, coins, audit["copies"]))
+        return commitment(bytes.fromhex(audit.nonce), manifest(audit.ids, audit.coins, audit.copies))
     except ValueError:
         return None
-
-
-def plain_json(value: Any) -> Any:
-    """Copy to plain JSON types; infinities become "inf" and "-inf", NaN is refused."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        return plain_json(value.item())
-    if isinstance(value, float) and math.isnan(value):
-        raise InvalidValue("a certificate value is NaN and must be a number; mend the evidence it comes from.")
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    raise InvalidValue(f"a certificate value has type {type(value).__name__}; give plain JSON values.")
-
-
-def to_float(value: Any) -> float:
-    """Read a stored number back; "inf" is infinity."""
-    return float(value)
 
 
 def _ledger_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
@@ -381,24 +363,24 @@ def _audit_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
     }
 
 
-def _mismatches(body: Mapping[str, Any]) -> list[str]:
-    claim, ledger = body["claim"], body["ledger"]
+def _mismatches(body: Predicate) -> list[str]:
+    claim, ledger = body.claim, body.ledger
     found = contradictions(body)
     if claim is None:
         return found
     if ledger is not None:
         for name in ("relation", "unit", "max_records_per_unit"):
-            if claim[name] != ledger[name]:
-                found.append(f"the claim has {name}={claim[name]!r} and the ledger {ledger[name]!r}")
-    for guarantee in body["accounting"]["guarantees"]:
+            claimed, recorded = getattr(claim, name), getattr(ledger, name)
+            if claimed != recorded:
+                found.append(f"the claim has {name}={claimed!r} and the ledger {recorded!r}")
+    for guarantee in body.accounting.guarantees:
         for name in ("delta", "relation"):
-            if claim[name] != guarantee[name]:
-                found.append(
-                    f"the claim has {name}={claim[name]!r} and accountant {guarantee['accountant']} {guarantee[name]!r}"
-                )
-        if claim["max_records_per_unit"] != guarantee["group_size"]:
+            claimed, accounted = getattr(claim, name), getattr(guarantee, name)
+            if claimed != accounted:
+                found.append(f"the claim has {name}={claimed!r} and accountant {guarantee.accountant} {accounted!r}")
+        if claim.max_records_per_unit != guarantee.group_size:
             found.append(
-                f"the claim covers {claim['max_records_per_unit']} records per unit and accountant"
-                f" {guarantee['accountant']} {guarantee['group_size']}"
+                f"the claim covers {claim.max_records_per_unit} records per unit and accountant"
+                f" {guarantee.accountant} {guarantee.group_size}"
             )
     return found

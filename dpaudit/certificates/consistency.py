@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
 from dpaudit.privacy.rounding import exact_text, nearest_text
 from dpaudit.privacy.stage import Clip, Relation, Sampling
 
@@ -28,39 +29,40 @@ _WORDS = {str(word) for kind in (Sampling, Clip, Relation) for word in kind}
 _NOISES = {"gaussian": "gaussian", "laplace": "laplace"}
 
 
-def contradictions(body: Mapping[str, Any]) -> list[str]:
+def contradictions(body: Predicate) -> list[str]:
     """One sentence for each pair of fields that state one fact and disagree; none for an honest certificate.
 
     Parameters
     ----------
-    body : mapping
-        The predicate of a certificate. Fields that are absent contradict nothing.
+    body : Predicate
+        Of a certificate. Fields that are absent contradict nothing.
     """
     return [*_plan_and_claim(body), *_batches(body), *_mechanism(body), *_examination(body)]
 
 
-def _plan_and_claim(body: Mapping[str, Any]) -> Iterator[str]:
-    audit, claim = body["audit"], body["claim"]
-    plan = None if audit is None else audit["plan"]
-    if plan is None:
+def _plan_and_claim(body: Predicate) -> Iterator[str]:
+    audit, claim = body.audit, body.claim
+    if audit is None or audit.plan is None:
         return
-    pairs: list[tuple[str, Any, Any]] = [("copies", plan.get("copies"), audit["copies"])]
+    plan = audit.plan
+    pairs: list[tuple[str, Any, Any]] = [("copies", plan.get("copies"), audit.copies)]
     if claim is not None:
-        pairs += [("claimed_epsilon", plan.get("claimed_epsilon"), claim["epsilon"])]
-        pairs += [(name, plan.get(name), claim[name]) for name in ("delta", "relation", "unit")]
+        pairs += [("claimed_epsilon", plan.get("claimed_epsilon"), claim.epsilon)]
+        pairs += [(name, plan.get(name), getattr(claim, name)) for name in ("delta", "relation", "unit")]
     for name, planned, stated in pairs:
         if planned != stated:
             yield f"the audit plan has {name}={_show(planned)} and the certificate {_show(stated)}"
 
 
-def _batches(body: Mapping[str, Any]) -> Iterator[str]:
+def _batches(body: Predicate) -> Iterator[str]:
     """q, the expected minibatch and the public size of every stage; and room for the canaries in the public size."""
-    ledger, audit = body["ledger"], body["audit"]
+    ledger, audit = body.ledger, body.audit
     if ledger is None:
         return
     least = _inserted(audit)
-    for number, stage in enumerate(ledger["stages"], start=1):
-        q, batch, size = (stage.get(k) for k in ("sampling_probability", "expected_batch_size", "public_size"))
+    for number, stage in enumerate(ledger.stages, start=1):
+        stated: list[Any] = [stage.get(k) for k in ("sampling_probability", "expected_batch_size", "public_size")]
+        q, batch, size = stated
         if _numbers(q, batch, size) and not math.isclose(q * size, batch, rel_tol=RELATIVE):
             yield (
                 f"stage {number} has sampling_probability={_show(q)} beside expected_batch_size={_show(batch)} of"
@@ -70,20 +72,19 @@ def _batches(body: Mapping[str, Any]) -> Iterator[str]:
             yield f"stage {number} has public_size={_show(size)}, fewer than the {least} canary records inserted"
 
 
-def _inserted(audit: Mapping[str, Any] | None) -> int:
+def _inserted(audit: Audit | None) -> int:
     """Canary records that the public size must hold at least: half of them on average, or those really inserted."""
-    if audit is None or (audit["plan"] or {}).get("kind", "one_run") != "one_run":
+    if audit is None or (audit.plan or {}).get("kind", "one_run") != "one_run":
         return 0
-    rows = audit["canaries"]
-    return int(min(sum(row[1] for row in rows), len(rows) // 2) * audit["copies"])
+    return min(sum(audit.coins), len(audit.canaries) // 2) * audit.copies
 
 
-def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
-    mechanism, ledger = body["mechanism"], body["ledger"]
+def _mechanism(body: Predicate) -> Iterator[str]:
+    mechanism, ledger = body.mechanism, body.ledger
     if ledger is None:
         return
-    stages = ledger["stages"]
-    yield from _repeated(mechanism, stages, body["claim"])
+    stages = ledger.stages
+    yield from _repeated(mechanism, stages, body.claim)
     norms = {s["clipping_norm"] for s in stages if _numbers(s.get("clipping_norm"))}
     yield from _not_among("clipping_norm", mechanism.get("clipping_norm"), norms, RELATIVE)
     batches = {s["expected_batch_size"] for s in stages if _numbers(s.get("expected_batch_size"))}
@@ -104,7 +105,7 @@ def _mechanism(body: Mapping[str, Any]) -> Iterator[str]:
                 break
 
 
-def _repeated(mechanism: Mapping[str, Any], stages: list[Any], claim: Mapping[str, Any] | None) -> Iterator[str]:
+def _repeated(mechanism: Mapping[str, Any], stages: Sequence[Any], claim: ClaimModel | None) -> Iterator[str]:
     """Keys of a stage or of the claim that the mechanism repeats."""
     for name in sorted(_STAGE_KEYS & set(mechanism)):
         recorded = [stage.get(name) for stage in stages if stage.get(name) is not None]
@@ -115,8 +116,9 @@ def _repeated(mechanism: Mapping[str, Any], stages: list[Any], claim: Mapping[st
     if claim is None:
         return
     for name in sorted(_CLAIM_KEYS & set(mechanism)):
-        if not _equal(mechanism[name], claim[name]):
-            yield f"the mechanism has {name}={_show(mechanism[name])} and the claim {_show(claim[name])}"
+        claimed = getattr(claim, name)
+        if not _equal(mechanism[name], claimed):
+            yield f"the mechanism has {name}={_show(mechanism[name])} and the claim {_show(claimed)}"
 
 
 def _not_among(name: str, stated: Any, recorded: set[Any], tolerance: float) -> Iterator[str]:
@@ -125,10 +127,10 @@ def _not_among(name: str, stated: Any, recorded: set[Any], tolerance: float) -> 
         yield f"the mechanism has {name}={_show(stated)} and the ledger {_show(min(recorded))}"
 
 
-def _examination(body: Mapping[str, Any]) -> Iterator[str]:
+def _examination(body: Predicate) -> Iterator[str]:
     """A finding that the examination reports and the certificate's findings leave out."""
-    examined = (body.get("examination") or {}).get("findings") or ()
-    stated = [f for f in body["findings"] if isinstance(f, Mapping)]
+    examined = (body.examination or {}).get("findings") or ()
+    stated = body.findings
     for finding in examined if isinstance(examined, list) else ():
         name = finding.get("name") if isinstance(finding, Mapping) else None
         status = finding.get("status") if isinstance(finding, Mapping) else None

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes
+from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
+from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import number, read_table
@@ -72,14 +74,14 @@ def read_manifest(path: Path) -> Canaries:
 def write_manifest(path: Path, canaries: Canaries) -> None:
     """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends."""
     value = manifest(canaries.ids, canaries.coins, canaries.copies)
-    path.write_bytes(canonical_json({**value, "nonce": canaries.nonce.hex()}) + b"\n")
-    path.chmod(0o600)
+    content = canonical_json({**value, "nonce": canaries.nonce.hex()}) + b"\n"
+    write_atomically(path, content, mode=PRIVATE_MODE)
 
 
 def write_plan(path: Path, plan: AuditPlan) -> str:
     """Write ``audit_plan.json`` before training and return its digest; publish the digest to prove the order."""
     data = canonical_json(plan.to_dict()) + b"\n"
-    path.write_bytes(data)
+    write_atomically(path, data)
     return sha256_bytes(data)
 
 
@@ -98,7 +100,7 @@ def certify_run(
     provenance: Mapping[str, Any] | None = None,
     deviations: Sequence[str] = (),
     reproduction: str = "",
-) -> dict[str, Any]:
+) -> Statement:
     """Certify a run of another library, or of a loop of one's own, into its release folder and return the certificate.
 
     Parameters
@@ -152,7 +154,7 @@ def certify_run(
         **audited,
     )
     statement = build_certificate(evidence)
-    certificate.write_bytes(certificate_bytes(statement))
+    write_atomically(certificate, statement.to_bytes())
     return statement
 
 

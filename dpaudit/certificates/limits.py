@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from dpaudit.certificates.statement import Predicate
 from dpaudit.privacy.delta import delta_limit
 
 _LEAST_SUPPORT = 8.0  # standard deviations; a Gaussian has mass 1.2e-15 beyond
 
 
-def derived_limits(body: Mapping[str, Any]) -> list[str]:
+def derived_limits(body: Predicate) -> list[str]:
     """Sentences on what the noise does not prove, where its values end, and a δ that is large beside the data set.
 
     Parameters
     ----------
-    body : mapping
-        The predicate of a certificate; ``mechanism``, ``claim`` and ``ledger`` are read.
+    body : Predicate
+        Of a certificate; ``mechanism``, ``claim`` and ``ledger`` are read.
     """
-    mechanism, claim, ledger = body["mechanism"], body["claim"], body["ledger"]
+    mechanism, claim, ledger = body.mechanism, body.claim, body.ledger
     unproven = mechanism.get("noise_not_proven") or ()
     limits = [f"Of the noise it does not prove: {text}." for text in unproven]
     support = mechanism.get("noise_support_sigma")
@@ -30,7 +28,7 @@ def derived_limits(body: Mapping[str, Any]) -> list[str]:
             " that edge can prove which data set it came from."
         )
     if claim is not None and ledger is not None:
-        sizes = [stage["public_size"] for stage in ledger["stages"] if stage.get("public_size") is not None]
-        if (limit := delta_limit(claim["delta"], max(sizes, default=None))) is not None:
+        sizes = [stage["public_size"] for stage in ledger.stages if stage.get("public_size") is not None]
+        if (limit := delta_limit(claim.delta, max(sizes, default=None))) is not None:
             limits.append(f"The claimed {limit}")
     return limits

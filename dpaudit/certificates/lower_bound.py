@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-from dpaudit.certificates.build import audit_faults, to_float
+from dpaudit.certificates.build import audit_faults
+from dpaudit.certificates.plain import to_float
+from dpaudit.certificates.statement import Predicate
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,37 +28,35 @@ class LowerBound:
     confidence_at_verdict: float | None
 
 
-def audit_is_valid(body: Mapping[str, Any]) -> bool:
+def audit_is_valid(body: Predicate) -> bool:
     """Whether the audit keeps the conditions of its statistics; True where there is no audit to doubt.
 
     Parameters
     ----------
-    body : mapping
-        The predicate of a certificate.
+    body : Predicate
+        Of a certificate.
     """
-    audit = body["audit"]
+    audit = body.audit
     if audit is None:
         return True
-    result = audit["result"] or {}
+    result = audit.result or {}
     findings = [f for f in result.get("findings") or () if isinstance(f, Mapping)]
     broken = result.get("verdict") == "invalid_audit" or any(f.get("status") == "invalid_audit" for f in findings)
     # A graver verdict may stand above a fault of the audit; the fault is then among the reasons.
-    faulty = body["verdict"]["name"] == "invalid_audit" or any(
-        fault in body["verdict"]["reasons"] for fault in audit_faults(audit)
-    )
+    faulty = body.verdict.name == "invalid_audit" or any(fault in body.verdict.reasons for fault in audit_faults(audit))
     return not broken and not faulty
 
 
-def usable_lower(body: Mapping[str, Any]) -> LowerBound | None:
+def usable_lower(body: Predicate) -> LowerBound | None:
     """The lower bound that may be shown; None without an audit, without a bound, or where the audit is invalid.
 
     Parameters
     ----------
-    body : mapping
-        The predicate of a certificate.
+    body : Predicate
+        Of a certificate.
     """
-    audit = body["audit"]
-    primary = ((audit or {}).get("result") or {}).get("primary")
+    result = None if body.audit is None else body.audit.result
+    primary = (result or {}).get("primary")
     if not isinstance(primary, Mapping) or primary.get("epsilon_lower") is None or not audit_is_valid(body):
         return None
     values = {name: primary.get(name) for name in (f.name for f in dataclasses.fields(LowerBound))}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dpaudit._version import __version__
-from dpaudit.certificates.build import certificate_bytes, statement_digest
 from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.statement import Statement, Subject
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.commitment import sha256_bytes
@@ -22,41 +21,41 @@ PLACEHOLDER = b"0" * 64
 KNOWN = ("report.html", "model_card.md")
 PRIVACY_JSON = "privacy.json"
 
-Renderers = Mapping[str, Callable[[Mapping[str, Any]], bytes]]
+Renderers = Mapping[str, Callable[[Statement], bytes]]
 
 
-def bind_pages(statement: Mapping[str, Any], renderers: Renderers) -> tuple[dict[str, Any], dict[str, bytes]]:
+def bind_pages(statement: Statement, renderers: Renderers) -> tuple[Statement, dict[str, bytes]]:
     """Certificate with the digests of its pages, and the pages.
 
     Parameters
     ----------
-    statement : mapping
+    statement : Statement
         As :func:`~dpaudit.certificates.build_certificate` makes it.
     renderers : mapping
         Path of a page relative to the certificate's folder, and the function that renders it from a statement. It may
         use the statement's digest in full only.
     """
     # As a reader will find it: a page that followed the order in which keys were made would differ the next time.
-    statement = parse_json(certificate_bytes(statement))
-    draft = {**statement, "predicate": {**statement["predicate"], "digest": PLACEHOLDER.decode()}}
+    statement = Statement.from_bytes(statement.to_bytes())
+    body = statement.predicate
+    draft = statement.replaced(predicate=body.replaced(digest=PLACEHOLDER.decode()))
     blanks = {name: render(draft) for name, render in renderers.items()}
-    body = {**statement["predicate"], "pages": {name: sha256_bytes(blanks[name]) for name in sorted(blanks)}}
-    bound: dict[str, Any] = {**statement, "predicate": body}
-    body["digest"] = statement_digest(bound)
-    named = body["digest"].encode()
+    pages = {name: sha256_bytes(blanks[name]) for name in sorted(blanks)}
+    bound = statement.replaced(predicate=body.replaced(pages=pages)).with_digest()
+    named = bound.predicate.digest.encode()
     return bound, {name: blank.replace(PLACEHOLDER, named) for name, blank in blanks.items()}
 
 
-def page_steps(folder: Path, statement: Mapping[str, Any]) -> list[Step]:
+def page_steps(folder: Path, statement: Statement) -> list[Step]:
     """Compare the pages beside a certificate with the digests inside it, and ``privacy.json`` with its numbers."""
-    body = statement["predicate"]
-    pages: Mapping[str, str] = body.get("pages") or {}
-    steps = [_page_step(folder, name, digest, body["digest"]) for name, digest in sorted(pages.items())]
+    body = statement.predicate
+    pages = body.pages or {}
+    steps = [_page_step(folder, name, digest, body.digest) for name, digest in sorted(pages.items())]
     for name in KNOWN:
         if name not in pages and beside(folder, name) is not None:
             detail = "this certificate does not bind it, so that it may say anything; read the certificate"
             steps.append(Step(f"page {name}", ABSENT, detail))
-    for name in _records(folder, statement["subject"]):
+    for name in _records(folder, statement.subject):
         if (difference := _record_difference(folder, name, statement)) is not None:
             steps.append(Step(f"page {name}", DIFFERENT, difference))
         elif name not in pages:
@@ -73,9 +72,9 @@ def _page_step(folder: Path, name: str, digest: str, statement: str) -> Step:
     return judge(f"page {name}", found == digest, published, "it was changed since it was published")
 
 
-def _records(folder: Path, subjects: Sequence[Mapping[str, Any]]) -> list[str]:
+def _records(folder: Path, subjects: Sequence[Subject]) -> list[str]:
     """Every ``privacy.json`` in the folders of the subjects."""
-    folders = {subject["name"].rpartition("/")[0] for subject in subjects}
+    folders = {subject.name.rpartition("/")[0] for subject in subjects}
     names = {f"{parent}/{PRIVACY_JSON}" if parent else PRIVACY_JSON for parent in folders}
     return sorted(name for name in names if _stands(folder, name))
 
@@ -87,14 +86,14 @@ def _stands(folder: Path, name: str) -> bool:
         return False
 
 
-def _record_difference(folder: Path, name: str, statement: Mapping[str, Any]) -> str | None:
+def _record_difference(folder: Path, name: str, statement: Statement) -> str | None:
     """What a ``privacy.json`` says that the certificate does not; None when they agree."""
     data, fresh = read_bytes(inside(folder, name)), privacy_json(statement)
     if data == fresh:
         return None
-    body = statement["predicate"]
+    body = statement.predicate
     found, expected = parse_json(data, name=name), parse_json(fresh)
-    if name in (body.get("pages") or {}) and body["verifier"].get("version") == __version__:
+    if name in (body.pages or {}) and body.verifier.get("version") == __version__:
         return "it is not what this certificate gives"
     if not isinstance(found, dict) or not found.keys() >= {"statement_sha256", "verdict", "claim", "epsilon_upper"}:
         return "it is not a record of dpaudit"

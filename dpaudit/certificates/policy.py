@@ -18,10 +18,12 @@ Every key is optional and an unknown key is refused, since a misspelt rule would
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpaudit.certificates.statement import Predicate
+from dpaudit.certificates.verify.accounting import Recomputed, bounds
 from dpaudit.certificates.verify.report import EQUAL, RECORDED, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -87,10 +89,10 @@ class Facts:
 
     Attributes
     ----------
-    body : mapping
-        The predicate, as issued or as corrected.
-    recomputed : mapping
-        Accountant to its fresh result.
+    body : Predicate
+        As issued, or as corrected.
+    recomputed : dict
+        Accountant to what its fresh run gave.
     steps : sequence of Step
     verdict : str
         The verdict that follows from what was recomputed.
@@ -98,8 +100,8 @@ class Facts:
         Lower end of the 95 % interval of the attack's power, measured again from control and scores.
     """
 
-    body: Mapping[str, Any]
-    recomputed: Mapping[str, Mapping[str, Any] | None]
+    body: Predicate
+    recomputed: Recomputed
     steps: Sequence[Step]
     verdict: str
     power_lower: float | None
@@ -121,37 +123,33 @@ def policy_warnings(policy: Policy) -> tuple[str, ...]:
     )
 
 
-def _claim_failures(
-    policy: Policy, body: Mapping[str, Any], recomputed: Mapping[str, Mapping[str, Any] | None]
-) -> Iterator[str]:
-    claim = body["claim"]
+def _claim_failures(policy: Policy, body: Predicate, recomputed: Recomputed) -> Iterator[str]:
+    claim = body.claim
     if claim is None:
         yield "the certificate makes no claim; ask for one that states epsilon and delta."
         return
-    upper = smallest_upper(g for g in recomputed.values() if g)
+    upper = smallest_upper(bounds(recomputed))
     if policy.max_epsilon is not None:
-        if claim["epsilon"] > policy.max_epsilon:
-            yield (
-                f"claimed epsilon={exact_text(claim['epsilon'])} exceeds max_epsilon={exact_text(policy.max_epsilon)}."
-            )
+        if claim.epsilon > policy.max_epsilon:
+            yield (f"claimed epsilon={exact_text(claim.epsilon)} exceeds max_epsilon={exact_text(policy.max_epsilon)}.")
         if upper is None or exceeds(upper, policy.max_epsilon):
             shown = "not recomputable" if upper is None else upper_text(upper, 6)
             yield f"recomputed epsilon={shown} is not shown to be within max_epsilon={exact_text(policy.max_epsilon)}."
-    if policy.max_delta is not None and claim["delta"] > policy.max_delta:
-        yield f"delta={exact_text(claim['delta'])} exceeds max_delta={exact_text(policy.max_delta)}."
+    if policy.max_delta is not None and claim.delta > policy.max_delta:
+        yield f"delta={exact_text(claim.delta)} exceeds max_delta={exact_text(policy.max_delta)}."
     if policy.max_delta_times_records is not None:
-        sizes = [] if body["ledger"] is None else [s.get("public_size") for s in body["ledger"]["stages"]]
+        sizes: list[Any] = [] if body.ledger is None else [s.get("public_size") for s in body.ledger.stages]
         if not sizes or any(size is None for size in sizes):
             yield "max_delta_times_records needs public_size in every stage of the ledger, and one lacks it."
-        elif claim["delta"] * max(sizes) > policy.max_delta_times_records:
+        elif claim.delta * max(sizes) > policy.max_delta_times_records:
             yield (
-                f"delta x records = {upper_text(claim['delta'] * max(sizes), 3)} exceeds"
+                f"delta x records = {upper_text(claim.delta * max(sizes), 3)} exceeds"
                 f" max_delta_times_records={exact_text(policy.max_delta_times_records)}."
             )
-    if policy.relations and claim["relation"] not in policy.relations:
-        yield f"relation={claim['relation']!r} is not among {', '.join(policy.relations)}."
-    if policy.units and claim["unit"] not in policy.units:
-        yield f"unit={claim['unit']!r} is not among {', '.join(policy.units)}."
+    if policy.relations and claim.relation not in policy.relations:
+        yield f"relation={claim.relation!r} is not among {', '.join(policy.relations)}."
+    if policy.units and claim.unit not in policy.units:
+        yield f"unit={claim.unit!r} is not among {', '.join(policy.units)}."
 
 
 def _audit_failures(policy: Policy, facts: Facts) -> Iterator[str]:
@@ -166,12 +164,12 @@ def _audit_failures(policy: Policy, facts: Facts) -> Iterator[str]:
     for name in policy.required_steps:
         if name not in met:
             yield f"required step {name!r} was not recomputed and equal; supply its evidence."
-    ran = {test.get("name") for test in (body.get("examination") or {}).get("tests") or () if isinstance(test, dict)}
+    ran = {test.get("name") for test in (body.examination or {}).get("tests") or () if isinstance(test, dict)}
     for name in policy.required_tests:
         if name not in ran:
             yield f"required test {name!r} did not run; certify with --examine."
-    if not policy.allow_deviations and body["deviations"]:
-        yield f"the run deviates: {body['deviations'][0]}"
+    if not policy.allow_deviations and body.deviations:
+        yield f"the run deviates: {body.deviations[0]}"
     if policy.verdicts and facts.verdict not in policy.verdicts:
         yield f"verdict {facts.verdict!r} is not among {', '.join(policy.verdicts)}."
 

@@ -1,33 +1,80 @@
-"""The certificate's file format, version 1, as pydantic models: the published JSON schema is generated from here.
+"""The certificate as a value, and its file format, version 1: the published JSON schema is generated from here.
 
 A field's meaning never changes. A new version is a new predicate type with its own models beside these, and a reader
 for version 1 stays for ever. ``dpaudit/schemas/certificate-1.json`` is the output of :func:`json_schema`; a test
 compares the two.
+
+Sections whose keys depend on the run (plan, result, mechanism, stages, provenance, examination, exposure) are plain
+JSON objects. Every other field is an attribute.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator
 
-from dpaudit.certificates.build import PREDICATE_TYPE, SCHEMA, STATEMENT_TYPE
+from dpaudit.certificates.plain import plain_json
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.finding import finding_status
-from dpaudit.storage.commitment import canonical_json
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.storage.commitment import canonical_json, sha256_bytes
+from dpaudit.storage.readers import parse_json
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://dpaudit.dev/certificate/v1"
+SCHEMA = "dpaudit.certificate/1"
+
+
+def _as_written(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Check a number and keep it as it was written: a whole number stays one, so that the bytes stay the same."""
+    checked = check(value)
+    return math.inf if checked == "inf" else value
+
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 lower-case hexadecimal digits.")]
 Text = Annotated[str, Field(max_length=20_000)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Epsilon = Annotated[Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["inf"] | None, Field()]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_as_written)]
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out"]
 Verdict = Literal["violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent"]
-Object = dict[str, JsonValue]
+if TYPE_CHECKING:
+    Epsilon = float | None
+    Object = dict[str, Any]
+else:
+    # Infinity is written "inf"; what else stands in an open section is any plain JSON.
+    Epsilon = Annotated[
+        Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["inf"] | None,
+        Field(),
+        WrapValidator(_as_written),
+    ]
+    Object = dict[str, JsonValue]
+M = TypeVar("M", bound="_Model")
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON value, as it stands in the file; optional fields that are absent stay absent."""
+        fields = type(self).model_fields
+        return {
+            field.alias or name: _plain(getattr(self, name))
+            for name, field in fields.items()
+            if name in self.model_fields_set
+        }
+
+    def replaced(self: M, **changes: Any) -> M:
+        """A copy in which some attributes have other values, which are not checked."""
+        return self.model_copy(update=changes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Model):
+        return value.to_plain()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else plain_json(value)
 
 
 class Digests(_Model):
@@ -47,9 +94,9 @@ class Subject(_Model):
 class ClaimModel(_Model):
     """What the model's maker claims."""
 
-    epsilon: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), WrapValidator(_as_written)]
     """Claimed upper bound on ε."""
-    delta: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    delta: Annotated[float, Field(strict=True, gt=0, lt=1), WrapValidator(_as_written)]
     relation: Relation
     """Neighbouring relation."""
     unit: Annotated[str, Field(min_length=1, max_length=200)]
@@ -70,9 +117,15 @@ class LedgerModel(_Model):
     relation: Relation
     unit: Text
     max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
-    stages: Annotated[list[Object], Field(max_length=10_000)]
+    stages: Annotated[tuple[Object, ...], Field(max_length=10_000)]
     head: Digest | None
     """SHA-256 of the last line of the digest-chained ``ledger.jsonl``."""
+
+    def to_ledger(self) -> Ledger:
+        """The ledger as a value; raises where a stage has not the form it must have."""
+        plain = self.to_plain()
+        del plain["head"]
+        return Ledger.from_dict(plain)
 
 
 class GuaranteeModel(_Model):
@@ -93,7 +146,7 @@ class GuaranteeModel(_Model):
 class Accounting(_Model):
     """Every accountant's result; the smallest certified upper bound is the one quoted."""
 
-    guarantees: Annotated[list[GuaranteeModel], Field(max_length=64)]
+    guarantees: Annotated[tuple[GuaranteeModel, ...], Field(max_length=64)]
 
 
 class Audit(_Model):
@@ -110,12 +163,13 @@ class Audit(_Model):
     copies: Annotated[int, Field(strict=True, ge=1)]
     """Times an inserted canary stands in the data; above 1 the group claim is tested."""
     canaries: Annotated[
-        list[
+        tuple[
             tuple[
                 Annotated[str, Field(min_length=1, max_length=128)],
                 Annotated[int, Field(strict=True, ge=0, le=1)],
                 Annotated[int, Field(strict=True, ge=-1, le=1)],
-            ]
+            ],
+            ...,
         ],
         Field(max_length=1_000_000),
     ]
@@ -129,12 +183,32 @@ class Audit(_Model):
     commitment_order: Literal["asserted", "proven"]
     """Whether a party other than the run's owner proves that the commitment came before training."""
 
+    @property
+    def ids(self) -> list[str]:
+        """Opaque ids of the canaries."""
+        return [row[0] for row in self.canaries]
+
+    @property
+    def coins(self) -> list[int]:
+        """Coins of the canaries, in the order of the ids; 1 = inserted."""
+        return [row[1] for row in self.canaries]
+
+    @property
+    def made(self) -> list[tuple[int, int]]:
+        """Coin and guess of every canary that was guessed."""
+        return [(coin, guess) for _, coin, guess in self.canaries if guess]
+
+    @property
+    def right(self) -> int:
+        """Number of guesses that are right."""
+        return sum((guess == 1) == (coin == 1) for coin, guess in self.made)
+
 
 class VerdictModel(_Model):
     """The verdict, its reasons, and what it means."""
 
     name: Verdict
-    reasons: list[Text]
+    reasons: tuple[Text, ...]
     meaning: Text
 
 
@@ -153,21 +227,21 @@ class Predicate(_Model):
     accounting: Accounting
     audit: Audit | None
     exposure: Object | None
-    findings: list[Object]
+    findings: tuple[Object, ...]
     """Findings of white-box tests, each with name, status (a verdict or "note") and text."""
     examination: Object | None = None
     """White-box tests that ran, and those that could not."""
     provenance: Object
     """Versions, commit, dirty flag, configuration digest."""
-    deviations: list[Text]
+    deviations: tuple[Text, ...]
     """Departures from the plan or from the safe defaults."""
-    limits: list[Text]
+    limits: tuple[Text, ...]
     """What the certificate does not prove."""
     reproduction: Text
     """Command that repeats the run."""
     pages: dict[Annotated[str, Field(min_length=1, max_length=1024)], Digest] | None = None
     """Path of a page to the SHA-256 of its bytes, with 64 zeros where it names this statement's digest."""
-    missing: list[Text]
+    missing: tuple[Text, ...]
     """Fields that are needed to recompute the claim and are absent."""
     verdict: VerdictModel
     digest: Digest
@@ -178,48 +252,67 @@ class Statement(_Model):
     """An in-toto statement with a dpaudit certificate as its predicate."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: Annotated[list[Subject], Field(max_length=10_000)]
+    subject: Annotated[tuple[Subject, ...], Field(max_length=10_000)]
     predicateType: Literal["https://dpaudit.dev/certificate/v1"]
     predicate: Predicate
 
+    @classmethod
+    def from_plain(cls, value: Any) -> Statement:
+        """The statement that a parsed JSON value is, checked against its schema version.
 
-def validate_statement(value: Any) -> dict[str, Any]:
-    """Check a parsed statement against its schema version and return it unchanged.
+        Raises
+        ------
+        InvalidEvidence
+            Names the first offending field.
+        """
+        if not isinstance(value, dict) or value.get("_type") != STATEMENT_TYPE:
+            raise InvalidEvidence(
+                f"the certificate is not an in-toto statement of type {STATEMENT_TYPE}; give the original."
+            )
+        if value.get("predicateType") != PREDICATE_TYPE:
+            raise InvalidEvidence(
+                f"predicateType={str(value.get('predicateType'))[:80]!r} is unknown to this dpaudit, which reads"
+                f" {PREDICATE_TYPE}; a newer certificate needs a newer dpaudit."
+            )
+        try:
+            statement = cls.model_validate_json(canonical_json(value))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])[:200]
+            raise InvalidEvidence(
+                f"certificate field {where!r} does not follow {SCHEMA} ({first['msg'][:200]}); give the original."
+            ) from None
+        except RecursionError:
+            raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
+        _check_findings(statement.predicate)
+        return statement
 
-    Raises
-    ------
-    InvalidEvidence
-        Names the first offending field.
-    """
-    if not isinstance(value, dict) or value.get("_type") != STATEMENT_TYPE:
-        raise InvalidEvidence(
-            f"the certificate is not an in-toto statement of type {STATEMENT_TYPE}; give the original."
-        )
-    if value.get("predicateType") != PREDICATE_TYPE:
-        raise InvalidEvidence(
-            f"predicateType={str(value.get('predicateType'))[:80]!r} is unknown to this dpaudit, which reads"
-            f" {PREDICATE_TYPE}; a newer certificate needs a newer dpaudit."
-        )
-    try:
-        Statement.model_validate_json(canonical_json(value))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
-        raise InvalidEvidence(
-            f"certificate field {where!r} does not follow {SCHEMA} ({first['msg'][:200]}); give the original."
-        ) from None
-    except RecursionError:
-        raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
-    _check_findings(value["predicate"])
-    return value
+    @classmethod
+    def from_bytes(cls, data: bytes, *, name: str = "the certificate") -> Statement:
+        """The statement in the bytes of ``certificate.json``; raises :class:`InvalidEvidence` as the readers do."""
+        return cls.from_plain(parse_json(data, name=name))
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes, ending in one newline: what is written, digested and signed."""
+        return canonical_json(self.to_plain()) + b"\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical statement without ``predicate.digest``, which states it."""
+        plain = self.to_plain()
+        del plain["predicate"]["digest"]
+        return sha256_bytes(canonical_json(plain))
+
+    def with_digest(self) -> Statement:
+        """The statement with its own digest in ``predicate.digest``."""
+        return self.replaced(predicate=self.predicate.replaced(digest=self.digest))
 
 
-def _check_findings(body: dict[str, Any]) -> None:
+def _check_findings(body: Predicate) -> None:
     """Every finding, wherever it stands, asks for a known verdict or for none: an unknown status is refused."""
-    places: list[Any] = [body["findings"], (body.get("examination") or {}).get("findings")]
-    places.append(((body["audit"] or {}).get("result") or {}).get("findings"))
-    for rows in places:
-        if rows is not None and not isinstance(rows, list):
+    result = None if body.audit is None else body.audit.result
+    for rows in (body.findings, (body.examination or {}).get("findings"), (result or {}).get("findings")):
+        if rows is not None and not isinstance(rows, (list, tuple)):
             raise InvalidEvidence("the findings of a certificate are not a list; give the original.")
         for row in rows or ():
             finding_status(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.stage import Relation
@@ -69,15 +69,27 @@ class Guarantee:
         }
 
 
-G = TypeVar("G", Guarantee, Mapping[str, Any])
+class Bound(Protocol):
+    """The bounds of a guarantee: whether they are proven, and what they are."""
+
+    @property
+    def rigorous(self) -> bool: ...
+    @property
+    def epsilon_upper(self) -> float | None: ...
+    @property
+    def epsilon_lower(self) -> float | None: ...
 
 
-def certified_upper(guarantee: Guarantee | Mapping[str, Any]) -> float | None:
+G = TypeVar("G", bound="Bound | Mapping[str, Any]")
+
+
+def certified_upper(guarantee: Bound | Mapping[str, Any]) -> float | None:
     """Certified upper bound on ε of a guarantee, or of its plain JSON form; None where it proves none."""
-    if isinstance(guarantee, Guarantee):
-        return guarantee.epsilon_upper if guarantee.rigorous else None
-    value = guarantee.get("epsilon_upper")
-    return float(value) if guarantee.get("rigorous") and value is not None else None
+    if isinstance(guarantee, Mapping):
+        rigorous, upper = guarantee.get("rigorous"), guarantee.get("epsilon_upper")
+    else:
+        rigorous, upper = guarantee.rigorous, guarantee.epsilon_upper
+    return float(upper) if rigorous and upper is not None else None
 
 
 def tightest(guarantees: Iterable[G]) -> G | None:
@@ -99,6 +111,6 @@ def tightest(guarantees: Iterable[G]) -> G | None:
     return None if best is None else best[1]
 
 
-def smallest_upper(guarantees: Iterable[Guarantee | Mapping[str, Any]]) -> float | None:
+def smallest_upper(guarantees: Iterable[Bound | Mapping[str, Any]]) -> float | None:
     """Smallest certified upper bound on ε, the one that decides; None where none certifies any."""
     return min((upper for g in guarantees if (upper := certified_upper(g)) is not None), default=None)

@@ -137,7 +137,7 @@ def certify(
     published = certify_phase(job, signing_key=signing_key)
     result = published.result
     return CertifiedRun(
-        verdict=published.certificate["predicate"]["verdict"]["name"],
+        verdict=published.certificate.predicate.verdict.name,
         certificate=job.folder.certificate,
         report=job.folder.report,
         claimed_epsilon=job.config.claim.epsilon,
@@ -175,7 +175,7 @@ def summary(job: Job, published: Published) -> str:
     exposure = published.exposure
     what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
     before, after = facts.get("heldout_before"), facts.get("heldout_after")
-    verdict = published.certificate["predicate"]["verdict"]
+    verdict = published.certificate.predicate.verdict
     return "\n".join(
         printable(line)
         for line in [
@@ -191,7 +191,7 @@ def summary(job: Job, published: Published) -> str:
             f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
             f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
             f"public text {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
-            f"verdict     {verdict['name'].upper()}: {verdict['meaning']}",
+            f"verdict     {verdict.name.upper()}: {verdict.meaning}",
             f"files       {job.folder.certificate} and {job.folder.report}",
         ]
     )

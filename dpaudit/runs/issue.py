@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.build import certificate_bytes
 from dpaudit.certificates.pages import Renderers, bind_pages
 from dpaudit.certificates.sign import countersign, envelope_path, sign
+from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.storage.commitment import sha256_bytes
 from dpaudit.storage.files import write_atomically
@@ -22,8 +22,8 @@ REMEDY = (
 
 
 def issue(
-    certificate: Path, statement: Mapping[str, Any], renderers: Renderers, *, signing_key: bytes | None = None
-) -> dict[str, Any]:
+    certificate: Path, statement: Statement, renderers: Renderers, *, signing_key: bytes | None = None
+) -> Statement:
     """Write a certificate with the pages it binds, and its signature.
 
     Issuing the same evidence again writes the same bytes; with a key it adds a signature to those that stand.
@@ -32,7 +32,7 @@ def issue(
     ----------
     certificate : Path
         ``release/certificate.json``; pages lie relative to its folder.
-    statement : mapping
+    statement : Statement
         The certificate without its pages.
     renderers : mapping
         As :func:`dpaudit.certificates.pages.bind_pages` takes them.
@@ -41,7 +41,7 @@ def issue(
 
     Returns
     -------
-    dict
+    Statement
         The certificate as it was written.
 
     Raises
@@ -50,7 +50,7 @@ def issue(
         When another certificate stands there; the message names what differs.
     """
     bound, pages = bind_pages(statement, renderers)
-    content = certificate_bytes(bound)
+    content = bound.to_bytes()
     if os.path.lexists(certificate):
         refuse_another(certificate, content)
     envelope = None if signing_key is None else _signed(envelope_path(certificate), content, signing_key)

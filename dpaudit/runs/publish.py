@@ -23,6 +23,7 @@ from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, rea
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan, AuditResult
+    from dpaudit.certificates.statement import Statement
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
@@ -86,7 +87,7 @@ def read_scores(path: Path) -> dict[str, float]:
 class Published:
     """What the last phase made."""
 
-    certificate: Mapping[str, Any]
+    certificate: Statement
     result: AuditResult
     guarantees: tuple[Guarantee, ...]
     exposure: Mapping[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpaudit import Stage
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes
-from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_file
+from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
+from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.journal import DiskJournal, read_journal
 
 RELATION = "add_or_remove_one"
@@ -115,18 +115,21 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
 def release(folder: Path, **changes: Any) -> Path:
     """A release folder with a certificate; returns the certificate's path."""
     path = folder / "certificate.json"
-    statement = build_certificate(evidence(folder, **changes))
-    path.write_bytes(certificate_bytes(statement))
+    path.write_bytes(build_certificate(evidence(folder, **changes)).to_bytes())
     return path
 
 
 def rewrite(path: Path, statement: dict[str, Any], *, reseal: bool = True) -> None:
     """Write a changed statement; with ``reseal`` its own digest is made to fit, as a forger would."""
-    from dpaudit.certificates.build import statement_digest
-
     if reseal:
-        statement["predicate"]["digest"] = statement_digest(statement)
-    path.write_bytes(certificate_bytes(statement))
+        statement["predicate"]["digest"] = digest_of(statement)
+    path.write_bytes(canonical_json(statement) + b"\n")
+
+
+def digest_of(statement: dict[str, Any]) -> str:
+    """Digest of a statement, well-formed or not, without the one it states."""
+    body = {key: value for key, value in statement["predicate"].items() if key != "digest"}
+    return sha256_bytes(canonical_json({**statement, "predicate": body}))
 
 
 def load(path: Path) -> dict[str, Any]:

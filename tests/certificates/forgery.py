@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 
 from dpaudit import Ledger
-from dpaudit.certificates.build import (
-    certificate_bytes,
-    missing_fields,
-    plain_json,
-    statement_digest,
-    verdict_section,
-)
+from dpaudit.certificates.build import derived_verdict, missing_fields
 from dpaudit.certificates.control_file import ControlBinding, binding_of, control_columns
+from dpaudit.certificates.plain import plain_json
+from dpaudit.certificates.statement import Statement
 from dpaudit.certificates.verify.report import VerificationReport
 from dpaudit.certificates.verify.verify import verify_here
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
+from tests.certificates.certificate_run import rewrite
 
 
 class Forgery:
@@ -160,10 +157,11 @@ class Forgery:
     def seal(self, *, verdict: bool = True) -> Forgery:
         """Make missing fields, verdict and digest fit, and write the certificate."""
         if verdict:
-            self.body["missing"] = missing_fields(self.body, self.statement["subject"])
-            self.body["verdict"] = plain_json(verdict_section(self.body))
-        self.body["digest"] = statement_digest(self.statement)
-        (self.folder / "certificate.json").write_bytes(certificate_bytes(self.statement))
+            statement = Statement.from_plain(self.statement)
+            body = statement.predicate.replaced(missing=missing_fields(statement.predicate, statement.subject))
+            self.body["missing"] = list(body.missing)
+            self.body["verdict"] = derived_verdict(body).to_plain()
+        rewrite(self.folder / "certificate.json", self.statement)
         return self
 
     def verify(self, policy: str | None = None) -> VerificationReport:

@@ -9,8 +9,9 @@ import jsonschema
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate, certificate_bytes, plain_json
-from dpaudit.certificates.statement import json_schema, validate_statement
+from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
+from dpaudit.certificates.plain import plain_json
+from dpaudit.certificates.statement import Statement, json_schema
 from dpaudit.certificates.verdict import derive_verdict
 from dpaudit.trainers import noise_statement
 from tests import ROOT
@@ -30,7 +31,7 @@ def test_same_evidence_gives_same_bytes(evidence: CertificateEvidence) -> None:
         canaries=tuple(reversed(evidence.canaries)),
         guarantees=tuple(dataclasses.replace(g, seconds=99.0) for g in evidence.guarantees),
     )
-    assert certificate_bytes(build_certificate(evidence)) == certificate_bytes(build_certificate(shuffled))
+    assert build_certificate(evidence).to_bytes() == build_certificate(shuffled).to_bytes()
 
 
 def test_published_schema_is_current_and_accepts_a_certificate(evidence: CertificateEvidence) -> None:
@@ -38,14 +39,14 @@ def test_published_schema_is_current_and_accepts_a_certificate(evidence: Certifi
     assert published == json.loads(json.dumps(json_schema()))
     jsonschema.Draft202012Validator.check_schema(published)
     statement = build_certificate(evidence)
-    jsonschema.validate(statement, published)
-    assert validate_statement(statement) is statement
+    jsonschema.validate(statement.to_plain(), published)
+    assert Statement.from_bytes(statement.to_bytes()) == statement
 
 
 def test_honest_run_without_control_is_inconclusive(evidence: CertificateEvidence) -> None:
-    verdict = build_certificate(evidence)["predicate"]["verdict"]
-    assert verdict["name"] == "inconclusive"
-    assert verdict["reasons"]
+    verdict = build_certificate(evidence).predicate.verdict
+    assert verdict.name == "inconclusive"
+    assert verdict.reasons
 
 
 @pytest.mark.parametrize(
@@ -63,10 +64,10 @@ def test_honest_run_without_control_is_inconclusive(evidence: CertificateEvidenc
     ],
 )
 def test_missing_field_is_a_mismatch_and_is_named(evidence: CertificateEvidence, change: dict, name: str) -> None:
-    body = build_certificate(dataclasses.replace(evidence, **change))["predicate"]
-    assert body["verdict"]["name"] == "accounting_mismatch"
-    assert any(item.startswith(name) for item in body["missing"])
-    validate_statement(build_certificate(dataclasses.replace(evidence, **change)))
+    statement = build_certificate(dataclasses.replace(evidence, **change))
+    assert statement.predicate.verdict.name == "accounting_mismatch"
+    assert any(item.startswith(name) for item in statement.predicate.missing)
+    assert Statement.from_bytes(statement.to_bytes()) == statement
 
 
 def test_disagreeing_claim_is_a_mismatch(evidence: CertificateEvidence) -> None:
@@ -78,7 +79,7 @@ def test_disagreeing_claim_is_a_mismatch(evidence: CertificateEvidence) -> None:
         {"epsilon": 0.5},
     ):
         claim = dataclasses.replace(evidence.claim, **change)
-        assert build_certificate(dataclasses.replace(evidence, claim=claim))["predicate"]["verdict"]["name"] in {
+        assert build_certificate(dataclasses.replace(evidence, claim=claim)).predicate.verdict.name in {
             "accounting_mismatch",
             "violated",
         }, change
@@ -87,8 +88,8 @@ def test_disagreeing_claim_is_a_mismatch(evidence: CertificateEvidence) -> None:
 def test_flipped_coin_is_an_invalid_audit(evidence: CertificateEvidence) -> None:
     canaries = [dict(c) for c in evidence.canaries]
     canaries[0]["coin"] = 1 - canaries[0]["coin"]
-    body = build_certificate(dataclasses.replace(evidence, canaries=canaries))["predicate"]
-    assert body["verdict"]["name"] == "invalid_audit"
+    body = build_certificate(dataclasses.replace(evidence, canaries=canaries)).predicate
+    assert body.verdict.name == "invalid_audit"
 
 
 def test_test_run_is_refused(evidence: CertificateEvidence) -> None:
@@ -98,8 +99,8 @@ def test_test_run_is_refused(evidence: CertificateEvidence) -> None:
 
 def test_unfinished_run_is_at_most_inconclusive(evidence: CertificateEvidence) -> None:
     result = {**evidence.audit_result, "verdict": "consistent"}
-    body = build_certificate(dataclasses.replace(evidence, audit_result=result, run_status="unfinished"))["predicate"]
-    assert body["verdict"]["name"] == "inconclusive"
+    body = build_certificate(dataclasses.replace(evidence, audit_result=result, run_status="unfinished")).predicate
+    assert body.verdict.name == "inconclusive"
 
 
 def test_canary_text_is_never_published(evidence: CertificateEvidence) -> None:
@@ -164,7 +165,7 @@ def test_bound_above_the_ledger_only_is_violated() -> None:
 def test_unknown_predicate_type_is_refused(evidence: CertificateEvidence) -> None:
     statement = build_certificate(evidence)
     with pytest.raises(InvalidEvidence, match="newer"):
-        validate_statement({**statement, "predicateType": "https://dpaudit.dev/certificate/v9"})
+        Statement.from_plain({**statement.to_plain(), "predicateType": "https://dpaudit.dev/certificate/v9"})
 
 
 def test_claim_is_checked() -> None:
@@ -173,21 +174,21 @@ def test_claim_is_checked() -> None:
 
 
 def test_what_the_noise_does_not_prove_is_a_limit(evidence: CertificateEvidence) -> None:
-    unknown = build_certificate(evidence)["predicate"]["limits"]
+    unknown = build_certificate(evidence).predicate.limits
     assert "Where the values of the noise end is not stated; a Gaussian's do not." in unknown
     for secure in (False, True):
         mechanism = {**evidence.mechanism, **noise_statement(secure=secure)}
-        body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism))["predicate"]
-        assert body["mechanism"]["noise_support_sigma"] == 8.57 and body["mechanism"]["noise_generator"]
-        said = [limit for limit in body["limits"] if limit.startswith("Of the noise it does not prove")]
-        assert len(said) == (1 if secure else 2) and set(body["limits"]) - set(said) == set(unknown) - {unknown[-1]}
+        body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism)).predicate
+        assert body.mechanism["noise_support_sigma"] == 8.57 and body.mechanism["noise_generator"]
+        said = [limit for limit in body.limits if limit.startswith("Of the noise it does not prove")]
+        assert len(said) == (1 if secure else 2) and set(body.limits) - set(said) == set(unknown) - {unknown[-1]}
 
 
 @pytest.mark.parametrize("support", [5.76, 6.7, 7.99, 8.0, None, "wide", True])
 def test_noise_that_ends_early_is_a_limit(evidence: CertificateEvidence, support: object) -> None:
     mechanism = {**evidence.mechanism, "noise_support_sigma": support}
-    body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism))["predicate"]
-    (last,) = body["limits"][len(evidence.limits) :] or (None,)
+    body = build_certificate(dataclasses.replace(evidence, mechanism=mechanism)).predicate
+    (last,) = body.limits[len(evidence.limits) :] or (None,)
     if support == 8.0:
         assert last is None
     elif isinstance(support, float):
@@ -201,6 +202,6 @@ def test_a_delta_that_allows_publishing_a_record_is_a_limit(
     evidence: CertificateEvidence, delta: float, stated: bool
 ) -> None:
     claim = dataclasses.replace(evidence.claim, delta=delta)
-    limits = build_certificate(dataclasses.replace(evidence, claim=claim))["predicate"]["limits"]
+    limits = build_certificate(dataclasses.replace(evidence, claim=claim)).predicate.limits
     found = [limit for limit in limits if "is not below 1/public_size=1/3000" in limit]
-    assert (found == limits[-1:]) is stated and len(found) == int(stated)
+    assert (found == list(limits[-1:])) is stated and len(found) == int(stated)

@@ -43,9 +43,9 @@ def test_opacus_example_end_to_end(tmp_path: Path) -> None:
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     certificate = example.main(tmp_path / "run")
-    body = certificate["predicate"]
-    assert body["verdict"]["name"] == "inconclusive"
-    assert not body["missing"]
+    body = certificate.predicate
+    assert body.verdict.name == "inconclusive"
+    assert not body.missing
     report = verify_certificate(tmp_path / "run")
     assert report.ok, report.to_text()
     equal = {s.name for s in report.steps if s.outcome == "recomputed and equal"}
@@ -62,9 +62,9 @@ def release(tmp_path: Path) -> Path:
 def test_event_without_audit_is_inconclusive(release: Path) -> None:
     ledger = from_event(to_event(LEDGER), relation="add_or_remove_one", unit="row")
     statement = certify_run(release, ledger=ledger, **REST)
-    assert statement["predicate"]["verdict"]["name"] == "inconclusive"
-    assert "no audit" in statement["predicate"]["verdict"]["reasons"][0]
-    assert "imported" in statement["predicate"]["deviations"][0]
+    assert statement.predicate.verdict.name == "inconclusive"
+    assert "no audit" in statement.predicate.verdict.reasons[0]
+    assert "imported" in statement.predicate.deviations[0]
     assert verify_certificate(release).exit_code == 2
 
 
@@ -149,9 +149,9 @@ def test_a_run_that_our_journal_counted_has_no_deviation(release: Path, audited:
     canaries, digest = prepared(release) if audited else (None, None)
     counted(release, digest)
     statement = certify_run(release, canaries=canaries, **OWN)
-    body = statement["predicate"]
-    assert body["deviations"] == [] and "own journal" in body["provenance"]["ledger_source"]
-    assert body["ledger"]["stages"][0]["steps"] == 10
+    body = statement.predicate
+    assert body.deviations == () and "own journal" in body.provenance["ledger_source"]
+    assert body.ledger.stages[0]["steps"] == 10
     report = verify_certificate(release)
     assert report.ok, report.to_text()
     if audited:
@@ -164,7 +164,7 @@ def test_an_unclean_stop_of_our_journal_is_a_deviation_and_an_open_segment_is_re
         certify_run(release, **OWN)
     with DiskJournal(release / "ledger.jsonl", relation="add_or_remove_one", unit="row", audit_plan_sha256=None):
         pass
-    assert "uncleanly 1 times" in certify_run(release, **OWN)["predicate"]["deviations"][0]
+    assert "uncleanly 1 times" in certify_run(release, **OWN).predicate.deviations[0]
 
 
 def test_a_ledger_of_another_plan_is_refused_before_it_is_certified(release: Path) -> None:

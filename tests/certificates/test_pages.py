@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from dpaudit.certificates.build import build_certificate, certificate_bytes, statement_digest
+from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.pages import bind_pages, page_steps
 from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.statement import Statement
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL
 from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.reports import model_card, render_report
@@ -31,12 +32,12 @@ def release(tmp_path: Path) -> Path:
     statement, pages = bind_pages(build_certificate(run.evidence(folder, m=60)), RENDERERS)
     for name, page in pages.items():
         (folder / name).write_bytes(page)
-    (folder / "certificate.json").write_bytes(certificate_bytes(statement))
+    (folder / "certificate.json").write_bytes(statement.to_bytes())
     return folder
 
 
 def outcomes(folder: Path) -> dict[str, str]:
-    statement = json.loads((folder / "certificate.json").read_bytes())
+    statement = Statement.from_bytes((folder / "certificate.json").read_bytes())
     return {step.name.removeprefix("page "): step.outcome for step in page_steps(folder, statement)}
 
 
@@ -44,21 +45,20 @@ def test_pages_and_certificate_name_each_other(release: Path) -> None:
     report = verify_certificate(release)
     assert report.ok, report.to_text()
     assert outcomes(release) == dict.fromkeys(RENDERERS, EQUAL)
-    statement = json.loads((release / "certificate.json").read_bytes())
-    assert statement["predicate"]["digest"] == statement_digest(statement)
+    statement = Statement.from_bytes((release / "certificate.json").read_bytes())
+    assert statement.predicate.digest == statement.digest
     for name in RENDERERS:
-        assert statement["predicate"]["digest"].encode() in (release / name).read_bytes()
+        assert statement.digest.encode() in (release / name).read_bytes()
         assert b"0" * 64 not in (release / name).read_bytes()
 
 
 def test_binding_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     statement = build_certificate(run.evidence(tmp_path, m=60))
     assert bind_pages(statement, RENDERERS) == bind_pages(statement, RENDERERS)
-    assert "pages" not in statement["predicate"]
-    body = statement["predicate"]
-    turned = {**statement, "predicate": {key: body[key] for key in reversed(body)}}
-    turned["predicate"]["provenance"] = dict(reversed(body["provenance"].items()))
-    assert bind_pages(turned, RENDERERS) == bind_pages(statement, RENDERERS)
+    assert "pages" not in statement.to_plain()["predicate"]
+    body = statement.predicate
+    turned = body.replaced(provenance=dict(reversed(body.provenance.items())))
+    assert bind_pages(statement.replaced(predicate=turned), RENDERERS) == bind_pages(statement, RENDERERS)
 
 
 @pytest.mark.parametrize("name", RENDERERS)
@@ -105,7 +105,7 @@ def unbound(release: Path) -> Path:
     statement = run.load(release / "certificate.json")
     del statement["predicate"]["pages"]
     run.rewrite(release / "certificate.json", statement)
-    (release / "model" / "privacy.json").write_bytes(privacy_json(statement))
+    (release / "model" / "privacy.json").write_bytes(privacy_json(Statement.from_plain(statement)))
     return release
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.statement import Statement
 from dpaudit.reports import insert_model_card, log_to_mlflow, model_card
 from tests.certificates import certificate_run as run
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Statement:
     return build_certificate(run.evidence(tmp_path_factory.mktemp("release")))
 
 
-def test_model_card_states_claim_evidence_and_limits(certificate: dict[str, Any]) -> None:
+def test_model_card_states_claim_evidence_and_limits(certificate: Statement) -> None:
     text = model_card(certificate)
     for words in (
         "**Inconclusive.**",
@@ -31,7 +31,7 @@ def test_model_card_states_claim_evidence_and_limits(certificate: dict[str, Any]
         assert words in text, words
 
 
-def test_model_card_is_replaced_and_not_repeated(certificate: dict[str, Any]) -> None:
+def test_model_card_is_replaced_and_not_repeated(certificate: Statement) -> None:
     section = model_card(certificate)
     once = insert_model_card("# My model\n\nText.\n", section)
     assert once.startswith("# My model\n\nText.\n\n<!-- dpaudit:begin -->")
@@ -39,26 +39,26 @@ def test_model_card_is_replaced_and_not_repeated(certificate: dict[str, Any]) ->
     assert insert_model_card("", section) == section
 
 
-def test_markdown_in_data_is_shown_as_text(certificate: dict[str, Any]) -> None:
-    poisoned = json.loads(json.dumps(certificate))
+def test_markdown_in_data_is_shown_as_text(certificate: Statement) -> None:
+    poisoned = certificate.to_plain()
     poisoned["predicate"]["mechanism"]["algorithm"] = (
         "x](javascript:alert(1)) | <b>bold</b>\n# heading <!-- dpaudit:end -->"
     )
-    text = model_card(poisoned)
+    text = model_card(Statement.from_plain(poisoned))
     assert "<b>" not in text
     assert "\n# heading" not in text
     assert text.count("<!-- dpaudit:end -->") == 1
 
 
-def test_privacy_json_points_at_the_certificate(certificate: dict[str, Any]) -> None:
+def test_privacy_json_points_at_the_certificate(certificate: Statement) -> None:
     value = json.loads(privacy_json(certificate))
     assert value["schema"] == "dpaudit.privacy/1"
-    assert value["statement_sha256"] == certificate["predicate"]["digest"]
+    assert value["statement_sha256"] == certificate.digest
     assert value["epsilon_lower"] <= value["epsilon_upper"] <= value["claim"]["epsilon"]
     assert privacy_json(certificate) == privacy_json(certificate)
 
 
-def test_mlflow_local_store(certificate: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_local_store(certificate: Statement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = tmp_path.as_uri()
@@ -74,23 +74,24 @@ def test_mlflow_local_store(certificate: dict[str, Any], tmp_path: Path, monkeyp
     assert log_to_mlflow(certificate, tracking_uri=uri, run_id=run_id) == run_id
 
 
-def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: dict[str, Any]) -> None:
+def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: Statement) -> None:
     """An audit whose coins do not open their commitment used to lend privacy.json its bound."""
     from dpaudit.certificates.lower_bound import usable_lower
     from dpaudit.certificates.verdict import MEANING
     from dpaudit.reports import render_report
 
-    found = usable_lower(certificate["predicate"])
+    found = usable_lower(certificate.predicate)
     assert found is not None
     value = json.loads(privacy_json(certificate))
     assert value["epsilon_lower"] == found.epsilon_lower and value["confidence"] == 0.95
     assert value["epsilon_lower_at_verdict"] <= value["epsilon_lower"]
     assert "by attack" in model_card(certificate)
-    broken = json.loads(json.dumps(certificate))
+    broken = certificate.to_plain()
     body = broken["predicate"]
     body["audit"]["canaries"][0][1] ^= 1
     fault = "the canaries' coins do not match the commitment made before training"
     for name in ("invalid_audit", "violated"):  # a graver verdict may stand above the fault
         body["verdict"] = {"name": name, "reasons": ["a witness", fault], "meaning": MEANING[name]}
-        assert usable_lower(body) is None and json.loads(privacy_json(broken))["epsilon_lower"] is None
-        assert "by attack" not in model_card(broken) and "by attack" not in render_report(broken)
+        made = Statement.from_plain(broken)
+        assert usable_lower(made.predicate) is None and json.loads(privacy_json(made))["epsilon_lower"] is None
+        assert "by attack" not in model_card(made) and "by attack" not in render_report(made)

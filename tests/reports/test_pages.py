@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dpaudit.certificates.build import build_certificate
+from dpaudit.certificates.statement import Statement
 from dpaudit.reports import compare_page, exposure_page, render_report, report_drawings
 from tests import ROOT
 from tests.certificates import certificate_run as run
@@ -86,7 +87,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Statement:
     return build_certificate(run.evidence(tmp_path_factory.mktemp("release")))
 
 
@@ -114,7 +115,7 @@ def check_page(text: str) -> Page:
 
 
 @pytest.fixture(scope="module")
-def report(certificate: dict[str, Any]) -> str:
+def report(certificate: Statement) -> str:
     return render_report(certificate, SERIES)
 
 
@@ -142,11 +143,11 @@ def test_report_says_first_what_matters(report: str) -> None:
     assert "dpaudit verify certificate.json" in page.text
 
 
-def test_same_values_give_the_same_bytes(certificate: dict[str, Any], report: str) -> None:
+def test_same_values_give_the_same_bytes(certificate: Statement, report: str) -> None:
     assert render_report(copy.deepcopy(certificate), copy.deepcopy(SERIES)) == report
 
 
-def test_report_without_any_series(certificate: dict[str, Any]) -> None:
+def test_report_without_any_series(certificate: Statement) -> None:
     check_page(render_report(certificate))
 
 
@@ -166,11 +167,11 @@ def test_report_of_incomplete_evidence(tmp_path: Path, change: dict[str, Any]) -
     check_page(render_report(build_certificate(run.evidence(tmp_path, **change))))
 
 
-def test_copies_are_compared_with_the_group_claim(certificate: dict[str, Any]) -> None:
-    grouped = copy.deepcopy(certificate)
+def test_copies_are_compared_with_the_group_claim(certificate: Statement) -> None:
+    grouped = certificate.to_plain()
     grouped["predicate"]["audit"]["copies"] = 4
     grouped["predicate"]["audit"]["plan"]["group_epsilon"] = 19.8
-    page = check_page(render_report(grouped))
+    page = check_page(render_report(Statement.from_plain(grouped)))
     assert "by attack, for groups of 4" in page.text
     axis = next(a["aria-label"] for t, a in page.tags if t == "svg" and "aria-label" in a)
     assert "Claimed for groups of 4: at most 19.8" in str(axis)
@@ -178,23 +179,24 @@ def test_copies_are_compared_with_the_group_claim(certificate: dict[str, Any]) -
 
 
 def poison(value: Any) -> Any:
-    """Markup in every text of a certificate, but for names that choose a template's branch."""
+    """Markup in every text of a certificate, but for digests, and names that choose a template's branch."""
     if isinstance(value, dict):
-        kept = {"name", "status", "run_status", "commitment_order", "relation"}
+        kept = {"name", "status", "run_status", "commitment_order", "relation", "_type", "predicateType", "schema"}
+        kept |= {"digest", "head", "plan_digest", "commitment", "nonce", "scores_digest", "control_digest"}
         return {k: v if k in kept else poison(v) for k, v in value.items()}
     if isinstance(value, list):
         return [poison(v) for v in value]
     return MARKUP if isinstance(value, str) else value
 
 
-def test_markup_in_data_is_shown_as_text(certificate: dict[str, Any]) -> None:
-    poisoned = poison(certificate)
+def test_markup_in_data_is_shown_as_text(certificate: Statement) -> None:
+    poisoned = poison(certificate.to_plain())
     poisoned["predicate"]["audit"]["result"]["findings"] = [
         {"name": MARKUP, "status": "violated", "text": MARKUP, "detail": {MARKUP: MARKUP}}
     ]
     poisoned["subject"][0]["name"] = MARKUP
     steps = {**SERIES["epsilon_over_steps"], "accountant": MARKUP}
-    page = check_page(render_report(poisoned, {**SERIES, "epsilon_over_steps": steps}))
+    page = check_page(render_report(Statement.from_plain(poisoned), {**SERIES, "epsilon_over_steps": steps}))
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
@@ -219,7 +221,7 @@ def test_exposure_page(shift: float) -> None:
     assert "<script>" in page.text
 
 
-def test_notebook_view_is_html(certificate: dict[str, Any]) -> None:
+def test_notebook_view_is_html(certificate: Statement) -> None:
     few = {name: SERIES[name] for name in ("roc",)}
     for drawing in report_drawings(certificate, few).values():
         assert drawing._repr_html_().startswith("<div")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpaudit.certificates import build_certificate
+from dpaudit import Guarantee, Relation
+from dpaudit.certificates import Statement, build_certificate
 from dpaudit.reports import compare_page, epsilon_axis, exposure_page, model_card, render_report
 from tests import ROOT
 from tests.certificates import certificate_run as run
@@ -32,20 +31,20 @@ LOWER = re.compile(r"(?:ε ≥|: at least|true value is at least) ?" + NUMBER)
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Statement:
     return build_certificate(run.evidence(tmp_path_factory.mktemp("release")))
 
 
-def with_bounds(certificate: dict[str, Any], lower: float, upper: float, attack: float) -> dict[str, Any]:
+def with_bounds(certificate: Statement, lower: float, upper: float, attack: float) -> Statement:
     """The certificate with other bounds, without the sentences that were derived from the old ones."""
-    made = copy.deepcopy(certificate)
+    made = certificate.to_plain()
     body = made["predicate"]
     body["accounting"]["guarantees"] = [
         body["accounting"]["guarantees"][0] | {"epsilon_lower": lower, "epsilon_upper": upper}
     ]
     body["audit"]["result"]["primary"] |= {"epsilon_lower": attack, "epsilon_lower_at_verdict": attack / 2}
     body["verdict"]["reasons"], body["audit"]["result"]["findings"] = [], []
-    return made
+    return Statement.from_plain(made)
 
 
 def cells(text: str, label: str) -> list[str]:
@@ -57,9 +56,7 @@ POSITIVE = st.floats(1e-9, 1e6)
 
 @settings(max_examples=40)
 @given(POSITIVE, POSITIVE, POSITIVE)
-def test_no_bound_on_a_report_is_on_the_wrong_side(
-    certificate: dict[str, Any], a: float, b: float, attack: float
-) -> None:
+def test_no_bound_on_a_report_is_on_the_wrong_side(certificate: Statement, a: float, b: float, attack: float) -> None:
     lower, upper = sorted((a, b))
     made = with_bounds(certificate, lower, upper, attack)
     text = render_report(made)
@@ -90,30 +87,31 @@ def test_no_bound_on_a_comparison_is_on_the_wrong_side(a: float, b: float) -> No
 
 @pytest.mark.parametrize("upper", [3.0004, 17.43621, 14.2763, 2.99985])
 def test_the_axis_rounds_outward_too(upper: float) -> None:
-    found = {"rigorous": True, "epsilon_upper": upper, "epsilon_lower": upper - 0.01}
+    values = {"accountant": "prv", "version": "1", "delta": 1e-5, "relation": Relation.ZERO_OUT, "rigorous": True}
+    found = Guarantee(**values, epsilon_upper=upper, epsilon_lower=upper - 0.01)
     alt = epsilon_axis(claim=3.0, guarantees=[found], lower=0.41239, ceiling=3.3819).alt
     (claimed, accounted), (attacked,) = UPPER.findall(alt), LOWER.findall(alt)
     assert (claimed, attacked) == ("3", "0.4123")
     assert float(accounted) >= upper and (float(accounted) <= 3) == (upper <= 3)
 
 
-def test_a_mismatch_is_never_printed_as_met(certificate: dict[str, Any]) -> None:
+def test_a_mismatch_is_never_printed_as_met(certificate: Statement) -> None:
     made = with_bounds(certificate, 2.999, 3.0004, 0.1)
     assert "ε ≤ 3.001" in check_page(render_report(made)).text
     assert cells(render_report(made), "At most") == ["3.0004"]
 
 
-def with_power(certificate: dict[str, Any]) -> dict[str, Any]:
-    made = copy.deepcopy(certificate)
+def with_power(certificate: Statement) -> Statement:
+    made = certificate.to_plain()
     result = made["predicate"]["audit"]["result"]
     result |= {"power": 1.0, "power_lower": 0.0253, "power_source": "positive_control: no noise is added"}
     result["findings"] = [
         {"name": "positive_control", "status": "note", "text": "…", "detail": {"interval": [0.0253, 1.0]}}
     ]
-    return made
+    return Statement.from_plain(made)
 
 
-def test_a_power_is_printed_with_its_fault_and_its_interval(certificate: dict[str, Any]) -> None:
+def test_a_power_is_printed_with_its_fault_and_its_interval(certificate: Statement) -> None:
     made = with_power(certificate)
     text = check_page(render_report(made)).text
     sentence = next(s for s in re.split(r"(?<=\.)\s", text) if "raise the alarm" in s)
@@ -122,25 +120,25 @@ def test_a_power_is_printed_with_its_fault_and_its_interval(certificate: dict[st
     assert "2.53% to 100%" in model_card(made).replace("\\", "")
 
 
-def test_words_fit_every_reason(certificate: dict[str, Any]) -> None:
+def test_words_fit_every_reason(certificate: Statement) -> None:
     """No headline calls a test weak beside a power of 100%, whatever made the verdict inconclusive."""
     for made in (certificate, with_power(certificate)):
         text = check_page(render_report(made)).text
         assert "strong enough" not in text.split("Why:")[0]
 
 
-def test_an_attack_without_a_bound_is_not_called_nothing(certificate: dict[str, Any]) -> None:
-    made = with_bounds(certificate, 1.0, 2.0, 0.0)
+def test_an_attack_without_a_bound_is_not_called_nothing(certificate: Statement) -> None:
+    made = with_bounds(certificate, 1.0, 2.0, 0.0).to_plain()
     auc = made["predicate"]["audit"]["result"]["auc"]
     for interval, words in (
         ((0.525, 0.596), "did better than guessing"),
         ((0.48, 0.6), "not told apart from guessing"),
     ):
         auc |= {"value": 0.56, "interval": list(interval)}
-        assert words in check_page(render_report(made)).text
+        assert words in check_page(render_report(Statement.from_plain(made))).text
 
 
-def test_pages_never_vouch_for_their_origin(certificate: dict[str, Any]) -> None:
+def test_pages_never_vouch_for_their_origin(certificate: Statement) -> None:
     text, card = check_page(render_report(certificate)).text, model_card(certificate)
     assert "Unsigned, unless certificate.dsse.json" in text and "unsigned, unless" in card
     for said in (text, card):
@@ -174,7 +172,7 @@ def test_struck_sentences_stay_struck(sentence: str) -> None:
     assert [name for name, text in sources() if re.search(sentence, text)] == []
 
 
-def test_every_cell_carries_its_column_on_a_phone(certificate: dict[str, Any]) -> None:
+def test_every_cell_carries_its_column_on_a_phone(certificate: Statement) -> None:
     exposure = {
         "canaries": [{"id": "a", "rank": 1, "exposure": 4.0, "p_value": 0.1}],
         "references": 16,
@@ -188,11 +186,11 @@ def test_every_cell_carries_its_column_on_a_phone(certificate: dict[str, Any]) -
         assert cells and all("data-label" in attrs or "colspan" in attrs for attrs in cells)
 
 
-def test_digests_and_utility_stand_in_the_open(certificate: dict[str, Any]) -> None:
-    made = copy.deepcopy(certificate)
+def test_digests_and_utility_stand_in_the_open(certificate: Statement) -> None:
+    made = certificate.to_plain()
     evaluation = {"what": "perplexity per token", "before": 101.47, "after": 82.44}
     made["predicate"]["provenance"] |= {"public_evaluation": evaluation, "records": {"declared": 2000}}
-    text = render_report(made)
+    text = render_report(Statement.from_plain(made))
     open_part = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
     assert made["subject"][0]["digest"]["sha256"] in open_part
     for words in ("101.5", "82.44", "2,000, as declared", "invented records"):

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.build import open_commitment, plain_json, plan_commitment, to_float
+from dpaudit.certificates.build import open_commitment, plan_commitment
+from dpaudit.certificates.plain import plain_json, to_float
+from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
 from dpaudit.certificates.verify.audit_result import RecomputedAudit
 from dpaudit.certificates.verify.compare import TOLERANCE, first_difference, judge_differences, written_here
 from dpaudit.certificates.verify.guard import guarded
@@ -29,36 +31,34 @@ _FORECAST = (
 """What a plan says about itself and another version may compute better; ceilings and decidability are facts."""
 
 
-def audit_steps(folder: Path, body: dict[str, Any], again: RecomputedAudit | None) -> list[Step]:
+def audit_steps(folder: Path, body: Predicate, again: RecomputedAudit | None) -> list[Step]:
     """Every step on the audit section; each is made, whatever the others find.
 
     Parameters
     ----------
     folder : Path
         Where the evidence lies.
-    body : dict
-        The predicate.
+    body : Predicate
     again : RecomputedAudit or None
         The audit made again; None where the certificate has none.
     """
-    audit = body["audit"]
+    audit = body.audit
     if audit is None or again is None:
         return [Step("audit", ABSENT, "the certificate holds no audit")]
-    steps = guarded("audit.plan", lambda: _plan_steps(folder, body))
-    steps += guarded("audit.plan.forecast", lambda: _forecast_steps(body))
+    steps = guarded("audit.plan", lambda: _plan_steps(folder, body, audit))
+    steps += guarded("audit.plan.forecast", lambda: _forecast_steps(body, audit))
     steps += guarded("audit.coins", lambda: [_coins_step(audit)])
     steps += [_order_step(audit), again.scores.step]
     steps += guarded("audit.guesses", lambda: [_guesses_step(again.scores.values, audit)])
-    if audit["plan"] is None or audit["result"] is None or not audit["canaries"]:
+    if audit.plan is None or audit.result is None or not audit.canaries:
         return [*steps, Step("audit.bound", ABSENT, "plan, guesses or result are not in the certificate")]
-    steps += result_steps(body, again)
-    steps += guarded("audit.bound", lambda: _bound_steps(body))
-    return steps + guarded("audit.group_claim", lambda: group_step(body, again))
+    steps += result_steps(body, audit, again)
+    steps += guarded("audit.bound", lambda: _bound_steps(audit))
+    return steps + guarded("audit.group_claim", lambda: group_step(body, audit, again))
 
 
-def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
-    audit = body["audit"]
-    plan, digest = audit["plan"], audit["plan_digest"]
+def _plan_steps(folder: Path, body: Predicate, audit: Audit) -> list[Step]:
+    plan, digest = audit.plan, audit.plan_digest
     if plan is None or digest is None:
         return [Step("audit.plan", ABSENT, "the certificate holds no audit plan")]
     path = beside(folder, "audit_plan.json")
@@ -72,17 +72,16 @@ def _plan_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
         where = "the embedded plan"
     text = f"{where} has the digest {digest[:12]}…"
     steps.append(judge("audit.plan", same, text, f"{where} is not the certified plan"))
-    steps.append(_plan_claim_step(plan, body))
+    steps.append(_plan_claim_step(plan, body.claim, audit.copies))
     return steps
 
 
-def _plan_claim_step(plan: dict[str, Any], body: dict[str, Any]) -> Step:
-    claim, copies = body["claim"], body["audit"]["copies"]
+def _plan_claim_step(plan: dict[str, Any], claim: ClaimModel | None, copies: int) -> Step:
     if claim is None:
         return Step("audit.plan.claim", ABSENT, "the certificate holds no claim")
     pairs = [
-        ("claimed_epsilon", plan.get("claimed_epsilon"), claim["epsilon"]),
-        *((name, plan.get(name), claim[name]) for name in ("delta", "relation", "unit")),
+        ("claimed_epsilon", plan.get("claimed_epsilon"), claim.epsilon),
+        *((name, plan.get(name), getattr(claim, name)) for name in ("delta", "relation", "unit")),
         ("copies", plan.get("copies"), copies),
     ]
     found = [
@@ -91,11 +90,11 @@ def _plan_claim_step(plan: dict[str, Any], body: dict[str, Any]) -> Step:
     return judge_differences("audit.plan.claim", found, (), "plan and certificate name the same claim")
 
 
-def _forecast_steps(body: dict[str, Any]) -> list[Step]:
+def _forecast_steps(body: Predicate, audit: Audit) -> list[Step]:
     """What the plan says it could show, from its own m, claim, α and δ."""
     from dpaudit.auditing import AuditPlan, planned_again
 
-    stated = body["audit"]["plan"]
+    stated = audit.plan
     if stated is None:
         return []
     fresh = plain_json(planned_again(AuditPlan.from_dict(stated)).to_dict())
@@ -110,16 +109,16 @@ def _forecast_steps(body: dict[str, Any]) -> list[Step]:
     return [judge_differences("audit.plan.forecast", hard, soft, "follows from m, claim, α and δ")]
 
 
-def _order_step(audit: dict[str, Any]) -> Step:
+def _order_step(audit: Audit) -> Step:
     """Who says that the coins were fixed before training; nothing in a certificate can prove it yet."""
-    if audit["commitment_order"] == "asserted":
+    if audit.commitment_order == "asserted":
         return Step("audit.order", RECORDED, "the owner asserts that plan and coins were fixed before training")
     return Step("audit.order", DIFFERENT, "the order of commitment is called proven and no proof of it is here")
 
 
-def _coins_step(audit: dict[str, Any]) -> Step:
-    stated, planned = audit["commitment"], None if audit["plan"] is None else plan_commitment(audit["plan"])
-    if stated is None or audit["nonce"] is None:
+def _coins_step(audit: Audit) -> Step:
+    stated, planned = audit.commitment, None if audit.plan is None else plan_commitment(audit.plan)
+    if stated is None or audit.nonce is None:
         return Step("audit.coins", ABSENT, "there is no commitment or no nonce to open it")
     if planned != stated:
         return Step("audit.coins", DIFFERENT, "the commitment is not the one inside the audit plan")
@@ -128,27 +127,24 @@ def _coins_step(audit: dict[str, Any]) -> Step:
     return Step("audit.coins", EQUAL, f"SHA-256(nonce ‖ ids and coins) is {stated[:12]}…")
 
 
-def _guesses_step(scores: list[float] | None, audit: dict[str, Any]) -> Step:
+def _guesses_step(scores: list[float] | None, audit: Audit) -> Step:
     from dpaudit.auditing import AuditPlan, guess
 
-    if scores is None:
+    if scores is None or audit.plan is None:
         return Step("audit.guesses", ABSENT, "the scores they follow from are not here")
-    plan = AuditPlan.from_dict(audit["plan"])
-    made = guess([row[0] for row in audit["canaries"]], scores, plan)
-    differing = sum(int(a) != row[2] for a, row in zip(made, audit["canaries"], strict=True))
+    plan = AuditPlan.from_dict(audit.plan)
+    made = guess(audit.ids, scores, plan)
+    differing = sum(int(a) != row[2] for a, row in zip(made, audit.canaries, strict=True))
     if differing:
         return Step("audit.guesses", DIFFERENT, f"{differing} guesses are not those that the scores and the plan give")
     return Step("audit.guesses", EQUAL, f"{plan.guesses_in} in and {plan.guesses_out} out, by the plan's rule")
 
 
-def _bound_steps(body: dict[str, Any]) -> list[Step]:
+def _bound_steps(audit: Audit) -> list[Step]:
     from dpaudit.auditing import AuditPlan, snj_ceiling, snj_epsilon_lower
 
-    audit = body["audit"]
-    plan, result = AuditPlan.from_dict(audit["plan"]), audit["result"]
-    rows = audit["canaries"]
-    made = [(coin, guess) for _, coin, guess in rows if guess]
-    right = sum((guess == 1) == (coin == 1) for coin, guess in made)
+    plan, result = AuditPlan.from_dict(audit.plan or {}), audit.result or {}
+    rows, made, right = audit.canaries, audit.made, audit.right
     counts = (sum(g == 1 for _, g in made), sum(g == -1 for _, g in made))
     if len(rows) != plan.m or counts != (plan.guesses_in, plan.guesses_out):
         return [

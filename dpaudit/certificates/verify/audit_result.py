@@ -8,13 +8,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import open_commitment, plain_json, plan_commitment, to_float
+from dpaudit.certificates.build import open_commitment, plan_commitment
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.group import group_epsilon
-from dpaudit.certificates.verify.accounting import Recomputed
+from dpaudit.certificates.plain import plain_json, to_float
+from dpaudit.certificates.statement import Audit, Predicate
+from dpaudit.certificates.verify.accounting import Recomputed, bounds
 from dpaudit.certificates.verify.compare import TOLERANCE
 from dpaudit.certificates.verify.evidence import ControlRead, ScoresRead, read_control_beside, read_scores_beside
-from dpaudit.certificates.verify.files import embedded_ledger
 from dpaudit.certificates.verify.guard import Attempt, attempt
 from dpaudit.certificates.verify.report import ABSENT, EQUAL, Step
 from dpaudit.privacy.errors import DpauditError
@@ -70,31 +71,31 @@ def nothing_recomputed() -> RecomputedAudit:
     )
 
 
-def recompute_audit(folder: Path, body: dict[str, Any], guarantees: Recomputed) -> RecomputedAudit:
+def recompute_audit(folder: Path, body: Predicate, audit: Audit, guarantees: Recomputed) -> RecomputedAudit:
     """Make the audit of a certificate again.
 
     Parameters
     ----------
     folder : Path
         Where the certificate's evidence lies.
-    body : dict
-        The predicate; it has an audit.
+    body : Predicate
+    audit : Audit
+        Its audit.
     guarantees : dict
         Accountants' fresh results.
     """
-    audit = body["audit"]
     read = attempt("audit.scores", lambda: read_scores_beside(folder, audit))
     scores = read.value or ScoresRead(None, _failed(read, "audit.scores"))
-    found = attempt("audit.power", lambda: read_control_beside(folder, body))
+    found = attempt("audit.power", lambda: read_control_beside(folder, audit, body.provenance))
     failed = _failed(found, "audit.power")
     control = found.value or ControlRead(None, failed.outcome, failed.detail)
-    group = attempt("audit.group_claim", lambda: _group(body, guarantees)).value
-    if audit["plan"] is None or not audit["canaries"]:
+    group = attempt("audit.group_claim", lambda: _group(body, audit.copies, guarantees)).value
+    if audit.plan is None or not audit.canaries:
         return RecomputedAudit(scores=scores, control=control, result=Attempt(None), group_epsilon=group)
     result: Attempt[dict[str, Any]] = Attempt(None)
     if scores.values is not None:
         values = scores.values
-        result = attempt("audit.result", lambda: plain_json(_run_again(body, values, control, group).to_dict()))
+        result = attempt("audit.result", lambda: plain_json(_run_again(body, audit, values, control, group).to_dict()))
     lower = attempt("audit.bound", lambda: _lower_from_guesses(audit)).value
     return RecomputedAudit(scores=scores, control=control, result=result, lower_at_verdict=lower, group_epsilon=group)
 
@@ -103,44 +104,43 @@ def _failed(tried: Attempt[Any], name: str) -> Step:
     return tried.failed or Step(name, ABSENT, "it was not read")
 
 
-def _group(body: dict[str, Any], guarantees: Recomputed) -> float | None:
-    ledger, claim, copies = embedded_ledger(body), body["claim"], body["audit"]["copies"]
-    if ledger is None or claim is None or copies == 1:
+def _group(body: Predicate, copies: int, guarantees: Recomputed) -> float | None:
+    if body.ledger is None or body.claim is None or copies == 1:
         return None
-    usable = [name for name, fresh in guarantees.items() if fresh and fresh.get("epsilon_upper") is not None]
-    return group_epsilon(ledger, delta=claim["delta"], accountants=usable, copies=copies)
+    usable = [guarantee.accountant for guarantee in bounds(guarantees) if guarantee.epsilon_upper is not None]
+    return group_epsilon(body.ledger.to_ledger(), delta=body.claim.delta, accountants=usable, copies=copies)
 
 
-def _lower_from_guesses(audit: dict[str, Any]) -> float | None:
+def _lower_from_guesses(audit: Audit) -> float | None:
     from dpaudit.auditing import AuditPlan, snj_epsilon_lower
 
-    plan = AuditPlan.from_dict(audit["plan"])
+    plan = AuditPlan.from_dict(audit.plan or {})
     if plan.kind != "one_run":
         return None
-    made = [(coin, guess) for _, coin, guess in audit["canaries"] if guess]
-    right = sum((guess == 1) == (coin == 1) for coin, guess in made)
-    return snj_epsilon_lower(len(audit["canaries"]), len(made), right, plan.delta, plan.alpha_split.primary)
+    counts = len(audit.canaries), len(audit.made), audit.right
+    return snj_epsilon_lower(*counts, plan.delta, plan.alpha_split.primary)
 
 
-def _run_again(body: dict[str, Any], scores: list[float], control: ControlRead, group: float | None) -> AuditResult:
+def _run_again(
+    body: Predicate, section: Audit, scores: list[float], control: ControlRead, group: float | None
+) -> AuditResult:
     """The whole audit from scores, coins and control, with the findings of others that speak against the claim."""
     from dpaudit.auditing import AuditPlan, audit
     from dpaudit.auditing.words import summarise
 
-    section = body["audit"]
-    stated = section["result"] or {}
-    plan = AuditPlan.from_dict(section["plan"])
+    stated = section.result or {}
+    plan = AuditPlan.from_dict(section.plan or {})
     result = audit(
-        [row[0] for row in section["canaries"]],
+        section.ids,
         scores,
-        [row[1] for row in section["canaries"]],
+        section.coins,
         plan,
         coins=_coins(section),
-        accounted_upper=_accounted_upper(body),
+        accounted_upper=_accounted_upper(body, section.result),
         group_claim=_tested_group(stated, plan, group),
         control=control.control,
         secondary=bool(stated.get("secondary")),
-        curve=_curve_of(body, plan),
+        curve=None if body.ledger is None else _curve(body.ledger.to_ledger(), plan.delta, section.copies),
     )
     own = {finding.name for finding in result.findings}
     others = [_without_power(row) for row in stated.get("findings") or () if row.get("name") not in own]
@@ -153,25 +153,24 @@ def _run_again(body: dict[str, Any], scores: list[float], control: ControlRead, 
     return dataclasses.replace(result, summary=summarise(result))
 
 
-def _coins(section: dict[str, Any]) -> str:
+def _coins(section: Audit) -> str:
     """``verified`` only where the coins open the commitment; a weaker statement stays as it is.
 
     Coins that open their commitment are fair coins, so that a bound cannot be avoided by calling them none.
     """
-    stated = str(((section["result"] or {}).get("design") or {}).get("coins"))
-    published = section["commitment"]
-    opens = published is not None and open_commitment(section) == published == plan_commitment(section["plan"])
-    if stated == "none" or section["result"] is None:
+    stated = str(((section.result or {}).get("design") or {}).get("coins"))
+    published = section.commitment
+    opens = published is not None and open_commitment(section) == published == plan_commitment(section.plan or {})
+    if stated == "none" or section.result is None:
         return "verified" if opens else "none"
     return "asserted" if stated == "verified" and not opens else stated
 
 
-def _accounted_upper(body: dict[str, Any]) -> float | None:
+def _accounted_upper(body: Predicate, stated: dict[str, Any] | None) -> float | None:
     """Accounted ε that the audit was made against: the smallest certified bound of the certificate, or none."""
-    stated = body["audit"]["result"]
     if stated is not None and (stated.get("claim") or {}).get("accounted_upper") is None:
         return None
-    return smallest_upper(body["accounting"]["guarantees"])
+    return smallest_upper(body.accounting.guarantees)
 
 
 def _tested_group(stated: dict[str, Any], plan: AuditPlan, group: float | None) -> float | None:
@@ -189,11 +188,6 @@ def _without_power(row: dict[str, Any]) -> Finding:
     """A finding that others made: it may speak against the claim, and lends no power."""
     finding_status(row)
     return dataclasses.replace(Finding(**row), power=None)
-
-
-def _curve_of(body: dict[str, Any], plan: AuditPlan) -> Any:
-    ledger = embedded_ledger(body)
-    return None if ledger is None else _curve(ledger, plan.delta, body["audit"]["copies"])
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,19 +7,20 @@ from typing import Any
 
 from dpaudit._version import __version__
 from dpaudit.certificates.build import RULES
+from dpaudit.certificates.statement import Predicate
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
 
 TOLERANCE = 1e-6
 """Relative difference between two computations of one number that only differ in the machine."""
 
 
-def written_here(body: dict[str, Any]) -> bool:
+def written_here(body: Predicate) -> bool:
     """Whether this very version, with these rules and words, wrote the certificate.
 
     Only then are words, and numbers that a later version may compute better, compared to the letter. What decides a
     verdict is compared always.
     """
-    verifier = body["verifier"]
+    verifier = body.verifier
     return bool(verifier.get("version") == __version__ and verifier.get("rules") == RULES)
 
 

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dpaudit.certificates.build import missing_fields, plain_json, verdict_section
+from dpaudit.certificates.build import derived_verdict, missing_fields
+from dpaudit.certificates.plain import plain_json
+from dpaudit.certificates.statement import GuaranteeModel, Predicate, Subject, VerdictModel
 from dpaudit.certificates.verdict import EARLIER_MEANINGS, MEANING
-from dpaudit.certificates.verify.accounting import Recomputed
+from dpaudit.certificates.verify.accounting import Fresh, Recomputed
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, nothing_recomputed
 from dpaudit.certificates.verify.compare import written_here
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step
@@ -37,7 +39,7 @@ class Derived:
 
 
 def derive(
-    body: dict[str, Any], subjects: Sequence[dict[str, Any]], guarantees: Recomputed, again: RecomputedAudit | None
+    body: Predicate, subjects: Sequence[Subject], guarantees: Recomputed, again: RecomputedAudit | None
 ) -> Derived:
     """Derive the verdict from recomputed bounds, the audit made again, and stated findings against the claim.
 
@@ -45,31 +47,31 @@ def derive(
     are not here is silent, and power that was not measured again is null. What is stated against the claim counts.
     """
     rows, complete = _rows(body, guarantees)
-    view = {**body, "accounting": {"guarantees": rows}}
-    if body["audit"] is not None:
+    view = body.replaced(accounting=body.accounting.replaced(guarantees=rows))
+    if body.audit is not None:
         again = again or nothing_recomputed()
-        view["audit"] = {**body["audit"], "result": _result(body["audit"]["result"], again)}
-        complete = complete and (again.complete or body["audit"]["result"] is None)
-    view["missing"] = missing_fields(view, subjects)
-    section = verdict_section(view)
-    return Derived(name=section["name"], reasons=tuple(section["reasons"]), complete=complete)
+        view = view.replaced(audit=body.audit.replaced(result=_result(body.audit.result, again)))
+        complete = complete and (again.complete or body.audit.result is None)
+    verdict = derived_verdict(view.replaced(missing=missing_fields(view, subjects)))
+    return Derived(name=verdict.name, reasons=verdict.reasons, complete=complete)
 
 
-def _rows(body: dict[str, Any], guarantees: Recomputed) -> tuple[list[dict[str, Any]], bool]:
+def _rows(body: Predicate, guarantees: Recomputed) -> tuple[tuple[GuaranteeModel, ...], bool]:
     """Stored guarantees with the bounds found here; those that could not be recomputed are left out."""
-    rows, complete = [], True
-    for row in body["accounting"]["guarantees"]:
-        fresh = guarantees.get(row["accountant"])
-        if fresh is not None and "unfinished" in fresh:
+    rows: list[GuaranteeModel] = []
+    complete = True
+    for row in body.accounting.guarantees:
+        fresh = guarantees.get(row.accountant, Fresh())
+        if fresh.unfinished:
             # The limits ended it: the stored bound stands in, and the report as a whole is not finished.
             complete = False
             rows.append(row)
-        elif fresh is not None and "refused" not in fresh:
-            rows.append({**row, **{name: fresh[name] for name in _BOUNDS}})
+        elif fresh.guarantee is not None:
+            rows.append(row.replaced(**{name: getattr(fresh.guarantee, name) for name in _BOUNDS}))
         else:
-            complete = complete and not row["rigorous"]
-            rows += [] if row["rigorous"] else [row]
-    return rows, complete
+            complete = complete and not row.rigorous
+            rows += [] if row.rigorous else [row]
+    return tuple(rows), complete
 
 
 def _result(stated: dict[str, Any] | None, again: RecomputedAudit) -> dict[str, Any] | None:
@@ -103,9 +105,9 @@ def _silent(stated: dict[str, Any], again: RecomputedAudit) -> dict[str, Any]:
     }
 
 
-def verdict_steps(body: dict[str, Any], derived: Derived) -> list[Step]:
+def verdict_steps(body: Predicate, derived: Derived) -> list[Step]:
     """The stated verdict against the derived one, and its words against those that follow."""
-    stated, name = body["verdict"], body["verdict"]["name"]
+    stated, name = body.verdict, body.verdict.name
     why = "; ".join(derived.reasons)[:300]
     if name != derived.name:
         if name == "consistent" and derived.name == "inconclusive" and not derived.complete:
@@ -117,19 +119,19 @@ def verdict_steps(body: dict[str, Any], derived: Derived) -> list[Step]:
     return [Step("verdict", EQUAL, told), _meaning_step(body), _reasons_step(stated, derived, written_here(body))]
 
 
-def _meaning_step(body: dict[str, Any]) -> Step:
-    stated = body["verdict"]
-    earlier = EARLIER_MEANINGS.get(stated["name"], ())
-    if stated["meaning"] == MEANING[stated["name"]] or (stated["meaning"] in earlier and not written_here(body)):
+def _meaning_step(body: Predicate) -> Step:
+    stated = body.verdict
+    earlier = EARLIER_MEANINGS.get(stated.name, ())
+    if stated.meaning == MEANING[stated.name] or (stated.meaning in earlier and not written_here(body)):
         return Step("verdict.meaning", EQUAL, "the words of this verdict")
-    if written_here(body) or "rules" not in body["verifier"]:
-        return Step("verdict.meaning", DIFFERENT, f"these are not the words for {stated['name']}")
+    if written_here(body) or "rules" not in body.verifier:
+        return Step("verdict.meaning", DIFFERENT, f"these are not the words for {stated.name}")
     return Step("verdict.meaning", RECORDED, "words of another version of dpaudit, or of other rules")
 
 
-def _reasons_step(stated: dict[str, Any], derived: Derived, own: bool) -> Step:
+def _reasons_step(stated: VerdictModel, derived: Derived, own: bool) -> Step:
     name, reasons = "verdict.reasons", plain_json(list(derived.reasons))
-    same = len(stated["reasons"]) == len(reasons) and all(map(same_text, stated["reasons"], reasons))
+    same = len(stated.reasons) == len(reasons) and all(map(same_text, stated.reasons, reasons))
     if same:
         return Step(name, EQUAL, f"{len(reasons)} reason(s) follow from the evidence")
     if own and derived.complete:

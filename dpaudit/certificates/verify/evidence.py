@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.certificates.control_file import binding_of, foreign_control, read_control_file
+from dpaudit.certificates.statement import Audit
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Outcome, Step
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.commitment import sha256_file
@@ -45,7 +47,7 @@ class ControlRead:
     bound: bool = True
 
 
-def read_scores_beside(folder: Path, audit: dict[str, Any]) -> ScoresRead:
+def read_scores_beside(folder: Path, audit: Audit) -> ScoresRead:
     """Read ``scores.parquet`` if it is the certified file; exactly one score for each certified canary.
 
     Raises
@@ -54,54 +56,53 @@ def read_scores_beside(folder: Path, audit: dict[str, Any]) -> ScoresRead:
         When the certified file does not hold the scores of the pre-registered attack on the certified canaries.
     """
     path = beside(folder, "scores.parquet")
-    if audit["scores_digest"] is None:
+    if audit.scores_digest is None:
         if path is not None:
             detail = "scores.parquet lies beside the certificate, which does not bind it"
             return ScoresRead(None, Step("audit.scores", DIFFERENT, detail))
         return ScoresRead(None, Step("audit.scores", ABSENT, "the certificate does not bind a score file"))
     if path is None:
         return ScoresRead(None, Step("audit.scores", ABSENT, "scores.parquet does not stand beside the certificate"))
-    if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit["scores_digest"]:
+    if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit.scores_digest:
         return ScoresRead(None, Step("audit.scores", DIFFERENT, "scores.parquet is not the certified score file"))
-    step = Step("audit.scores", EQUAL, f"SHA-256 {audit['scores_digest'][:12]}…")
-    if audit["plan"] is None or not audit["canaries"]:
+    step = Step("audit.scores", EQUAL, f"SHA-256 {audit.scores_digest[:12]}…")
+    if audit.plan is None or not audit.canaries:
         return ScoresRead(None, step)
     return ScoresRead(_scores(path, audit), step)
 
 
-def _scores(path: Path, audit: dict[str, Any]) -> list[float]:
+def _scores(path: Path, audit: Audit) -> list[float]:
     table = read_table(path, columns=("id", "score"), optional=("attack",))
-    rows, planned = list(range(len(table["id"]))), audit["plan"].get("attack")
+    rows, planned = list(range(len(table["id"]))), (audit.plan or {}).get("attack")
     if "attack" in table and planned != "unspecified":
         rows = [i for i in rows if table["attack"][i] == planned]
         if not rows:
             held = ", ".join(sorted({str(a) for a in table["attack"]}))[:100]
             raise InvalidEvidence(f"{path.name} holds scores of {held} and the plan pre-registered {planned!r}")
     scores = {str(table["id"][i]): number(table["score"][i], name=f"score of {table['id'][i]}") for i in rows}
-    ids = [row[0] for row in audit["canaries"]]
+    ids = audit.ids
     if len(scores) != len(rows) or set(scores) != set(ids):
         raise InvalidEvidence(f"{path.name} does not hold exactly one score for each certified canary")
     return [scores[i] for i in ids]
 
 
-def read_control_beside(folder: Path, body: dict[str, Any]) -> ControlRead:
+def read_control_beside(folder: Path, audit: Audit, provenance: Mapping[str, Any]) -> ControlRead:
     """Read ``control_scores.parquet`` if it is the certified file and a control of this run."""
-    audit = body["audit"]
-    if audit["control_digest"] is None:
+    if audit.control_digest is None:
         detail = "no positive control was made, so the power of this attack is unknown"
         return ControlRead(None, ABSENT, detail, bound=False)
     path = beside(folder, "control_scores.parquet")
     if path is None:
         return ControlRead(None, ABSENT, "control_scores.parquet does not stand beside the certificate")
-    if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit["control_digest"]:
+    if path.stat().st_size > MAX_TABLE_BYTES or sha256_file(path) != audit.control_digest:
         return ControlRead(None, DIFFERENT, "control_scores.parquet is not the certified control")
     found = read_control_file(path)
     expected = binding_of(
-        audit["plan"] or {},
-        plan_sha256=audit["plan_digest"],
-        config_sha256=body["provenance"].get("config_sha256"),
+        audit.plan or {},
+        plan_sha256=audit.plan_digest,
+        config_sha256=provenance.get("config_sha256"),
     )
-    if why := foreign_control(found, expected, [row[0] for row in audit["canaries"]]):
+    if why := foreign_control(found, expected, audit.ids):
         # An earlier dpaudit did not write what a control belongs to; such a control supports nothing.
         outcome = ABSENT if found.binding is None else DIFFERENT
         return ControlRead(None, outcome, f"the control is not bound to this run: {why}")

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from dpaudit.certificates.build import plain_json
 from dpaudit.certificates.deviations import ledger_deviations
+from dpaudit.certificates.plain import plain_json
+from dpaudit.certificates.statement import Predicate
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
-from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.readers import beside, read_json
 
 
-def embedded_ledger(body: dict[str, Any]) -> Ledger | None:
-    """The ledger inside a certificate; None when it has none."""
-    section = body["ledger"]
-    return None if section is None else Ledger.from_dict({k: v for k, v in section.items() if k != "head"})
-
-
-def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
+def ledger_steps(folder: Path, body: Predicate) -> list[Step]:
     """Compare the digest chain of ``ledger.jsonl`` with the ledger and head inside the certificate."""
-    section = body["ledger"]
+    section = body.ledger
     if section is None:
         return [Step("ledger", ABSENT, "the certificate has no ledger")]
     path = beside(folder, "ledger.jsonl")
@@ -34,15 +27,15 @@ def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     except InvalidEvidence as error:
         return [Step("ledger.chain", DIFFERENT, str(error))]
     head = f"head of the chain {record.head[:12]}…"
-    steps = [judge("ledger.chain", record.head == section["head"], head, f"{head}, certified {section['head']}")]
-    ledger = embedded_ledger(body)
-    same = ledger is not None and record.ledger.merged().to_dict() == ledger.merged().to_dict()
+    steps = [judge("ledger.chain", record.head == section.head, head, f"{head}, certified {section.head}")]
+    ledger = section.to_ledger()
+    same = record.ledger.merged().to_dict() == ledger.merged().to_dict()
     count = f"{record.ledger.steps} noisy releases in {len(record.ledger.stages)} stage(s)"
-    stated = "none" if ledger is None else f"{ledger.steps} in {len(ledger.stages)}"
+    stated = f"{ledger.steps} in {len(ledger.stages)}"
     steps.append(judge("ledger.stages", same, count, f"{count}; the certificate has {stated}"))
-    if record.open_steps is not None and body["run_status"] == "complete":
+    if record.open_steps is not None and body.run_status == "complete":
         steps.append(Step("ledger.open", DIFFERENT, "a segment is still open, so the run is not complete as stated"))
-    plan_digest = None if body["audit"] is None else body["audit"]["plan_digest"]
+    plan_digest = None if body.audit is None else body.audit.plan_digest
     if record.audit_plan_sha256 is not None or plan_digest is not None:
         same = record.audit_plan_sha256 == plan_digest
         detail = "the ledger opened with the digest of the audit plan"
@@ -50,18 +43,18 @@ def ledger_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     return [*steps, _deviations_step(body, record.reasons)]
 
 
-def _deviations_step(body: dict[str, Any], reasons: tuple[str, ...]) -> Step:
+def _deviations_step(body: Predicate, reasons: tuple[str, ...]) -> Step:
     """Unclean stops and imports stand in the ledger itself, so that a certificate cannot leave them out."""
     needed = ledger_deviations(reasons)
-    lost = [text for text in needed if text not in body["deviations"]]
+    lost = [text for text in needed if text not in body.deviations]
     if lost:
         return Step("deviations", DIFFERENT, f"the ledger records what the deviations leave out: {lost[0][:200]}")
     return Step("deviations", EQUAL, f"what the ledger records of its own stops and origin is stated ({len(needed)})")
 
 
-def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
+def examination_steps(folder: Path, body: Predicate) -> list[Step]:
     """Compare ``examination.json`` with what the certificate says about white-box tests and their findings."""
-    stated, path = body.get("examination"), beside(folder, "examination.json")
+    stated, path = body.examination, beside(folder, "examination.json")
     if path is None:
         if stated is None:
             return []
@@ -70,7 +63,7 @@ def examination_steps(folder: Path, body: dict[str, Any]) -> list[Step]:
     found = plain_json(read_json(path))
     if found != stated:
         return [Step("examination", DIFFERENT, "examination.json is not what the certificate says was tested")]
-    lost = [f for f in found.get("findings") or () if f not in body["findings"]]
+    lost = [f for f in found.get("findings") or () if f not in body.findings]
     if lost:
         return [Step("examination", DIFFERENT, "a finding of examination.json is not in the certificate")]
     count = len(found.get("tests") or ())

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from dpaudit.certificates.build import to_float
+from dpaudit.certificates.plain import to_float
+from dpaudit.certificates.statement import Audit, Predicate
 from dpaudit.certificates.verify.audit_result import RecomputedAudit
 from dpaudit.certificates.verify.compare import TOLERANCE, first_difference, judge_differences, written_here
 from dpaudit.certificates.verify.guard import guarded
@@ -21,10 +22,10 @@ _P_VALUE = 1e-3  # p-values of the declared curve rest on a certified interval t
 _NO_SCORES = "the scores do not lie beside the certificate, so it cannot be made again and supports nothing"
 
 
-def result_steps(body: dict[str, Any], again: RecomputedAudit) -> list[Step]:
+def result_steps(body: Predicate, audit: Audit, again: RecomputedAudit) -> list[Step]:
     """One step for each section of the result; none is skipped because another differs."""
-    stated, own = body["audit"]["result"], written_here(body)
-    steps = [*guarded("audit.power", lambda: [power_step(body, again)])]
+    stated, own = audit.result or {}, written_here(body)
+    steps = [*guarded("audit.power", lambda: [power_step(stated, again)])]
     if again.result.failed is not None:
         return [again.result.failed, *steps]
     fresh = again.result.value
@@ -152,10 +153,10 @@ def _verdict_step(stated: dict[str, Any], fresh: dict[str, Any]) -> Step:
     return judge("audit.verdict", said == derived, derived, f"the evidence gives {derived} and {said} is stated")
 
 
-def power_step(body: dict[str, Any], again: RecomputedAudit) -> Step:
+def power_step(stated: dict[str, Any], again: RecomputedAudit) -> Step:
     """The attack's power from its control; power that is not measured again is null and supports nothing."""
-    stated, name = body["audit"]["result"], "audit.power"
-    power, lower, control = stated.get("power"), stated.get("power_lower"), again.control
+    name, control = "audit.power", again.control
+    power, lower = stated.get("power"), stated.get("power_lower")
     if control.outcome == DIFFERENT:
         return Step(name, DIFFERENT, control.detail)
     if not control.bound:
@@ -177,10 +178,9 @@ def power_step(body: dict[str, Any], again: RecomputedAudit) -> Step:
     return judge(name, same, told, f"the control gives {told}; {_show(power)}, at least {_show(lower)}, is stated")
 
 
-def group_step(body: dict[str, Any], again: RecomputedAudit) -> list[Step]:
+def group_step(body: Predicate, audit: Audit, again: RecomputedAudit) -> list[Step]:
     """For canaries with copies: the group claim that they test, of the recorded steps."""
-    section, name = body["audit"], "audit.group_claim"
-    copies, stated = section["copies"], (section["plan"] or {}).get("group_epsilon")
+    name, copies, stated = "audit.group_claim", audit.copies, (audit.plan or {}).get("group_epsilon")
     if copies == 1:
         return [] if stated is None else [Step(name, DIFFERENT, "the plan names a group claim for single canaries")]
     found = again.group_epsilon
@@ -191,7 +191,7 @@ def group_step(body: dict[str, Any], again: RecomputedAudit) -> list[Step]:
         return [Step(name, ABSENT, f"{equal}; the plan names no group claim")]
     planned = to_float(stated)
     close = math.isclose(planned, found, rel_tol=TOLERANCE if written_here(body) else 1e-3)
-    if body["run_status"] == "complete":
+    if body.run_status == "complete":
         return [judge(name, close, equal, f"{equal} and the plan has {exact_text(planned)}")]
     # A run that stopped early costs its groups less than was planned; the bound is tested at what it costs.
     return [judge(name, close or planned > found, equal, f"{equal}, above the plan's {exact_text(planned)}")]

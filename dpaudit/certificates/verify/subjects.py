@@ -8,8 +8,8 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from dpaudit.certificates.statement import Subject
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, UNFINISHED, Step, judge
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.text import printable
@@ -51,13 +51,13 @@ MAX_ENTRIES = 20_000
 _BLOCK = 2**20
 
 
-def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step]:
+def subject_steps(folder: Path, subjects: Sequence[Subject]) -> list[Step]:
     """Digest every released file that the certificate names, and look for files that it does not name."""
     steps: list[Step] = []
     found: dict[Path, str] = {}
     here: set[Path] = set()
     for subject in subjects:
-        name = subject["name"]
+        name = subject.name
         try:
             path = inside(folder, name)
         except InvalidEvidence as error:
@@ -69,7 +69,7 @@ def subject_steps(folder: Path, subjects: Sequence[dict[str, Any]]) -> list[Step
         found[path] = name
         if path.parent.is_dir():
             here.add(path.parent)
-        steps.append(_subject_step(f"subject {name}", path, path.parent, folder, subject["digest"]["sha256"]))
+        steps.append(_subject_step(f"subject {name}", path, path.parent, folder, subject.digest.sha256))
     return [*steps, *_uncertified_steps(folder.resolve(), here, set(found))]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.amend import amendment_steps, read_amendments
-from dpaudit.certificates.build import certificate_bytes, missing_fields, statement_digest
+from dpaudit.certificates.build import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
-from dpaudit.certificates.statement import validate_statement
+from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.certificates.verify.accounting import accounting_steps, claim_step, recomputed_guarantees
 from dpaudit.certificates.verify.audit import audit_steps
 from dpaudit.certificates.verify.audit_result import recompute_audit
@@ -25,7 +25,7 @@ from dpaudit.certificates.verify.statements import consistency_step, exposure_st
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.confined import LIMITS, Limits, call
-from dpaudit.storage.readers import parse_json, read_bytes
+from dpaudit.storage.readers import read_bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Certificate:
 
     path: Path
     data: bytes
-    statement: dict[str, Any]
+    statement: Statement
 
     @property
     def folder(self) -> Path:
@@ -42,10 +42,9 @@ class Certificate:
         return self.path.parent
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Predicate:
         """The predicate."""
-        body: dict[str, Any] = self.statement["predicate"]
-        return body
+        return self.statement.predicate
 
 
 def find_certificate(path: Path) -> Path:
@@ -68,7 +67,7 @@ def read_certificate(path: Path | str) -> Certificate:
     """
     path = find_certificate(Path(path))
     data = read_bytes(path)
-    return Certificate(path, data, validate_statement(parse_json(data, name=path.name)))
+    return Certificate(path, data, Statement.from_bytes(data, name=path.name))
 
 
 def verify_certificate(
@@ -114,7 +113,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     """The work of :func:`verify_certificate` in this process, with no limit on memory and none on time of its own."""
     rules = None if policy is None else read_policy(Path(policy))
     certificate = read_certificate(path)
-    folder, body, subjects = certificate.folder, certificate.body, certificate.statement["subject"]
+    folder, body, subjects = certificate.folder, certificate.body, certificate.statement.subject
     trusted = () if rules is None else rules.trusted_keys
     signature, origin = signature_steps(certificate.path, certificate.data, trusted)
     steps = [_canonical_step(certificate), _digest_step(certificate), *signature]
@@ -126,7 +125,9 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     recomputed = recomputed_guarantees(body)
     steps += guarded("accounting", lambda: accounting_steps(body, recomputed))
     steps += guarded("claim", lambda: claim_step(body, recomputed))
-    again = None if body["audit"] is None else attempt("audit", lambda: recompute_audit(folder, body, recomputed))
+    section, again = body.audit, None
+    if section is not None:
+        again = attempt("audit", lambda: recompute_audit(folder, body, section, recomputed))
     audit = None if again is None else again.value
     steps += [again.failed] if again is not None and again.failed is not None else audit_steps(folder, body, audit)
     steps += guarded("exposure", lambda: exposure_steps(body, None if audit is None else audit.scores.values))
@@ -143,7 +144,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower)
     failures, accepts = ((), False) if rules is None else judge(rules, facts, certificate.statement, amendments)
     return VerificationReport(
-        stated_verdict=body["verdict"]["name"],
+        stated_verdict=body.verdict.name,
         steps=tuple(steps),
         origin=origin,
         policy_failures=failures,
@@ -160,7 +161,7 @@ def _made(derived: Attempt[Derived]) -> Derived:
 
 
 def _canonical_step(certificate: Certificate) -> Step:
-    same = certificate_bytes(certificate.statement) == certificate.data
+    same = certificate.statement.to_bytes() == certificate.data
     detail = "the file is the canonical form of what it says"
     return Step(
         "file", EQUAL if same else DIFFERENT, detail if same else "the file is not in canonical form: it was edited"
@@ -168,7 +169,7 @@ def _canonical_step(certificate: Certificate) -> Step:
 
 
 def _digest_step(certificate: Certificate) -> Step:
-    stated, found = certificate.body["digest"], statement_digest(certificate.statement)
+    stated, found = certificate.body.digest, certificate.statement.digest
     if stated == found:
         return Step("digest", EQUAL, f"SHA-256 of the statement is {found[:12]}…")
     return Step(
@@ -177,10 +178,9 @@ def _digest_step(certificate: Certificate) -> Step:
 
 
 def _fields_step(certificate: Certificate) -> Step:
-    found = missing_fields(certificate.body, certificate.statement["subject"])
-    if found != certificate.body["missing"]:
-        return Step(
-            "fields", DIFFERENT, f"missing fields are {found}, the certificate lists {certificate.body['missing']}"
-        )
+    found = missing_fields(certificate.body, certificate.statement.subject)
+    if found != certificate.body.missing:
+        listed = list(certificate.body.missing)
+        return Step("fields", DIFFERENT, f"missing fields are {list(found)}, the certificate lists {listed}")
     told = "nothing needed is missing" if not found else f"missing, as stated: {', '.join(found)}"
     return Step("fields", RECORDED, told)

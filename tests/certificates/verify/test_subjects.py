@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dpaudit.certificates.statement import Subject
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, Step
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.storage.commitment import sha256_file
@@ -30,7 +31,8 @@ def release(tmp_path: Path) -> Path:
 
 def steps(folder: Path, *names: str) -> list[Step]:
     digest = sha256_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "0" * 64
-    return subject_steps(folder, [{"name": name, "digest": {"sha256": digest}} for name in names or (WEIGHTS,)])
+    named = [Subject.model_validate({"name": name, "digest": {"sha256": digest}}) for name in names or (WEIGHTS,)]
+    return subject_steps(folder, named)
 
 
 def different(folder: Path, *names: str) -> list[str]:
