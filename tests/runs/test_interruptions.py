@@ -14,6 +14,7 @@ import torch
 
 import dpaudit.runs.fit as fitting
 import dpaudit.storage.files as files
+import dpaudit.storage.journal as journal
 from dpaudit.runs.checkpoint import read_checkpoint
 from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import read_journal
@@ -25,6 +26,7 @@ from tests.runs.run_helpers import Outcome, run_cli, small_config, write_toml
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "check_sensitivity", lambda *arguments: None)
     monkeypatch.setattr(fitting, "public_quality", lambda *arguments: 1.0)
+    monkeypatch.setattr(journal, "_FLUSH_SHARE", 1e9)  # no step reserved ahead, however slow the disk is
 
 
 def command(root: Path, method: str, name: str = "train") -> Outcome:
@@ -122,9 +124,7 @@ def break_seal(patch: pytest.MonkeyPatch) -> None:
         once_for(patch, os, "fsync", lambda handle: True)
         real(path, content, **options)
 
-    import dpaudit.storage.journal as module
-
-    patch.setattr(module, "write_atomically", write)
+    patch.setattr(journal, "write_atomically", write)
 
 
 def break_steps_log(patch: pytest.MonkeyPatch) -> None:

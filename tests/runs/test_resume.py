@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import dpaudit.runs.fit as fitting
+import dpaudit.storage.journal as journal
 from dpaudit import Stage
 from dpaudit.runs.resume import declared_configuration, differing_keys
 from dpaudit.storage.commitment import sha256_file
@@ -30,6 +31,7 @@ def data(path: Path, texts: list[str]) -> Path:
 def leave_out_what_is_slow(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fitting, "check_sensitivity", lambda *arguments: None)
     patch.setattr(fitting, "public_quality", lambda *arguments: 1.0)
+    patch.setattr(journal, "_FLUSH_SHARE", 1e9)  # no step reserved ahead, however slow the disk is
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +119,8 @@ def another_ledger_of_more_steps(run: Path) -> None:
         relation="add_or_remove_one",
         unit="paragraph",
         audit_plan_sha256=sha256_file(run / "release" / "audit_plan.json"),
-    ) as journal:
-        journal.append(Stage(sampling_probability=0.1, noise_multiplier=2.0, steps=5, sampling="poisson"), "x")
+    ) as log:
+        log.append(Stage(sampling_probability=0.1, noise_multiplier=2.0, steps=5, sampling="poisson"), "x")
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ def test_ledger_and_remaining_plan_are_held_against_the_claim(killed: Path, tmp_
         relation="add_or_remove_one",
         unit="paragraph",
         audit_plan_sha256=sha256_file(run / "release" / "audit_plan.json"),
-    ) as journal:
+    ) as log:
         stage = read_journal(path).ledger.stages[0]
-        journal.append(Stage.from_dict({**stage.to_dict(), "noise_multiplier": 0.5, "steps": 2}), "x")
+        log.append(Stage.from_dict({**stage.to_dict(), "noise_multiplier": 0.5, "steps": 2}), "x")
     outcome = run_cli("train", config, "--out", run)
     assert outcome.code == 64 and "the 5 steps in the ledger and the 1 still planned have epsilon <=" in outcome.error
     assert read_journal(path).ledger.steps == 5
