@@ -168,17 +168,21 @@ def from_triples(
     """
     stages = []
     for number, triple in enumerate(triples, start=1):
-        if len(triple) != 3 or any(isinstance(v, (str, bool)) for v in triple):
-            raise InvalidValue(f"history entry {number} is {triple!r} and must be (sigma, q, steps).")
-        sigma, q, steps = triple
-        if int(steps) != steps:
+        try:
+            if any(isinstance(v, (str, bool)) for v in triple):
+                raise TypeError
+            sigma, q, steps = triple
+            sigma, q, whole = float(sigma), float(q), int(steps)
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidValue(f"history entry {number} is {triple!r:.80} and must be (sigma, q, steps).") from None
+        if whole != steps:
             raise InvalidValue(f"history entry {number} has steps={steps} and must count whole steps.")
         kind = Sampling.NONE if q == 1 and sampling == Sampling.POISSON else sampling
         stages.append(
             Stage(
-                sampling_probability=float(q),
-                noise_multiplier=float(sigma),
-                steps=int(steps),
+                sampling_probability=q,
+                noise_multiplier=sigma,
+                steps=whole,
                 sampling=Sampling(str(kind)),
             )
         )
@@ -198,4 +202,7 @@ def from_opacus(
         if "history" not in history:
             raise InvalidValue("the state_dict has no key 'history'; pass accountant.state_dict().")
         history = history["history"]
-    return from_triples(list(getattr(history, "history", history)), relation=relation, unit=unit, sampling=sampling)
+    entries = getattr(history, "history", history)
+    if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
+        raise InvalidValue(f"a history is {type(entries).__name__} and must be a list of (sigma, q, steps).")
+    return from_triples(list(entries), relation=relation, unit=unit, sampling=sampling)

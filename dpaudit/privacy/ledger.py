@@ -62,10 +62,16 @@ class Ledger:
     def from_dict(cls, value: Mapping[str, Any]) -> Ledger:
         """Read :meth:`to_dict`'s form; unknown or missing keys are refused."""
         known = {"relation", "unit", "max_records_per_unit", "stages"}
+        if not isinstance(value, Mapping):
+            raise InvalidValue(
+                f"a ledger is {type(value).__name__} and must be an object with {', '.join(sorted(known))}."
+            )
         if unknown := sorted(set(value) - known):
             raise InvalidValue(f"ledger key {unknown[0]!r} is unknown; known keys are {', '.join(sorted(known))}.")
         if missing := sorted(known - set(value)):
             raise InvalidValue(f"ledger key {missing[0]!r} is missing; a ledger states it explicitly.")
+        if not isinstance(value["stages"], (list, tuple)):
+            raise InvalidValue(f"ledger key stages={value['stages']!r:.60} must be a list of stages.")
         stages = tuple(Stage.from_dict(stage) for stage in value["stages"])
         return cls(
             stages=stages,

@@ -126,7 +126,7 @@ class Stage:
     def __post_init__(self) -> None:
         for name, kind in (("sampling", Sampling), ("mechanism", Mechanism), ("clip", Clip)):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
+            if (value is not None or name != "clip") and not isinstance(value, kind):
                 validate.one_of([member.value for member in kind], **{name: str(value)})
                 object.__setattr__(self, name, kind(value))
         validate.probability(sampling_probability=self.sampling_probability)
@@ -160,6 +160,8 @@ class Stage:
             validate.positive(expected_batch_size=self.expected_batch_size)
         if self.quantile_sigma is not None:
             validate.positive(quantile_sigma=self.quantile_sigma)
+        if self.stop_reason is not None:
+            validate.label(stop_reason=self.stop_reason)
 
     @property
     def effective_noise_multiplier(self) -> float:
@@ -191,6 +193,10 @@ class Stage:
     def from_dict(cls, value: Mapping[str, Any]) -> Stage:
         """Read :meth:`to_dict`'s form; an unknown key is refused, never ignored."""
         known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(value, Mapping):
+            raise InvalidValue(
+                f"a stage is {value!r:.60} and must be an object with sampling_probability and the rest."
+            )
         if unknown := sorted(set(value) - known):
             raise InvalidValue(f"stage key {unknown[0]!r} is unknown; known keys are {', '.join(sorted(known))}.")
         missing = [k for k in ("sampling_probability", "noise_multiplier", "steps", "sampling") if k not in value]

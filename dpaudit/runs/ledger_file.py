@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
+from dpaudit.storage.readers import read_json
 
 
 def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str]]:
@@ -23,10 +23,7 @@ def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str
 
         ledger = read_ledger(path)
     else:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InvalidEvidence(f"ledger {str(path)!r} cannot be read as JSON: {error}.") from None
+        value = read_json(path)
         if isinstance(value, list) or (isinstance(value, dict) and "history" in value):
             from dpaudit.accounting.events import from_opacus
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dpaudit.privacy import errors
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import positive
 
 _LENGTH = struct.Struct("<Q")
@@ -48,6 +48,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         positive(seconds=self.seconds, megabytes=self.megabytes)
+        for name, value, most in (("seconds", self.seconds, 10**6), ("megabytes", self.megabytes, 10**7)):
+            if not value <= most:
+                raise InvalidValue(f"{name}={value:g} must be at most {most}; give a smaller limit.")
 
 
 LIMITS = Limits()

@@ -63,7 +63,7 @@ def _limit(name: str, value: int) -> None:
     try:
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-    except (ValueError, OSError):
+    except (ValueError, OverflowError, OSError):
         pass
 
 

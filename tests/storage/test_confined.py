@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Any
@@ -104,7 +105,7 @@ def test_a_forked_child_gets_a_process_of_its_own() -> None:
     assert call(process_id, {}, SMALL) == parent
 
 
-@pytest.mark.parametrize("bad", [{"seconds": 0}, {"seconds": float("nan")}, {"megabytes": -1}])
+@pytest.mark.parametrize("bad", [{"seconds": 0}, {"seconds": math.nan}, {"seconds": math.inf}, {"megabytes": -1}])
 def test_limits_are_positive(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidValue):
         Limits(**bad)  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ class Certificate:
 
 def find_certificate(path: Path) -> Path:
     """Path of the certificate itself, when a run folder or its ``release/`` was given."""
-    if path.is_dir():
+    if os.path.isdir(path):
         for candidate in (path / "certificate.json", path / "release" / "certificate.json"):
             if candidate.is_file():
                 return candidate
