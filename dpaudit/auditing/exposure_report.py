@@ -21,7 +21,7 @@ from dpaudit.auditing.exposure import (
     mean_exposure_without_leakage,
     rank_sum_test,
 )
-from dpaudit.auditing.exposure_checks import look_reversed, refuse_own_references
+from dpaudit.auditing.exposure_checks import REVERSED_WORDS, look_reversed, refuse_own_references
 from dpaudit.auditing.guess import check_ids, check_scores
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import name_some
@@ -30,6 +30,12 @@ EXPOSURE_SCHEMA = "dpaudit.exposure/1"
 
 LEVEL = 0.05
 """Level at which a group of canaries is said to stand out, after Bonferroni's correction for the number of groups."""
+
+
+NOTE = (
+    "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one run. Canaries"
+    " with k copies concern the claim for groups of k records."
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,10 +94,7 @@ class ExposureReport:
             },
             "looks_reversed": self.looks_reversed,
             "epsilon_lower": None,
-            "note": (
-                "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one"
-                " run. Canaries with k copies concern the claim for groups of k records."
-            ),
+            "note": " ".join([*([REVERSED_WORDS] if self.looks_reversed else []), NOTE]),
         }
 
 

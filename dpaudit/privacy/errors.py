@@ -18,11 +18,26 @@ import errno
 from pathlib import Path
 from typing import Self
 
+from dpaudit.privacy.text import printable
+
+MAX_MESSAGE = 1500
+
 
 class DpauditError(Exception):
-    """Base of every error dpaudit raises on purpose."""
+    """Base of every error dpaudit raises on purpose.
+
+    Its message is one line that can be shown, whatever name or cell of somebody else's file stands in it.
+    """
 
     exit_code: int = 64
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_one_line(part) if isinstance(part, str) else part for part in arguments))
+
+
+def _one_line(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= MAX_MESSAGE else f"{shown[: MAX_MESSAGE - 1]}…"
 
 
 class InvalidValue(DpauditError, ValueError):

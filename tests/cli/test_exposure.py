@@ -67,7 +67,10 @@ def test_reversed_losses_are_named(tmp_path: Path, references: Path, capsys: Any
     given = canaries(tmp_path / "can.csv", [9.0 + i / 10 for i in range(12)])
     code, out, _ = call(capsys, given, "--references", references)
     assert code == 0 and "The losses look reversed" in out
-    assert json.loads(call(capsys, given, "--references", references, "--json")[1])["looks_reversed"] is True
+    payload = json.loads(call(capsys, given, "--references", references, "--json")[1])
+    assert payload["looks_reversed"] is True and payload["note"].startswith("The losses look reversed")
+    call(capsys, given, "--references", references, "--out", tmp_path / "page.html")
+    assert "The losses look reversed" in (tmp_path / "page.html").read_text(encoding="utf-8")
     given = canaries(tmp_path / "can.csv", [1.0 + i / 10 for i in range(12)])
     assert json.loads(call(capsys, given, "--references", references, "--json")[1])["looks_reversed"] is False
 
