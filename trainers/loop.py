@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
+from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
@@ -150,7 +151,8 @@ def train(
     reduce, adds_noise : optional
         Sum over processes, and whether this process contributes the noise; see ``distributed_options``.
     start_step, optimizer_state : optional
-        Resume after ``start_step`` steps. The sampler and the noise start afresh, always.
+        Resume after ``start_step`` steps, which a journal on disk must have counted. The sampler and the noise start
+        afresh, always.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
         releases' energy. With several processes one of them has the canaries, and each records its own releases.
@@ -174,6 +176,7 @@ def train(
     validate.integer_at_least(0, start_step=start_step)
     if start_step > plan.steps:
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
+    refuse_uncounted(journal, start_step)
     settings = optimizer or OptimizerSettings()
     check(plan)
     refuse_wrapped(model)

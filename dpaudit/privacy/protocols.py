@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Stage
@@ -46,6 +46,15 @@ class Journal(Protocol):
 
     def seal(self, reason: str, /) -> None:
         """Close the open stage: at a checkpoint, a stage change, or the end."""
+
+
+@runtime_checkable
+class LastingJournal(Journal, Protocol):
+    """A journal that outlives the process, so that a resume can be held against what it counted."""
+
+    @property
+    def steps(self) -> int:
+        """Steps counted so far, those of earlier processes included."""
 
 
 class MemoryJournal:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpaudit import MemoryJournal, StorageFailed
+from dpaudit import InvalidEvidence, MemoryJournal, StorageFailed
 from dpaudit.trainers import PrivacyPlan, TrainingStopped, train
 from dpaudit.trainers.stopping import finish_the_step
 from dpaudit.trainers.zeroth_order.directions import Directions
@@ -112,6 +112,24 @@ def test_another_error_is_not_covered_by_the_seal(loop: Any) -> None:
 
     with pytest.raises(ZeroDivisionError):
         loop(Refusing(seal=1), callback=burst)
+
+
+@LOOPS
+def test_a_resume_is_held_against_a_journal_on_disk_alone(loop: Any, tmp_path: Path) -> None:
+    from dpaudit.storage.journal import DiskJournal
+
+    later: dict[str, Any] = {"start_step": 4} if loop is first_order else {"start": (0, 4)}
+    with DiskJournal(
+        tmp_path / "ledger.jsonl", relation="add_or_remove_one", unit="row", audit_plan_sha256=None
+    ) as journal:
+        loop(journal, callback=lambda report: report.step == 3)
+        with pytest.raises(InvalidEvidence, match="counts 3 steps and this run goes on after 4"):
+            loop(journal, **later)
+        assert journal.steps == 3
+        later = {"start_step": 3} if loop is first_order else {"start": (0, 3)}
+        loop(journal, **later)
+        assert journal.steps == 6
+    loop(MemoryJournal(), **later)  # a journal in memory counts one process
 
 
 def test_a_log_that_could_not_be_written_is_completed_and_replays(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
+from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
@@ -288,6 +289,8 @@ def zo_train(
     weights = ZOWeights(model, directions, cache=BitCache(cache_bytes))
     if state is not None:
         weights.load(state)
+    if world.rank == 0:
+        refuse_uncounted(journal, max(weights.updates, sum(s.plan.steps for s in plan.stages[: start[0]]) + start[1]))
     writer = ZOLogWriter() if log is None else log
     writer.header(weights.header())
     writer.rewind(weights.updates)
