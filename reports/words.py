@@ -9,23 +9,24 @@ from dpaudit.certificates.lower_bound import usable_lower
 from dpaudit.certificates.statement import Predicate
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.rounding import lower_text, nearest_text, percent_lower, percent_upper, upper_text
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.reports.text import counted
 
-WORDS = {
-    "violated": "Violated",
-    "accounting_mismatch": "Accounting mismatch",
-    "invalid_audit": "Invalid audit",
-    "inconclusive": "Inconclusive",
-    "consistent": "Consistent",
+WORDS: dict[str, str] = {
+    Verdict.VIOLATED: "Violated",
+    Verdict.ACCOUNTING_MISMATCH: "Accounting mismatch",
+    Verdict.INVALID_AUDIT: "Invalid audit",
+    Verdict.INCONCLUSIVE: "Inconclusive",
+    Verdict.CONSISTENT: "Consistent",
 }
 
 # Each is true of every certificate with that verdict, whatever its reasons; the reasons say the rest.
 HEADLINES = {
-    "violated": "There is evidence against the claim.",
-    "accounting_mismatch": "What was recorded does not support the claim.",
-    "invalid_audit": "Leakage was not validly tested.",
-    "inconclusive": "Nothing was found against the claim, and the evidence does not suffice to decide it.",
-    "consistent": "Nothing was found against the claim, by a test whose power was measured.",
+    Verdict.VIOLATED: "There is evidence against the claim.",
+    Verdict.ACCOUNTING_MISMATCH: "What was recorded does not support the claim.",
+    Verdict.INVALID_AUDIT: "Leakage was not validly tested.",
+    Verdict.INCONCLUSIVE: "Nothing was found against the claim, and the evidence does not suffice to decide it.",
+    Verdict.CONSISTENT: "Nothing was found against the claim, by a test whose power was measured.",
 }
 
 

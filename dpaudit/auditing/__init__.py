@@ -93,6 +93,5 @@ from dpaudit.auditing.words import explain as explain
 from dpaudit.auditing.xiang import accuracy_mu_lower as accuracy_mu_lower
 from dpaudit.auditing.xiang import xiang_mu_lower as xiang_mu_lower
 from dpaudit.privacy.finding import Finding as Finding
-from dpaudit.privacy.verdict import EXIT_CODES as EXIT_CODES
-from dpaudit.privacy.verdict import VERDICTS as VERDICTS
+from dpaudit.privacy.verdict import Verdict as Verdict
 from dpaudit.privacy.verdict import decide as decide

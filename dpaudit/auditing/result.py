@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.privacy.finding import Finding
-from dpaudit.privacy.verdict import EXIT_CODES
+from dpaudit.privacy.verdict import Verdict
 
 AUDIT_SCHEMA = "dpaudit.audit/1"
 
@@ -46,7 +46,7 @@ class AuditResult:
 
     Attributes
     ----------
-    verdict : str
+    verdict : Verdict
         ``violated``, ``accounting_mismatch``, ``invalid_audit``, ``inconclusive`` or ``consistent``.
     summary : str
         One paragraph in plain words.
@@ -71,7 +71,7 @@ class AuditResult:
         of its 95 % interval, which is what the verdict rests on.
     """
 
-    verdict: str
+    verdict: Verdict
     summary: str
     claim_tested: str
     claimed_epsilon: float
@@ -101,13 +101,13 @@ class AuditResult:
     @property
     def exit_code(self) -> int:
         """0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid_audit."""
-        return EXIT_CODES[self.verdict]
+        return self.verdict.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.audit/1``."""
         return {
             "schema": AUDIT_SCHEMA,
-            "verdict": self.verdict,
+            "verdict": str(self.verdict),
             "summary": self.summary,
             "claim": {
                 "tested": self.claim_tested,

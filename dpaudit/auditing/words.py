@@ -6,32 +6,35 @@ from typing import TYPE_CHECKING
 
 from dpaudit.auditing.liveness import REVERSED
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_text, upper_text
+from dpaudit.privacy.verdict import Verdict
 
 if TYPE_CHECKING:
     from dpaudit.auditing.result import AuditResult
 
 _CLOSING = {
-    "violated": "A correct implementation shows such evidence with probability at most alpha.",
-    "accounting_mismatch": "This is a fault of the bookkeeping, whatever the attack showed.",
-    "invalid_audit": "Nothing about privacy follows from it, in either direction; mend the design and repeat it.",
-    "inconclusive": "This is no evidence of privacy: a weak attack, or too few canaries, looks exactly the same.",
-    "consistent": "It proves nothing, and says nothing of stronger attacks, other data or other units of privacy.",
+    Verdict.VIOLATED: "A correct implementation shows such evidence with probability at most alpha.",
+    Verdict.ACCOUNTING_MISMATCH: "This is a fault of the bookkeeping, whatever the attack showed.",
+    Verdict.INVALID_AUDIT: "Nothing about privacy follows from it, in either direction; mend the design and repeat it.",
+    Verdict.INCONCLUSIVE: "This is no evidence of privacy: a weak attack, or too few canaries, looks exactly the same.",
+    Verdict.CONSISTENT: (
+        "It proves nothing, and says nothing of stronger attacks, other data or other units of privacy."
+    ),
 }
 
 
 def explain(verdict: str) -> str:
     """What a verdict does not mean, in one sentence."""
-    return _CLOSING[verdict]
+    return _CLOSING[Verdict(verdict)]
 
 
 def summarise(result: AuditResult) -> str:
     """What the verdict means and does not mean, with the numbers that carry it."""
     head = {
-        "violated": _violated(result),
-        "accounting_mismatch": "Accounting mismatch: the recorded steps do not support the claim.",
-        "invalid_audit": "Invalid audit: its conditions were broken, and its own bound is discarded.",
-        "inconclusive": _inconclusive(result),
-        "consistent": _consistent(result),
+        Verdict.VIOLATED: _violated(result),
+        Verdict.ACCOUNTING_MISMATCH: "Accounting mismatch: the recorded steps do not support the claim.",
+        Verdict.INVALID_AUDIT: "Invalid audit: its conditions were broken, and its own bound is discarded.",
+        Verdict.INCONCLUSIVE: _inconclusive(result),
+        Verdict.CONSISTENT: _consistent(result),
     }[result.verdict]
     return " ".join(part for part in (head, _numbers(result), explain(result.verdict)) if part)
 
@@ -43,7 +46,7 @@ def _inconclusive(result: AuditResult) -> str:
 
 
 def _violated(result: AuditResult) -> str:
-    claims = sorted({f.claim for f in result.findings if f.status == "violated"})
+    claims = sorted({f.claim for f in result.findings if f.status == Verdict.VIOLATED})
     return f"Violated: the evidence contradicts the claim on {' and '.join(claims)}."
 
 

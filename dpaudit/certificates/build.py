@@ -26,13 +26,14 @@ from dpaudit.certificates.statement import (
     Subject,
     VerdictModel,
 )
-from dpaudit.certificates.verdict import MEANING, derive_verdict
+from dpaudit.certificates.verdict import derive_verdict
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
 
 RULES = "2"
@@ -240,7 +241,7 @@ def _draft(evidence: CertificateEvidence) -> Statement:
         "limits": list(evidence.limits),
         "reproduction": evidence.reproduction,
         "missing": [],
-        "verdict": {"name": "inconclusive", "reasons": [], "meaning": ""},
+        "verdict": {"name": Verdict.INCONCLUSIVE, "reasons": [], "meaning": ""},
         "digest": "0" * 64,
     }
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(evidence.subjects.items())]
@@ -282,7 +283,7 @@ def derived_verdict(body: Predicate) -> VerdictModel:
         run_status=body.run_status,
     )
     return VerdictModel.model_validate(
-        {"name": verdict.name, "reasons": verdict.reasons, "meaning": MEANING[verdict.name]}
+        {"name": verdict.name, "reasons": verdict.reasons, "meaning": verdict.name.meaning}
     )
 
 

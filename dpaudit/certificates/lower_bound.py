@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dpaudit.certificates.build import audit_faults
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import Predicate
+from dpaudit.privacy.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,13 @@ def audit_is_valid(body: Predicate) -> bool:
         return True
     result = audit.result or {}
     findings = [f for f in result.get("findings") or () if isinstance(f, Mapping)]
-    broken = result.get("verdict") == "invalid_audit" or any(f.get("status") == "invalid_audit" for f in findings)
+    broken = result.get("verdict") == Verdict.INVALID_AUDIT or any(
+        f.get("status") == Verdict.INVALID_AUDIT for f in findings
+    )
     # A graver verdict may stand above a fault of the audit; the fault is then among the reasons.
-    faulty = body.verdict.name == "invalid_audit" or any(fault in body.verdict.reasons for fault in audit_faults(audit))
+    faulty = body.verdict.name == Verdict.INVALID_AUDIT or any(
+        fault in body.verdict.reasons for fault in audit_faults(audit)
+    )
     return not broken and not faulty
 
 

@@ -31,7 +31,7 @@ from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation
 from dpaudit.privacy.tolerance import exceeds
-from dpaudit.privacy.verdict import VERDICTS
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.readers import read_bytes, read_toml
 
 
@@ -69,7 +69,7 @@ class Policy:
         for relation in self.relations:
             Relation.parse(relation)
         for verdict in self.verdicts:
-            validate.one_of(VERDICTS, verdicts=verdict)
+            validate.one_of(list(Verdict), verdicts=verdict)
 
 
 def read_policy(path: Path) -> Policy:
@@ -94,7 +94,7 @@ class Facts:
     recomputed : dict
         Accountant to what its fresh run gave.
     steps : sequence of Step
-    verdict : str
+    verdict : Verdict
         The verdict that follows from what was recomputed.
     power_lower : float or None
         Lower end of the 95 % interval of the attack's power, measured again from control and scores.
@@ -103,7 +103,7 @@ class Facts:
     body: Predicate
     recomputed: Recomputed
     steps: Sequence[Step]
-    verdict: str
+    verdict: Verdict
     power_lower: float | None
 
 

@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator
 
 from dpaudit.certificates.plain import plain_json
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import parse_json
 
@@ -39,9 +40,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 6
 Text = Annotated[str, Field(max_length=20_000)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_as_written)]
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out"]
-Verdict = Literal["violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent"]
 if TYPE_CHECKING:
     Epsilon = float | None
+    VerdictName = Verdict
     Object = dict[str, Any]
 else:
     # Infinity is written "inf"; what else stands in an open section is any plain JSON.
@@ -49,6 +50,10 @@ else:
         Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["inf"] | None,
         Field(),
         WrapValidator(_as_written),
+    ]
+    VerdictName = Annotated[
+        Literal["violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent"],
+        AfterValidator(Verdict),
     ]
     Object = dict[str, JsonValue]
 M = TypeVar("M", bound="_Model")
@@ -207,7 +212,7 @@ class Audit(_Model):
 class VerdictModel(_Model):
     """The verdict, its reasons, and what it means."""
 
-    name: Verdict
+    name: VerdictName
     reasons: tuple[Text, ...]
     meaning: Text
 

@@ -11,42 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpaudit.privacy.finding import finding_status
+from dpaudit.privacy.finding import NOTE, finding_status
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
-from dpaudit.privacy.verdict import ENOUGH_POWER, VERDICTS, decide_statuses, enough_power, worse
+from dpaudit.privacy.verdict import ENOUGH_POWER, Verdict, decide_statuses, enough_power, worse
 
-MEANING = {
-    "violated": (
-        "Either more leaked from the model than the claim allows, or a test of the training mechanism found a fault."
-        " Do not release the model under this claim."
-    ),
-    "accounting_mismatch": (
-        "The training that was recorded does not add up to the claim, or a value needed to recompute it is missing."
-        " Nothing is said here about what leaked; the claim itself is not supported."
-    ),
-    "invalid_audit": (
-        "The attack part of this certificate cannot be used: its coins, guesses or canaries break the rules that make"
-        " its statistics valid. The accounting may still hold, but leakage was not tested."
-    ),
-    "inconclusive": (
-        "The accounting supports the claim and no violation was found. What stands among the reasons keeps that from"
-        " counting as a passed test: absence of evidence is weak evidence here."
-    ),
-    "consistent": (
-        "The accounting supports the claim, and an attack that was measured to catch a planted fault found no"
-        " violation."
-        " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested."
-    ),
-}
-
-
-EARLIER_MEANINGS = {
-    "inconclusive": (
+EARLIER_MEANINGS: dict[str, tuple[str, ...]] = {
+    Verdict.INCONCLUSIVE: (
         "The accounting supports the claim and no violation was found, but the attack was not shown to be strong enough"
         " to notice one. Absence of evidence here is weak evidence.",
     ),
-    "consistent": (
+    Verdict.CONSISTENT: (
         "The accounting supports the claim, and an attack that was shown to catch a broken run found no violation."
         " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested.",
     ),
@@ -58,7 +33,7 @@ EARLIER_MEANINGS = {
 class VerdictReasons:
     """A verdict's name and every reason found, those of the winning verdict first."""
 
-    name: str
+    name: Verdict
     reasons: tuple[str, ...]
 
 
@@ -97,66 +72,66 @@ def derive_verdict(
     InvalidEvidence
         When a finding has no known status.
     """
-    found: dict[str, list[str]] = {name: [] for name in VERDICTS}
+    found: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
     for finding in findings:
         status = finding_status(finding)
-        if status not in ("note", "consistent"):
-            found[status].append(f"{finding.get('name')}: {finding.get('text')}")
-    found["accounting_mismatch"] += [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
-    found["accounting_mismatch"] += list(mismatches)
+        if status not in (NOTE, Verdict.CONSISTENT):
+            found[Verdict(status)].append(f"{finding.get('name')}: {finding.get('text')}")
+    found[Verdict.ACCOUNTING_MISMATCH] += [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
+    found[Verdict.ACCOUNTING_MISMATCH] += list(mismatches)
     if claim_epsilon is not None and epsilon_upper is not None and exceeds(epsilon_upper, claim_epsilon):
-        found["accounting_mismatch"].append(
+        found[Verdict.ACCOUNTING_MISMATCH].append(
             f"the recorded steps cost up to ε={upper_text(epsilon_upper, 6)}, more than the claimed"
             f" {exact_text(claim_epsilon)}"
         )
-    found["invalid_audit"] += list(audit_faults)
+    found[Verdict.INVALID_AUDIT] += list(audit_faults)
     limits = (claim_epsilon, epsilon_upper) if tested_epsilon is None else (tested_epsilon, None)
     _judge_audit(found, audit, *limits, bool(audit_faults))
     if run_status != "complete":
-        found["inconclusive"].append("the run did not finish; only the steps recorded so far are accounted")
-    name = next((v for v in VERDICTS if found[v]), "consistent")
-    ordered = [*found[name], *(r for v in VERDICTS if v != name for r in found[v])]
+        found[Verdict.INCONCLUSIVE].append("the run did not finish; only the steps recorded so far are accounted")
+    name = next((v for v in Verdict if found[v]), Verdict.CONSISTENT)
+    ordered = [*found[name], *(r for v in Verdict if v != name for r in found[v])]
     return VerdictReasons(name, tuple(ordered) or ("no violation was found by an attack with measured power",))
 
 
 def _judge_audit(
-    found: dict[str, list[str]],
+    found: dict[Verdict, list[str]],
     audit: Mapping[str, Any] | None,
     claim: float | None,
     upper: float | None,
     faulty: bool,
 ) -> None:
     if audit is None:
-        found["inconclusive"].append("no audit was made, so nothing is known about what leaked")
+        found[Verdict.INCONCLUSIVE].append("no audit was made, so nothing is known about what leaked")
         return
     verdict = _own_verdict(audit)
-    if faulty or verdict == "invalid_audit":
-        if verdict == "invalid_audit":
-            found["invalid_audit"].extend(_own_reasons(audit, "the audit itself reports that it is invalid"))
+    if faulty or verdict == Verdict.INVALID_AUDIT:
+        if verdict == Verdict.INVALID_AUDIT:
+            found[Verdict.INVALID_AUDIT].extend(_own_reasons(audit, "the audit itself reports that it is invalid"))
         return
     lower = lower_at_verdict(audit)
     if lower is not None and claim is not None and exceeds(lower, claim):
-        found["violated"].append(
+        found[Verdict.VIOLATED].append(
             f"the attack shows ε ≥ {lower_text(lower, beyond=claim)}, above the claimed {exact_text(claim)}"
         )
     elif lower is not None and upper is not None and exceeds(lower, upper):
-        found["violated"].append(
+        found[Verdict.VIOLATED].append(
             f"the attack shows ε ≥ {lower_text(lower, beyond=upper)}, above the"
             f" {upper_text(upper, within=lower)} of the"
             " ledger: the steps were not run as recorded"
         )
-    elif verdict == "violated":
-        found["violated"].extend(_own_reasons(audit, "the audit refutes the declared mechanism"))
-    if verdict in {"accounting_mismatch", "inconclusive"}:
-        found[str(verdict)].extend(_own_reasons(audit, "the audit could not decide the claim"))
-    elif verdict not in {"consistent", "violated"}:
-        found["invalid_audit"].append(f"the audit's verdict {str(verdict)[:40]!r} is unknown")
+    elif verdict == Verdict.VIOLATED:
+        found[Verdict.VIOLATED].extend(_own_reasons(audit, "the audit refutes the declared mechanism"))
+    if verdict in (Verdict.ACCOUNTING_MISMATCH, Verdict.INCONCLUSIVE):
+        found[Verdict(verdict)].extend(_own_reasons(audit, "the audit could not decide the claim"))
+    elif verdict not in (Verdict.CONSISTENT, Verdict.VIOLATED):
+        found[Verdict.INVALID_AUDIT].append(f"the audit's verdict {str(verdict)[:40]!r} is unknown")
 
 
 def _own_verdict(audit: Mapping[str, Any]) -> str:
     """What the audit's findings and its measured power give; its own word counts only where it is graver."""
     stated = str(audit.get("verdict"))
-    if stated not in VERDICTS:
+    if stated not in list(Verdict):
         return stated
     statuses = [finding_status(f) for f in audit.get("findings") or ()]
     derived = decide_statuses(statuses, power=_number(audit.get("power_lower")))
@@ -178,9 +153,9 @@ def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
     findings = [f for f in audit.get("findings") or () if isinstance(f, Mapping) and f.get("status") == verdict]
     texts = [str(finding.get("text")) for finding in findings]
     power, lower = _number(audit.get("power")), _number(audit.get("power_lower"))
-    if verdict == "inconclusive" and power is None:
+    if verdict == Verdict.INCONCLUSIVE and power is None:
         texts.append("the power of this attack is unknown, since no positive control was made")
-    elif verdict == "inconclusive" and not enough_power(lower):
+    elif verdict == Verdict.INCONCLUSIVE and not enough_power(lower):
         shown = lower_text(0.0 if lower is None else lower, 2)
         texts.append(
             f"this attack was shown to notice a broken run with probability {shown} at least, below the"

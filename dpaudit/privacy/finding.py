@@ -8,12 +8,13 @@ from typing import Any
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.verdict import Verdict
 
-VERDICTS = ("violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent")
-"""In order of precedence: the first that any finding asks for is the verdict."""
+NOTE = "note"
+"""The status that asks for nothing."""
 
-STATUSES = (*VERDICTS, "note")
-"""What a finding may ask for; ``note`` asks for nothing."""
+STATUSES: tuple[str, ...] = (*Verdict, NOTE)
+"""What a finding may ask for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

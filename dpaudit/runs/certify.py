@@ -12,7 +12,7 @@ from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 from dpaudit.privacy.text import printable
-from dpaudit.privacy.verdict import EXIT_CODES
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.runs.config import read_config
 from dpaudit.runs.publish import Published
 from dpaudit.runs.run import Job, begin, certify_phase, control_phase, examine_phase, reopen, train_phase
@@ -28,7 +28,7 @@ class CertifiedRun:
 
     Attributes
     ----------
-    verdict : str
+    verdict : Verdict
         ``consistent``, ``violated``, ``accounting_mismatch``, ``inconclusive`` or ``invalid_audit``.
     certificate, report : Path
         The statement, and the page for people.
@@ -45,7 +45,7 @@ class CertifiedRun:
         Ten lines for people.
     """
 
-    verdict: str
+    verdict: Verdict
     certificate: Path
     report: Path
     claimed_epsilon: float
@@ -60,7 +60,7 @@ class CertifiedRun:
     @property
     def exit_code(self) -> int:
         """What a command line returns for the verdict."""
-        return EXIT_CODES[self.verdict]
+        return self.verdict.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.certify/1``."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
 from dpaudit import Guarantee, InvalidEvidence, InvalidValue, Relation
-from dpaudit.privacy.finding import STATUSES, VERDICTS, Finding, finding_status
+from dpaudit.privacy.finding import STATUSES, Finding, finding_status
 from dpaudit.privacy.guarantee import smallest_upper, tightest
 from dpaudit.privacy.tolerance import exceeds
-from dpaudit.privacy.verdict import decide, worse
+from dpaudit.privacy.verdict import Verdict, decide, worse
 
 
 def guarantee(name: str, upper: float | None, *, rigorous: bool = True) -> Guarantee:
@@ -47,7 +48,7 @@ def test_precedence() -> None:
     def found(status: str) -> Finding:
         return Finding(name="x", status=status, claim="audit", text="")
 
-    for first, second in itertools.product(VERDICTS[:-1], repeat=2):
+    for first, second in itertools.product(list(Verdict)[:-1], repeat=2):
         assert decide([found(first), found(second)], power=1.0) == worse(first, second)
     assert decide([found("note")], power=0.8) == "consistent"
     assert decide([found("note")], power=0.7999) == decide([], power=None) == "inconclusive"
@@ -111,3 +112,14 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
         except PrivacyRefusal:
             refused = True
         assert refused == above
+
+
+def test_a_verdict_is_its_word_everywhere() -> None:
+    """Equal to it, printed as it and written as it, in every form that reaches a file or a person."""
+    for verdict, code in zip(Verdict, (1, 1, 3, 2, 0), strict=True):
+        word = verdict.value
+        assert verdict == word and f"{verdict} {verdict!r}" == f"{word} {word!r}" and {word: 1}[verdict] == 1
+        assert json.dumps({"verdict": verdict}) == f'{{"verdict": "{word}"}}' and type(str(verdict)) is str
+        assert verdict.exit_code == code and verdict.meaning.endswith((".", "here."))
+    with pytest.raises(ValueError, match="private"):
+        Verdict("private")

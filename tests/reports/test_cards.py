@@ -10,6 +10,7 @@ import pytest
 from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.privacy_json import privacy_json
 from dpaudit.certificates.statement import Statement
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.reports import insert_model_card, log_to_mlflow, model_card
 from tests.certificates import certificate_run as run
 
@@ -77,7 +78,6 @@ def test_mlflow_local_store(certificate: Statement, tmp_path: Path, monkeypatch:
 def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: Statement) -> None:
     """An audit whose coins do not open their commitment used to lend privacy.json its bound."""
     from dpaudit.certificates.lower_bound import usable_lower
-    from dpaudit.certificates.verdict import MEANING
     from dpaudit.reports import render_report
 
     found = usable_lower(certificate.predicate)
@@ -91,7 +91,7 @@ def test_page_card_and_privacy_json_show_one_lower_bound_or_none(certificate: St
     body["audit"]["canaries"][0][1] ^= 1
     fault = "the canaries' coins do not match the commitment made before training"
     for name in ("invalid_audit", "violated"):  # a graver verdict may stand above the fault
-        body["verdict"] = {"name": name, "reasons": ["a witness", fault], "meaning": MEANING[name]}
+        body["verdict"] = {"name": name, "reasons": ["a witness", fault], "meaning": Verdict(name).meaning}
         made = Statement.from_plain(broken)
         assert usable_lower(made.predicate) is None and json.loads(privacy_json(made))["epsilon_lower"] is None
         assert "by attack" not in model_card(made) and "by attack" not in render_report(made)

@@ -10,7 +10,7 @@ from dpaudit.certificates.amend import Amendment, Corrected, corrected
 from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.certificates.verify.accounting import recomputed_guarantees
 from dpaudit.certificates.verify.guard import MALFORMED, reason
-from dpaudit.privacy.verdict import VERDICTS, worse
+from dpaudit.privacy.verdict import Verdict, worse
 
 if TYPE_CHECKING:
     from dpaudit.certificates.policy import Facts, Policy
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _ACCOUNTED = ("claim", "ledger", "accounting")
 
 
-def corrected_verdict(derived: str, body: Predicate, amendments: Sequence[Amendment]) -> str:
+def corrected_verdict(derived: Verdict, body: Predicate, amendments: Sequence[Amendment]) -> Verdict:
     """The gravest of the derived verdict and of what corrections say the verdict is."""
     after = corrected(body, amendments)
     section = after.plain.get("verdict")
     name = section.get("name") if isinstance(section, dict) else section
     changed = any(path.removeprefix("predicate.").startswith("verdict") for path in after.changed)
-    return worse(derived, name) if changed and name in VERDICTS else derived
+    return worse(derived, name) if changed and name in list(Verdict) else derived
 
 
 def judge(

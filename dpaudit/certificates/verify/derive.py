@@ -9,13 +9,14 @@ from typing import Any
 from dpaudit.certificates.build import derived_verdict, missing_fields
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import GuaranteeModel, Predicate, Subject, VerdictModel
-from dpaudit.certificates.verdict import EARLIER_MEANINGS, MEANING
+from dpaudit.certificates.verdict import EARLIER_MEANINGS
 from dpaudit.certificates.verify.accounting import Fresh, Recomputed
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, nothing_recomputed
 from dpaudit.certificates.verify.compare import written_here
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step
 from dpaudit.certificates.verify.words import same_text
-from dpaudit.privacy.finding import finding_status
+from dpaudit.privacy.finding import NOTE, finding_status
+from dpaudit.privacy.verdict import Verdict
 
 _BOUNDS = ("epsilon_upper", "epsilon_lower", "epsilon_estimate", "rigorous")
 
@@ -26,14 +27,14 @@ class Derived:
 
     Attributes
     ----------
-    name : str
+    name : Verdict
     reasons : tuple of str
     complete : bool
         Whether all that decides could be recomputed. Where it could not, silence is ``inconclusive`` at most, and the
         certificate may say more than can be seen here.
     """
 
-    name: str
+    name: Verdict
     reasons: tuple[str, ...]
     complete: bool
 
@@ -91,12 +92,12 @@ def _silent(stated: dict[str, Any], again: RecomputedAudit) -> dict[str, Any]:
 
     A stated bound counts only where none can be computed, since it can only speak against the claim.
     """
-    against = [row for row in stated.get("findings") or () if finding_status(row) not in ("note", "consistent")]
+    against = [row for row in stated.get("findings") or () if finding_status(row) not in (NOTE, Verdict.CONSISTENT)]
     verdict = stated.get("verdict")
     primary = stated.get("primary") or {}
     lower = again.lower_at_verdict
     return {
-        "verdict": "inconclusive" if verdict == "consistent" else verdict,
+        "verdict": Verdict.INCONCLUSIVE if verdict == Verdict.CONSISTENT else verdict,
         "findings": against,
         "primary": primary if lower is None else {"epsilon_lower_at_verdict": lower},
         "power": None,
@@ -110,7 +111,7 @@ def verdict_steps(body: Predicate, derived: Derived) -> list[Step]:
     stated, name = body.verdict, body.verdict.name
     why = "; ".join(derived.reasons)[:300]
     if name != derived.name:
-        if name == "consistent" and derived.name == "inconclusive" and not derived.complete:
+        if name == Verdict.CONSISTENT and derived.name == Verdict.INCONCLUSIVE and not derived.complete:
             detail = f"consistent is stated, and what it rests on is not all here: {why}"
             return [Step("verdict", ABSENT, detail), _meaning_step(body)]
         detail = f"the evidence gives {derived.name} ({why}) and {name} is stated"
@@ -122,7 +123,7 @@ def verdict_steps(body: Predicate, derived: Derived) -> list[Step]:
 def _meaning_step(body: Predicate) -> Step:
     stated = body.verdict
     earlier = EARLIER_MEANINGS.get(stated.name, ())
-    if stated.meaning == MEANING[stated.name] or (stated.meaning in earlier and not written_here(body)):
+    if stated.meaning == stated.name.meaning or (stated.meaning in earlier and not written_here(body)):
         return Step("verdict.meaning", EQUAL, "the words of this verdict")
     if written_here(body) or "rules" not in body.verifier:
         return Step("verdict.meaning", DIFFERENT, f"these are not the words for {stated.name}")

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from dpaudit.privacy.text import printable
-from dpaudit.privacy.verdict import EXIT_CODES
+from dpaudit.privacy.verdict import Verdict
 
 Outcome = Literal["recomputed and equal", "recomputed and different", "not recomputable", "recorded"]
 
@@ -102,7 +102,7 @@ class VerificationReport:
         if not self.ok:
             return "invalid_evidence"
         derived = self.derived_verdict or self.stated_verdict
-        return "inconclusive" if derived == "consistent" and not self.finished else derived
+        return Verdict.INCONCLUSIVE if derived == Verdict.CONSISTENT and not self.finished else derived
 
     @property
     def exit_code(self) -> int:
@@ -116,7 +116,7 @@ class VerificationReport:
             return 1
         if self.policy_accepts and self.finished:
             return 0
-        return EXIT_CODES[self.verdict]
+        return Verdict(self.verdict).exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value, ``dpaudit.verify/1``."""

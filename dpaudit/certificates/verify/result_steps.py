@@ -15,6 +15,7 @@ from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, RECORDED, Step
 from dpaudit.certificates.verify.words import same_text
 from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
+from dpaudit.privacy.verdict import Verdict
 
 DECIDING = ("primary", "ceiling", "ceiling_at_verdict")
 DESCRIBING = ("expected_epsilon_lower", "power_if_attack_were_optimal", "secondary")
@@ -144,8 +145,8 @@ def _words_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool) -> Ste
 def _verdict_step(stated: dict[str, Any], fresh: dict[str, Any]) -> Step:
     said, derived = stated.get("verdict"), fresh["verdict"]
     if (
-        said == "consistent"
-        and derived == "inconclusive"
+        said == Verdict.CONSISTENT
+        and derived == Verdict.INCONCLUSIVE
         and fresh["power"] is None
         and stated.get("power") is not None
     ):

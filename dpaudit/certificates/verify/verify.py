@@ -24,6 +24,7 @@ from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, Step,
 from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, limits_step, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import read_bytes
 
@@ -157,7 +158,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
 
 def _made(derived: Attempt[Derived]) -> Derived:
     """The derived verdict; an evidence from which none can be derived supports nothing."""
-    return derived.value or Derived(name="inconclusive", reasons=(), complete=False)
+    return derived.value or Derived(name=Verdict.INCONCLUSIVE, reasons=(), complete=False)
 
 
 def _canonical_step(certificate: Certificate) -> Step:
