@@ -5,28 +5,16 @@ This room receives models and returns scores; bounds and verdicts are computed e
 
 from dpaudit.attacks.canaries.canary import Canary as Canary
 from dpaudit.attacks.canaries.canary import CanarySet as CanarySet
-from dpaudit.attacks.canaries.canary import Committed as Committed
 from dpaudit.attacks.canaries.canary import commit as commit
-from dpaudit.attacks.canaries.canary import inserted as inserted
-from dpaudit.attacks.canaries.coins import draw_nonce as draw_nonce
 from dpaudit.attacks.canaries.coins import flip_coins as flip_coins
-from dpaudit.attacks.canaries.generate import high_temperature_canaries as high_temperature_canaries
 from dpaudit.attacks.canaries.generate import label_flip_canaries as label_flip_canaries
 from dpaudit.attacks.canaries.generate import new_token_canaries as new_token_canaries
-from dpaudit.attacks.canaries.generate import prefix_suffix_canaries as prefix_suffix_canaries
 from dpaudit.attacks.canaries.generate import random_token_canaries as random_token_canaries
 from dpaudit.attacks.canaries.generate import template_canaries as template_canaries
-from dpaudit.attacks.canaries.gradient import GradientCanaries as GradientCanaries
-from dpaudit.attacks.canaries.gradient import ScalarCanaries as ScalarCanaries
-from dpaudit.attacks.canaries.gradient import dirac_canaries as dirac_canaries
-from dpaudit.attacks.canaries.gradient import random_direction_canaries as random_direction_canaries
-from dpaudit.attacks.canaries.gradient import scalar_canaries as scalar_canaries
-from dpaudit.attacks.canaries.planning import interference_factor as interference_factor
-from dpaudit.attacks.canaries.planning import recommended_canaries as recommended_canaries
-from dpaudit.attacks.canaries.planning import recommended_canaries_zeroth_order as recommended_canaries_zeroth_order
-from dpaudit.attacks.canaries.planning import signal_strength as signal_strength
+from dpaudit.attacks.canaries.in_run import InRunCanaries as InRunCanaries
+from dpaudit.attacks.canaries.in_run import InRunDesign as InRunDesign
+from dpaudit.attacks.canaries.in_run import draw_in_run_canaries as draw_in_run_canaries
 from dpaudit.attacks.canaries.secret import Secret as Secret
-from dpaudit.attacks.canaries.secret import read_open as read_open
 from dpaudit.attacks.canaries.secret import read_secret as read_secret
 from dpaudit.attacks.canaries.secret import write_secret as write_secret
 from dpaudit.attacks.examiner.adapter import StepAdapter as StepAdapter
@@ -38,50 +26,65 @@ from dpaudit.attacks.examiner.examine import examine_stages as examine_stages
 from dpaudit.attacks.examiner.opacus import OpacusAdapter as OpacusAdapter
 from dpaudit.attacks.examiner.plan import ExamPlan as ExamPlan
 from dpaudit.attacks.examiner.values import ExamFinding as ExamFinding
-from dpaudit.attacks.examiner.values import ExamTest as ExamTest
 from dpaudit.attacks.examiner.values import Findings as Findings
 from dpaudit.attacks.extraction import CandidateSecrets as CandidateSecrets
 from dpaudit.attacks.extraction import Extraction as Extraction
-from dpaudit.attacks.extraction import candidate_losses as candidate_losses
 from dpaudit.attacks.extraction import draw_candidates as draw_candidates
 from dpaudit.attacks.extraction import guess_candidates as guess_candidates
 from dpaudit.attacks.holdout import Holdout as Holdout
 from dpaudit.attacks.holdout import hold_out as hold_out
-from dpaudit.attacks.holdout import holdout_ids as holdout_ids
-from dpaudit.attacks.holdout import read_holdout as read_holdout
-from dpaudit.attacks.holdout import unique_records as unique_records
-from dpaudit.attacks.holdout import write_holdout as write_holdout
-from dpaudit.attacks.scores.estimators import CalibratedAttack as CalibratedAttack
-from dpaudit.attacks.scores.estimators import GradientNormAttack as GradientNormAttack
-from dpaudit.attacks.scores.estimators import LiraAttack as LiraAttack
-from dpaudit.attacks.scores.estimators import LossAttack as LossAttack
-from dpaudit.attacks.scores.estimators import MinKAttack as MinKAttack
-from dpaudit.attacks.scores.estimators import NeighbourhoodAttack as NeighbourhoodAttack
-from dpaudit.attacks.scores.estimators import ProjectionAttack as ProjectionAttack
-from dpaudit.attacks.scores.estimators import RmiaAttack as RmiaAttack
-from dpaudit.attacks.scores.estimators import ZlibAttack as ZlibAttack
-from dpaudit.attacks.scores.functions import gradient_norm_scores as gradient_norm_scores
-from dpaudit.attacks.scores.functions import logit_confidence as logit_confidence
 from dpaudit.attacks.scores.functions import loss_drop_scores as loss_drop_scores
 from dpaudit.attacks.scores.functions import loss_scores as loss_scores
-from dpaudit.attacks.scores.functions import min_k_plus_plus_scores as min_k_plus_plus_scores
 from dpaudit.attacks.scores.functions import min_k_scores as min_k_scores
-from dpaudit.attacks.scores.functions import neighbourhood_scores as neighbourhood_scores
-from dpaudit.attacks.scores.functions import projection_scores as projection_scores
 from dpaudit.attacks.scores.functions import residual_scores as residual_scores
 from dpaudit.attacks.scores.functions import zlib_scores as zlib_scores
-from dpaudit.attacks.scores.losses import TokenStatistics as TokenStatistics
 from dpaudit.attacks.scores.losses import canary_losses as canary_losses
-from dpaudit.attacks.scores.losses import sequence_losses as sequence_losses
-from dpaudit.attacks.scores.losses import token_statistics as token_statistics
-from dpaudit.attacks.scores.neighbours import neighbour_texts as neighbour_texts
-from dpaudit.attacks.scores.quantile import QuantileAttack as QuantileAttack
-from dpaudit.attacks.scores.score_model import gradient_norms as gradient_norms
 from dpaudit.attacks.scores.score_model import score_model as score_model
-from dpaudit.attacks.scores.shadow import ShadowSignals as ShadowSignals
-from dpaudit.attacks.scores.shadow import choose_offline_a as choose_offline_a
 from dpaudit.attacks.scores.shadow import lira_offline_scores as lira_offline_scores
-from dpaudit.attacks.scores.shadow import lira_online_scores as lira_online_scores
 from dpaudit.attacks.scores.shadow import rmia_scores as rmia_scores
 from dpaudit.attacks.scores.shadow import shadow_memberships as shadow_memberships
 from dpaudit.attacks.scores.shadow import train_shadows as train_shadows
+
+__all__ = [
+    "Canary",
+    "CanarySet",
+    "CandidateSecrets",
+    "ExamFinding",
+    "ExamPlan",
+    "Extraction",
+    "Findings",
+    "FirstOrderAdapter",
+    "Holdout",
+    "InRunCanaries",
+    "InRunDesign",
+    "LoopAdapter",
+    "OpacusAdapter",
+    "Secret",
+    "StepAdapter",
+    "ZerothOrderAdapter",
+    "canary_losses",
+    "commit",
+    "draw_candidates",
+    "draw_in_run_canaries",
+    "examine",
+    "examine_stages",
+    "flip_coins",
+    "guess_candidates",
+    "hold_out",
+    "label_flip_canaries",
+    "lira_offline_scores",
+    "loss_drop_scores",
+    "loss_scores",
+    "min_k_scores",
+    "new_token_canaries",
+    "random_token_canaries",
+    "read_secret",
+    "residual_scores",
+    "rmia_scores",
+    "score_model",
+    "shadow_memberships",
+    "template_canaries",
+    "train_shadows",
+    "write_secret",
+    "zlib_scores",
+]

@@ -28,26 +28,22 @@ from scipy.special import ndtr
 
 from dpaudit.auditing import (
     Control,
-    accuracy_mu_lower,
     audit,
-    choose_guesses,
-    choose_mechanism_guesses,
-    counts_at,
     cp_epsilon_lower,
     design,
-    dkw_epsilon_lower,
     f_dp_epsilon_lower,
-    gaussian_trade_off,
-    gdp_epsilon,
     gdp_epsilon_lower,
-    gdp_mu,
     snj_ceiling,
     snj_epsilon_lower,
-    split_counts,
     step_means_bound,
     step_noise_bound,
     xiang_mu_lower,
 )
+from dpaudit.auditing.design import choose_guesses, choose_mechanism_guesses
+from dpaudit.auditing.f_dp import gaussian_trade_off
+from dpaudit.auditing.gaussian import gdp_epsilon, gdp_mu
+from dpaudit.auditing.many_runs import counts_at, dkw_epsilon_lower, split_counts
+from dpaudit.auditing.xiang import accuracy_mu_lower
 
 DELTA, ALPHA = 1e-5, 0.05
 SIZES = {100: 400, 1000: 200, 10_000: 60}

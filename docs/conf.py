@@ -49,18 +49,8 @@ PACKAGES = (
 
 
 def public_names(package: str) -> list[str]:
-    """Names a package exports: those of its ``__init__`` without an underscore that are not modules."""
-    module = importlib.import_module(package)
-    names = set(vars(module)) | set(getattr(module, "__all__", ()))
-    if package == "dpaudit.trainers":
-        names.add("DPTrainer")  # loaded when it is asked for
-    return sorted(
-        name
-        for name in names
-        if not name.startswith("_")
-        and not inspect.ismodule(getattr(module, name))
-        and name not in {"TYPE_CHECKING", "Any", "annotations"}
-    )
+    """Names that a package lists as public."""
+    return sorted(name for name in importlib.import_module(package).__all__ if not name.startswith("_"))
 
 
 class PublicNames(Directive):

@@ -33,6 +33,40 @@ from dpaudit.privacy.stage import Relation as Relation
 from dpaudit.privacy.stage import Sampling as Sampling
 from dpaudit.privacy.stage import Stage as Stage
 
+__all__ = [
+    "Budget",
+    "Calibrate",
+    "Clip",
+    "DpauditError",
+    "Guarantee",
+    "InvalidEvidence",
+    "InvalidValue",
+    "Journal",
+    "Ledger",
+    "Mechanism",
+    "MemoryJournal",
+    "PrivacyRefusal",
+    "PrivacyWarning",
+    "Relation",
+    "RunInterrupted",
+    "Sampling",
+    "Stage",
+    "StorageFailed",
+    "UnsupportedModel",
+    "UnsupportedStage",
+    "__version__",
+    "account",
+    "attack",
+    "audit",
+    "calibrate",
+    "certify",
+    "compare",
+    "examine",
+    "exposure",
+    "train",
+    "verify",
+]
+
 if TYPE_CHECKING:
     from dpaudit.accounting.account import account as account
     from dpaudit.accounting.compare import compare as compare

@@ -13,12 +13,18 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpaudit import Relation
-from dpaudit.accounting import account
-from dpaudit.accounting.events import from_opacus
+from dpaudit.accounting import account, from_opacus
 from dpaudit.auditing import design
-from dpaudit.certificates.build import Claim
-from dpaudit.certificates.import_run import Canaries, certify_run, write_manifest, write_plan
-from dpaudit.storage.commitment import canary_id, commitment, manifest
+from dpaudit.certificates import (
+    Canaries,
+    Claim,
+    canary_id,
+    certify_run,
+    commitment,
+    manifest,
+    write_manifest,
+    write_plan,
+)
 
 EPSILON, DELTA, RELATION, UNIT = 3.0, 1e-5, Relation.ADD_OR_REMOVE_ONE, "row"
 RECORDS, CANARIES, FEATURES, CLASSES, BATCH, EPOCHS = 2000, 400, 16, 4, 100, 6

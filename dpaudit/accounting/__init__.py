@@ -1,40 +1,55 @@
 """Accounting: certified bounds on ε from what a mechanism did. Pure functions of a ledger."""
 
-from dpaudit.accounting.account import Reply as Reply
 from dpaudit.accounting.account import account as account
 from dpaudit.accounting.account import epsilon_upper as epsilon_upper
-from dpaudit.accounting.account import replies as replies
 from dpaudit.accounting.accountant import Accountant as Accountant
 from dpaudit.accounting.accountant import Bounds as Bounds
 from dpaudit.accounting.accountant import Question as Question
-from dpaudit.accounting.calibrate import budget as budget
 from dpaudit.accounting.calibrate import calibrate as calibrate
 from dpaudit.accounting.calibrate import calibrate_noise_multiplier as calibrate_noise_multiplier
 from dpaudit.accounting.calibrate import calibrate_sampling_probability as calibrate_sampling_probability
-from dpaudit.accounting.calibrate import calibrate_split as calibrate_split
 from dpaudit.accounting.calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting.calibrate import stage_ledger as stage_ledger
-from dpaudit.accounting.clt import clt_mu as clt_mu
 from dpaudit.accounting.compare import Comparison as Comparison
 from dpaudit.accounting.compare import compare as compare
-from dpaudit.accounting.mu import GaussianDP as GaussianDP
+from dpaudit.accounting.events import from_event as from_event
+from dpaudit.accounting.events import from_opacus as from_opacus
+from dpaudit.accounting.events import from_triples as from_triples
+from dpaudit.accounting.events import to_event as to_event
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.prv.curves import Interval as Interval
 from dpaudit.accounting.prv.curves import delta_interval as delta_interval
 from dpaudit.accounting.prv.curves import epsilon_interval as epsilon_interval
-from dpaudit.accounting.registry import BUILT_IN as BUILT_IN
-from dpaudit.accounting.relations import ASSUMPTIONS as ASSUMPTIONS
-from dpaudit.accounting.relations import Charges as Charges
-from dpaudit.accounting.relations import charges as charges
 from dpaudit.accounting.tradeoff import EpsilonCurve as EpsilonCurve
 from dpaudit.accounting.tradeoff import TradeOff as TradeOff
-from dpaudit.accounting.tradeoff import advantage as advantage
-from dpaudit.accounting.tradeoff import delta_at as delta_at
 from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
-from dpaudit.accounting.tradeoff import tradeoff as tradeoff
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting.tuning import Tuning as Tuning
-from dpaudit.privacy.gaussian import gaussian_delta as gaussian_delta
-from dpaudit.privacy.gaussian import gaussian_epsilon as gaussian_epsilon
-from dpaudit.privacy.gaussian import gaussian_mu as gaussian_mu
-from dpaudit.privacy.gaussian import gaussian_tpr as gaussian_tpr
+
+__all__ = [
+    "Accountant",
+    "Bounds",
+    "Comparison",
+    "EpsilonCurve",
+    "Interval",
+    "Question",
+    "TradeOff",
+    "Tuning",
+    "account",
+    "calibrate",
+    "calibrate_noise_multiplier",
+    "calibrate_sampling_probability",
+    "calibrate_steps",
+    "compare",
+    "delta_interval",
+    "epsilon_curve",
+    "epsilon_interval",
+    "epsilon_upper",
+    "from_event",
+    "from_opacus",
+    "from_triples",
+    "gaussian_dp",
+    "stage_ledger",
+    "to_event",
+    "tradeoff_curve",
+]

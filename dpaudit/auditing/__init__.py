@@ -1,97 +1,77 @@
 """Audit statistics: pure functions of scores, coins and counts. Higher score = member, everywhere."""
 
 from dpaudit.auditing.audit import audit as audit
-from dpaudit.auditing.coins import member_count_is_plausible as member_count_is_plausible
 from dpaudit.auditing.control import Control as Control
-from dpaudit.auditing.control import ControlPower as ControlPower
-from dpaudit.auditing.control import control_power as control_power
-from dpaudit.auditing.design import best_ceiling as best_ceiling
 from dpaudit.auditing.design import canaries_needed as canaries_needed
-from dpaudit.auditing.design import choose_guesses as choose_guesses
-from dpaudit.auditing.design import choose_mechanism_guesses as choose_mechanism_guesses
 from dpaudit.auditing.design import design as design
-from dpaudit.auditing.design import planned_again as planned_again
-from dpaudit.auditing.exposure import SkewNormalFit as SkewNormalFit
-from dpaudit.auditing.exposure import exposure as exposure
-from dpaudit.auditing.exposure import exposure_epsilon_lower as exposure_epsilon_lower
-from dpaudit.auditing.exposure import exposure_extrapolated as exposure_extrapolated
-from dpaudit.auditing.exposure import exposure_from_rank as exposure_from_rank
-from dpaudit.auditing.exposure import exposure_p_values as exposure_p_values
-from dpaudit.auditing.exposure import exposure_p_values_under_claim as exposure_p_values_under_claim
-from dpaudit.auditing.exposure import exposure_ranks as exposure_ranks
-from dpaudit.auditing.exposure import fit_references as fit_references
-from dpaudit.auditing.exposure import mean_exposure_without_leakage as mean_exposure_without_leakage
+from dpaudit.auditing.energy import ReleaseEnergy as ReleaseEnergy
+from dpaudit.auditing.energy import energy_test as energy_test
 from dpaudit.auditing.exposure import rank_sum_test as rank_sum_test
 from dpaudit.auditing.exposure_report import ExposureReport as ExposureReport
 from dpaudit.auditing.exposure_report import exposure_report as exposure_report
-from dpaudit.auditing.exposure_summary import exposure_summary as exposure_summary
 from dpaudit.auditing.extraction import candidate_epsilon_lower as candidate_epsilon_lower
-from dpaudit.auditing.extraction import candidate_p_value as candidate_p_value
-from dpaudit.auditing.extraction import candidate_runs_epsilon_lower as candidate_runs_epsilon_lower
-from dpaudit.auditing.f_dp import TradeOff as TradeOff
 from dpaudit.auditing.f_dp import f_dp_epsilon_lower as f_dp_epsilon_lower
-from dpaudit.auditing.f_dp import f_dp_mu_lower as f_dp_mu_lower
 from dpaudit.auditing.f_dp import f_dp_p_value as f_dp_p_value
-from dpaudit.auditing.f_dp import f_dp_rejects as f_dp_rejects
-from dpaudit.auditing.f_dp import gaussian_trade_off as gaussian_trade_off
-from dpaudit.auditing.f_dp import profile_trade_off as profile_trade_off
 from dpaudit.auditing.findings import finding_from_sequence as finding_from_sequence
 from dpaudit.auditing.findings import finding_from_step as finding_from_step
-from dpaudit.auditing.gaussian import dp_attack_limits as dp_attack_limits
-from dpaudit.auditing.gaussian import gdp_accuracy_at_top as gdp_accuracy_at_top
-from dpaudit.auditing.gaussian import gdp_delta as gdp_delta
-from dpaudit.auditing.gaussian import gdp_epsilon as gdp_epsilon
-from dpaudit.auditing.gaussian import gdp_mu as gdp_mu
-from dpaudit.auditing.guess import count_correct as count_correct
-from dpaudit.auditing.guess import count_ties as count_ties
 from dpaudit.auditing.guess import guess as guess
 from dpaudit.auditing.guess import pair_scores as pair_scores
-from dpaudit.auditing.guess import ranking as ranking
-from dpaudit.auditing.many_runs import counts_at as counts_at
-from dpaudit.auditing.many_runs import cp_ceiling as cp_ceiling
-from dpaudit.auditing.many_runs import dkw_epsilon_lower as dkw_epsilon_lower
-from dpaudit.auditing.many_runs import grid_epsilon_lower as grid_epsilon_lower
-from dpaudit.auditing.many_runs import rates_curve_p_value as rates_curve_p_value
-from dpaudit.auditing.many_runs import split_counts as split_counts
+from dpaudit.auditing.independent import independent_epsilon_lower as independent_epsilon_lower
+from dpaudit.auditing.independent import profile_test as profile_test
 from dpaudit.auditing.one_run import snj_ceiling as snj_ceiling
-from dpaudit.auditing.one_run import snj_critical_count as snj_critical_count
 from dpaudit.auditing.one_run import snj_epsilon_lower as snj_epsilon_lower
 from dpaudit.auditing.one_run import snj_p_value as snj_p_value
 from dpaudit.auditing.plan import AlphaSplit as AlphaSplit
 from dpaudit.auditing.plan import AuditPlan as AuditPlan
-from dpaudit.auditing.power import control_canaries_needed as control_canaries_needed
-from dpaudit.auditing.power import expected_epsilon_lower as expected_epsilon_lower
-from dpaudit.auditing.power import expected_mu_lower as expected_mu_lower
-from dpaudit.auditing.power import power_from_control as power_from_control
-from dpaudit.auditing.power import power_of_optimal_attack as power_of_optimal_attack
-from dpaudit.auditing.rates import bayesian_epsilon_lower as bayesian_epsilon_lower
 from dpaudit.auditing.rates import cp_epsilon_lower as cp_epsilon_lower
-from dpaudit.auditing.rates import epsilon_from_rates as epsilon_from_rates
 from dpaudit.auditing.rates import gdp_epsilon_lower as gdp_epsilon_lower
-from dpaudit.auditing.rates import gdp_mu_lower as gdp_mu_lower
-from dpaudit.auditing.rates import jeffreys_epsilon_lower as jeffreys_epsilon_lower
-from dpaudit.auditing.rates import katz_epsilon_lower as katz_epsilon_lower
-from dpaudit.auditing.rates import rate_lower as rate_lower
-from dpaudit.auditing.rates import rate_upper as rate_upper
 from dpaudit.auditing.result import AuditResult as AuditResult
 from dpaudit.auditing.result import Bound as Bound
-from dpaudit.auditing.roc import auc as auc
-from dpaudit.auditing.roc import auc_interval as auc_interval
 from dpaudit.auditing.roc import auc_summary as auc_summary
-from dpaudit.auditing.roc import rank_sum_p_value as rank_sum_p_value
 from dpaudit.auditing.roc import tpr_at_fpr as tpr_at_fpr
 from dpaudit.auditing.sequential import SequentialTest as SequentialTest
-from dpaudit.auditing.sequential import sequential_bits_test as sequential_bits_test
-from dpaudit.auditing.sequential import sequential_epsilon_lower as sequential_epsilon_lower
 from dpaudit.auditing.sequential import sequential_noise_test as sequential_noise_test
 from dpaudit.auditing.steps import StepBound as StepBound
-from dpaudit.auditing.steps import smallest_visible_fault as smallest_visible_fault
 from dpaudit.auditing.steps import step_means_bound as step_means_bound
 from dpaudit.auditing.steps import step_noise_bound as step_noise_bound
-from dpaudit.auditing.steps import step_rates_bound as step_rates_bound
-from dpaudit.auditing.words import explain as explain
-from dpaudit.auditing.xiang import accuracy_mu_lower as accuracy_mu_lower
 from dpaudit.auditing.xiang import xiang_mu_lower as xiang_mu_lower
 from dpaudit.privacy.finding import Finding as Finding
-from dpaudit.privacy.verdict import Verdict as Verdict
-from dpaudit.privacy.verdict import decide as decide
+
+__all__ = [
+    "AlphaSplit",
+    "AuditPlan",
+    "AuditResult",
+    "Bound",
+    "Control",
+    "ExposureReport",
+    "Finding",
+    "ReleaseEnergy",
+    "SequentialTest",
+    "StepBound",
+    "auc_summary",
+    "audit",
+    "canaries_needed",
+    "candidate_epsilon_lower",
+    "cp_epsilon_lower",
+    "design",
+    "energy_test",
+    "exposure_report",
+    "f_dp_epsilon_lower",
+    "f_dp_p_value",
+    "finding_from_sequence",
+    "finding_from_step",
+    "gdp_epsilon_lower",
+    "guess",
+    "independent_epsilon_lower",
+    "pair_scores",
+    "profile_test",
+    "rank_sum_test",
+    "sequential_noise_test",
+    "snj_ceiling",
+    "snj_epsilon_lower",
+    "snj_p_value",
+    "step_means_bound",
+    "step_noise_bound",
+    "tpr_at_fpr",
+    "xiang_mu_lower",
+]

@@ -3,16 +3,10 @@
 Importing this module imports neither torch nor any accountant.
 """
 
-from dpaudit.accounting.events import from_event as from_event
-from dpaudit.accounting.events import from_opacus as from_opacus
-from dpaudit.accounting.events import from_triples as from_triples
-from dpaudit.accounting.events import to_event as to_event
 from dpaudit.certificates.amend import Amendment as Amendment
 from dpaudit.certificates.amend import amend as amend
 from dpaudit.certificates.amend import read_amendments as read_amendments
-from dpaudit.certificates.build import CertificateEvidence as CertificateEvidence
 from dpaudit.certificates.build import Claim as Claim
-from dpaudit.certificates.build import build_certificate as build_certificate
 from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
@@ -25,14 +19,42 @@ from dpaudit.certificates.sign import envelope_path as envelope_path
 from dpaudit.certificates.sign import key_id as key_id
 from dpaudit.certificates.sign import new_key_pair as new_key_pair
 from dpaudit.certificates.sign import sign as sign
-from dpaudit.certificates.statement import Predicate as Predicate
 from dpaudit.certificates.statement import Statement as Statement
 from dpaudit.certificates.statement import json_schema as json_schema
-from dpaudit.certificates.verify.report import Step as Step
 from dpaudit.certificates.verify.report import VerificationReport as VerificationReport
-from dpaudit.certificates.verify.verify import Certificate as Certificate
 from dpaudit.certificates.verify.verify import read_certificate as read_certificate
 from dpaudit.certificates.verify.verify import verify_certificate as verify_certificate
+from dpaudit.storage.commitment import canary_id as canary_id
+from dpaudit.storage.commitment import commitment as commitment
+from dpaudit.storage.commitment import manifest as manifest
 from dpaudit.storage.journal import DiskJournal as DiskJournal
-from dpaudit.storage.journal import JournalRecord as JournalRecord
 from dpaudit.storage.journal import read_journal as read_journal
+
+__all__ = [
+    "Amendment",
+    "Canaries",
+    "Claim",
+    "DiskJournal",
+    "Policy",
+    "Statement",
+    "VerificationReport",
+    "amend",
+    "canary_id",
+    "certify_run",
+    "commitment",
+    "envelope_path",
+    "json_schema",
+    "key_id",
+    "manifest",
+    "new_key_pair",
+    "privacy_json",
+    "read_amendments",
+    "read_certificate",
+    "read_journal",
+    "read_manifest",
+    "read_policy",
+    "sign",
+    "verify_certificate",
+    "write_manifest",
+    "write_plan",
+]

@@ -17,7 +17,7 @@ def declared_curve(ledger: Ledger, delta: float, copies: int = 1) -> Callable[[f
     curve refutes the declared mechanism, never (ε, δ) itself.
     """
     from dpaudit.accounting import account
-    from dpaudit.auditing import profile_trade_off
+    from dpaudit.auditing.f_dp import profile_trade_off
 
     def upper(at: float, rtol: float) -> float:
         found = account(ledger, delta=at, group_size=copies, rtol=rtol)[0].epsilon_upper

@@ -105,8 +105,7 @@ def command(
       dpaudit account --stage "q=0.01,sigma=1.0,steps=1000" --delta 1e-5 --relation add_or_remove_one --json
       dpaudit account --ledger runs/first --delta 1e-6 --accountant prv --accountant rdp
     """
-    from dpaudit.accounting import replies
-    from dpaudit.accounting.account import answered
+    from dpaudit.accounting.account import answered, replies
 
     ledger, echo = make_ledger(stages, ledger_path, relation)
     found = replies(

@@ -54,7 +54,8 @@ def command(
       dpaudit compare --stage "q=0.01,sigma=0.8,steps=5000" --delta 1e-5
       dpaudit compare --ledger runs/first --delta 1e-6 --out compare.html
     """
-    from dpaudit.accounting import BUILT_IN, compare
+    from dpaudit.accounting import compare
+    from dpaudit.accounting.registry import BUILT_IN
 
     ledger, echo = make_ledger(stages, ledger_path, relation)
     found = compare(

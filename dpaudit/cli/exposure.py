@@ -75,7 +75,7 @@ def counted(number: int, one: str, many: str) -> str:
 
 def to_text(report: ExposureReport) -> str:
     """The report for people: one line per canary, then the tests."""
-    from dpaudit.auditing import mean_exposure_without_leakage
+    from dpaudit.auditing.exposure import mean_exposure_without_leakage
     from dpaudit.auditing.exposure_checks import REVERSED_WORDS
     from dpaudit.auditing.exposure_report import LEVEL
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dpaudit.auditing import AuditPlan, AuditResult, Control, TradeOff
+    from dpaudit.auditing import AuditPlan, AuditResult, Control
+    from dpaudit.auditing.f_dp import TradeOff
     from dpaudit.storage.scores import Coins, ScoreFile
 
 

@@ -106,7 +106,9 @@ class _Scored:
 
 
 def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
-    from dpaudit.attacks import commit, draw_nonce, flip_coins, inserted
+    from dpaudit.attacks import commit, flip_coins
+    from dpaudit.attacks.canaries.canary import inserted
+    from dpaudit.attacks.canaries.coins import draw_nonce
     from dpaudit.runs.encoding import collator, encode, loss_function
     from dpaudit.runs.fit import merged, select_trainable
     from dpaudit.trainers import OptimizerSettings, train

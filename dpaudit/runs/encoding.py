@@ -18,7 +18,7 @@ def is_causal(config: Config) -> bool:
 
 def private_records(prepared: Prepared) -> list[dict[str, Any]]:
     """Tokenised private records, then the canaries whose coin is 1 (whole, never truncated)."""
-    from dpaudit.attacks import inserted
+    from dpaudit.attacks.canaries.canary import inserted
 
     config = prepared.config
     records = encode(prepared, prepared.private)

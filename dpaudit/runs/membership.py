@@ -39,7 +39,9 @@ def hold_out_records(config: Config, folder: RunFolder, records: Records) -> Spl
     """Draw the holdout, or read back the one that an interrupted run drew."""
     if not config.audit.holdout_fraction:
         return None
-    from dpaudit.attacks import draw_nonce, hold_out, holdout_ids, read_holdout, unique_records, write_holdout
+    from dpaudit.attacks import hold_out
+    from dpaudit.attacks.canaries.coins import draw_nonce
+    from dpaudit.attacks.holdout import holdout_ids, read_holdout, unique_records, write_holdout
 
     path = folder.holdout
     if path.exists():

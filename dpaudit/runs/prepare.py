@@ -193,7 +193,8 @@ def _fix(
 ) -> tuple[AuditPlan, Secret, Split | None]:
     import numpy as np
 
-    from dpaudit.attacks import commit, draw_nonce, flip_coins, write_secret
+    from dpaudit.attacks import commit, flip_coins, write_secret
+    from dpaudit.attacks.canaries.coins import draw_nonce
     from dpaudit.auditing import design
 
     nonce, coins = draw_nonce(), flip_coins(config.canaries.count)

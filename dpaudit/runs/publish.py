@@ -97,7 +97,8 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key
     """Account, audit, certify and report a run whose scores are written."""
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
-    from dpaudit.auditing import AuditPlan, audit, exposure_summary, guess
+    from dpaudit.auditing import AuditPlan, audit, guess
+    from dpaudit.auditing.exposure_summary import exposure_summary
     from dpaudit.certificates.build import build_certificate
     from dpaudit.certificates.curve import declared_curve
     from dpaudit.certificates.group import group_epsilon

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import DpauditError, Guarantee, InvalidValue, Ledger, Relation, Stage, UnsupportedStage
-from dpaudit.accounting import BUILT_IN, Accountant, Bounds, Question, account, compare, replies
-from dpaudit.accounting.registry import accountant
+from dpaudit.accounting import Accountant, Bounds, Question, account, compare
+from dpaudit.accounting.account import replies
+from dpaudit.accounting.registry import BUILT_IN, accountant
 from dpaudit.accounting.tuning import Tuning
 
 

@@ -13,24 +13,20 @@ from scipy.special import ndtr, ndtri
 from dpaudit import Clip, InvalidValue, Ledger, Relation, Stage
 from dpaudit.accounting import (
     account,
-    advantage,
-    budget,
     calibrate,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
-    calibrate_split,
     calibrate_steps,
-    charges,
     compare,
-    delta_at,
     epsilon_curve,
     gaussian_dp,
-    gaussian_epsilon,
-    gaussian_tpr,
-    tradeoff,
     tradeoff_curve,
 )
+from dpaudit.accounting.calibrate import budget, calibrate_split
 from dpaudit.accounting.clt import clt_mu
+from dpaudit.accounting.relations import charges
+from dpaudit.accounting.tradeoff import advantage, delta_at, tradeoff
+from dpaudit.privacy.gaussian import gaussian_epsilon, gaussian_tpr
 
 DELTA = 1e-5
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dpaudit import InvalidValue, Ledger, Relation, Sampling, Stage, UnsupportedStage
-from dpaudit.accounting import account, charges
+from dpaudit.accounting import account
 from dpaudit.accounting.events import from_event, from_opacus, from_triples, to_event
+from dpaudit.accounting.relations import charges
 
 dp = pytest.importorskip("dp_accounting")
 HOW: dict[str, Any] = {"relation": "add_or_remove_one", "unit": "record"}

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import Ledger, Relation, Stage, UnsupportedStage
-from dpaudit.accounting import account, charges, delta_interval, epsilon_interval, gaussian_epsilon
+from dpaudit.accounting import account, delta_interval, epsilon_interval
 from dpaudit.accounting.prv.compose import FFT_CONSTANT, Law, compose
 from dpaudit.accounting.prv.loss import UNIT, cells
-from dpaudit.accounting.relations import Component, Step
+from dpaudit.accounting.relations import Component, Step, charges
+from dpaudit.privacy.gaussian import gaussian_epsilon
 from dpaudit.privacy.stage import Mechanism
 from tests import DATA
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dpaudit import DpauditError, InvalidValue, Ledger, Relation, Stage, UnsupportedStage
-from dpaudit.accounting import account, charges, gaussian_delta, gaussian_epsilon
-from dpaudit.accounting.relations import participations
+from dpaudit.accounting import account
+from dpaudit.accounting.relations import charges, participations
+from dpaudit.privacy.gaussian import gaussian_delta, gaussian_epsilon
 
 DELTA = 1e-5
 

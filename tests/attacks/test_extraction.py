@@ -10,18 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpaudit import Clip, InvalidValue
-from dpaudit.attacks import (
-    dirac_canaries,
-    draw_candidates,
-    guess_candidates,
+from dpaudit.attacks import draw_candidates, guess_candidates
+from dpaudit.attacks.canaries.gradient import dirac_canaries, random_direction_canaries, scalar_canaries
+from dpaudit.attacks.canaries.planning import (
     interference_factor,
-    projection_scores,
-    random_direction_canaries,
     recommended_canaries,
     recommended_canaries_zeroth_order,
-    scalar_canaries,
     signal_strength,
 )
+from dpaudit.attacks.scores.functions import projection_scores
 
 
 @given(st.integers(1, 12), st.integers(2, 9), st.integers(0, 2**32 - 1))

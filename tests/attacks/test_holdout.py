@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.attacks import hold_out, holdout_ids, read_holdout, unique_records, write_holdout
+from dpaudit.attacks import hold_out
+from dpaudit.attacks.holdout import holdout_ids, read_holdout, unique_records, write_holdout
 
 
 def test_hold_out_flips_a_fair_coin_for_each_candidate() -> None:

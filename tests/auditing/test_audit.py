@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import (
-    AuditPlan,
-    Control,
-    Finding,
-    audit,
-    count_correct,
-    design,
-    gaussian_trade_off,
-    gdp_mu,
-    guess,
-    pair_scores,
-    snj_epsilon_lower,
-    split_counts,
-)
+from dpaudit.auditing import AuditPlan, Control, Finding, audit, design, guess, pair_scores, snj_epsilon_lower
+from dpaudit.auditing.f_dp import gaussian_trade_off
+from dpaudit.auditing.gaussian import gdp_mu
+from dpaudit.auditing.guess import count_correct
+from dpaudit.auditing.many_runs import split_counts
 
 
 def simulate(m, mu, seed=0):

@@ -10,7 +10,10 @@ from scipy.special import bdtrc
 from scipy.stats import binom
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import AuditPlan, Control, audit, control_power, design, gdp_mu, snj_critical_count
+from dpaudit.auditing import AuditPlan, Control, audit, design
+from dpaudit.auditing.control import control_power
+from dpaudit.auditing.gaussian import gdp_mu
+from dpaudit.auditing.one_run import snj_critical_count
 from dpaudit.auditing.power import control_guesses, power_from_control
 from dpaudit.privacy.verdict import ENOUGH_POWER
 

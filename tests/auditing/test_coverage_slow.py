@@ -13,29 +13,24 @@ import pytest
 
 from dpaudit.auditing import (
     Control,
-    accuracy_mu_lower,
     audit,
-    bayesian_epsilon_lower,
     candidate_epsilon_lower,
-    count_correct,
     cp_epsilon_lower,
     design,
-    dkw_epsilon_lower,
     f_dp_epsilon_lower,
-    gaussian_trade_off,
-    gdp_epsilon,
     gdp_epsilon_lower,
-    gdp_mu,
-    grid_epsilon_lower,
     guess,
-    jeffreys_epsilon_lower,
-    katz_epsilon_lower,
     snj_epsilon_lower,
-    split_counts,
     step_means_bound,
     step_noise_bound,
     xiang_mu_lower,
 )
+from dpaudit.auditing.f_dp import gaussian_trade_off
+from dpaudit.auditing.gaussian import gdp_epsilon, gdp_mu
+from dpaudit.auditing.guess import count_correct
+from dpaudit.auditing.many_runs import dkw_epsilon_lower, grid_epsilon_lower, split_counts
+from dpaudit.auditing.rates import bayesian_epsilon_lower, jeffreys_epsilon_lower, katz_epsilon_lower
+from dpaudit.auditing.xiang import accuracy_mu_lower
 
 pytestmark = pytest.mark.slow
 DELTA, RUNS = 1e-5, 2000

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import (
+from dpaudit.auditing import exposure_report, rank_sum_test
+from dpaudit.auditing.exposure import (
     exposure,
     exposure_epsilon_lower,
     exposure_extrapolated,
     exposure_from_rank,
     exposure_p_values_under_claim,
     exposure_ranks,
-    exposure_report,
     fit_references,
     mean_exposure_without_leakage,
-    rank_sum_test,
 )
 from dpaudit.cli import run
 from dpaudit.privacy.rounding import nearest_text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from dpaudit import InvalidValue
-from dpaudit.auditing import gdp_delta, gdp_epsilon
+from dpaudit.auditing.gaussian import gdp_delta, gdp_epsilon
 from dpaudit.auditing.independent import (
     THRESHOLDS,
     independent_epsilon_lower,

@@ -19,28 +19,20 @@ from dpaudit import InvalidValue
 from dpaudit.auditing import (
     audit,
     candidate_epsilon_lower,
-    candidate_p_value,
-    candidate_runs_epsilon_lower,
-    choose_guesses,
     design,
-    expected_epsilon_lower,
     f_dp_epsilon_lower,
-    f_dp_mu_lower,
     f_dp_p_value,
-    f_dp_rejects,
-    gaussian_trade_off,
-    gdp_accuracy_at_top,
-    gdp_delta,
-    gdp_epsilon,
-    gdp_mu,
-    power_from_control,
-    profile_trade_off,
     snj_ceiling,
-    snj_critical_count,
     snj_epsilon_lower,
     snj_p_value,
     xiang_mu_lower,
 )
+from dpaudit.auditing.design import choose_guesses
+from dpaudit.auditing.extraction import candidate_p_value, candidate_runs_epsilon_lower
+from dpaudit.auditing.f_dp import f_dp_mu_lower, f_dp_rejects, gaussian_trade_off, profile_trade_off
+from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_delta, gdp_epsilon, gdp_mu
+from dpaudit.auditing.one_run import snj_critical_count
+from dpaudit.auditing.power import expected_epsilon_lower, power_from_control
 
 
 def slow_p_value(m, r, v, epsilon, delta):

@@ -11,18 +11,15 @@ from dpaudit import InvalidEvidence
 from dpaudit.auditing import (
     audit,
     design,
-    dkw_epsilon_lower,
     finding_from_sequence,
     finding_from_step,
-    grid_epsilon_lower,
-    sequential_bits_test,
-    sequential_epsilon_lower,
     sequential_noise_test,
-    smallest_visible_fault,
     step_means_bound,
     step_noise_bound,
-    step_rates_bound,
 )
+from dpaudit.auditing.many_runs import dkw_epsilon_lower, grid_epsilon_lower
+from dpaudit.auditing.sequential import sequential_bits_test, sequential_epsilon_lower
+from dpaudit.auditing.steps import smallest_visible_fault, step_rates_bound
 
 RUNS = 400
 SLACK = 2 * math.sqrt(RUNS * 0.05 * 0.95)

@@ -153,7 +153,11 @@ def test_tradeoff_in_the_corner() -> None:
 def test_planning_heuristics() -> None:
     from scipy.special import ndtr
 
-    from dpaudit.attacks import recommended_canaries, recommended_canaries_zeroth_order, signal_strength
+    from dpaudit.attacks.canaries.planning import (
+        recommended_canaries,
+        recommended_canaries_zeroth_order,
+        signal_strength,
+    )
 
     many, few = said("attacks.md", r"costs 5% of μ: ([\d,]+) at d = 100,000 and μ = 1, and (\d+) at d = 1,000")
     assert int(many.replace(",", "")) == recommended_canaries(100_000, 1.0)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from dpaudit import MemoryJournal
 from dpaudit.storage.journal import DiskJournal
-from dpaudit.trainers import ClippedSum, NoiseSource, PerLayer
+from dpaudit.trainers import NoiseSource, PerLayer
 from dpaudit.trainers import loop as _loop
 from dpaudit.trainers.clipping import _flat
 from dpaudit.trainers.ghost import book as _ghost_book
+from dpaudit.trainers.step import ClippedSum
 from dpaudit.trainers.zeroth_order import train as _zoso
 from dpaudit.trainers.zeroth_order.step import release
 from tests.faults._case import Case, Fault, accountant

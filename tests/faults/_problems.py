@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.attacks import FirstOrderAdapter, ZerothOrderAdapter
-from dpaudit.trainers import OptimizerSettings, PrivacyPlan, pad_tokens, token_losses, train
+from dpaudit.trainers import OptimizerSettings, PrivacyPlan, pad_tokens, train
+from dpaudit.trainers.tasks.losses import token_losses
 from dpaudit.trainers.zeroth_order.directions import Directions
 from dpaudit.trainers.zeroth_order.stages import ZOStage
 from dpaudit.trainers.zeroth_order.train import zo_train

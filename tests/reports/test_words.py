@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import Guarantee, Relation
-from dpaudit.certificates import Statement, build_certificate
-from dpaudit.reports import compare_page, epsilon_axis, exposure_page, model_card, render_report
+from dpaudit.certificates import Statement
+from dpaudit.certificates.build import build_certificate
+from dpaudit.reports import compare_page, exposure_page, model_card, render_report
+from dpaudit.reports.figures import epsilon_axis
 from tests import ROOT
 from tests.certificates import certificate_run as run
 from tests.reports.test_pages import Page, check_page

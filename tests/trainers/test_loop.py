@@ -9,15 +9,15 @@ from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers import (
     NoiseSource,
-    NoNoise,
     OptimizerSettings,
     PoissonSampler,
     PrivacyPlan,
-    ScriptedSampler,
     causal_lm_losses,
     pad_tokens,
     train,
 )
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.sampling import ScriptedSampler
 from tests.trainers.reference_clipper import LoopClipper
 
 SGD = OptimizerSettings(algorithm="sgd", learning_rate=1.0)

@@ -8,9 +8,10 @@ from scipy import stats
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import NoiseSource, NoNoise, charged_mean, noisy_mean
-from dpaudit.trainers.noise import noise_statement, sample_double
+from dpaudit.trainers import NoiseSource, charged_mean
+from dpaudit.trainers.noise import NoNoise, noise_statement, sample_double
 from dpaudit.trainers.normals import SUPPORT
+from dpaudit.trainers.step import noisy_mean
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -10,9 +10,11 @@ from torch import nn
 from dpaudit import MemoryJournal, PrivacyRefusal
 from dpaudit.attacks.canaries.in_run import InRunCanaries, InRunDesign, draw_in_run_canaries
 from dpaudit.auditing.energy import ReleaseEnergy, energy_test
-from dpaudit.trainers import GhostClipping, NoNoise, OptimizerSettings, PrivacyPlan, ScriptedSampler, train
+from dpaudit.trainers import GhostClipping, OptimizerSettings, PrivacyPlan, train
 from dpaudit.trainers.clipping import Flat, PerLayer
+from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.observer import Observers, contribution_of
+from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.witness import ReleaseRecorder
 
 SGD = OptimizerSettings(algorithm="sgd", learning_rate=0.01)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import DPOptimizer, OptimizerSettings
+from dpaudit.trainers import OptimizerSettings
+from dpaudit.trainers.optimizers import DPOptimizer
 
 
 def pair(dtype=torch.float64):

@@ -6,9 +6,10 @@ from torch import nn
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.trainers import NoiseSource, OptimizerSettings, PrivacyPlan, ScriptedSampler, train
+from dpaudit.trainers import NoiseSource, OptimizerSettings, PrivacyPlan, train
 from dpaudit.trainers.physical import PhysicalBatch, fitted
 from dpaudit.trainers.release import clipper_for
+from dpaudit.trainers.sampling import ScriptedSampler
 from tests.trainers.reference_clipper import LoopClipper
 from tests.trainers.test_loop import collate, linear_plan, linear_problem, loss_fn
 

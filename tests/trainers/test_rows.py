@@ -14,16 +14,16 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers import (
     Directions,
     GhostClipping,
-    NoNoise,
     PrivacyPlan,
-    ScriptedSampler,
     ZOStage,
     one_loss_per_record,
     pad_tokens,
-    token_losses,
     train,
     zo_train,
 )
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.tasks.losses import token_losses
 from tests.trainers.reference_clipper import LoopClipper
 
 PLAN = PrivacyPlan(

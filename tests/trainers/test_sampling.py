@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import FullSampler, PoissonSampler, ScriptedSampler, TruncatedPoissonSampler, sampler_for
-from dpaudit.trainers.sampling import countable
+from dpaudit.trainers import PoissonSampler
+from dpaudit.trainers.sampling import FullSampler, ScriptedSampler, TruncatedPoissonSampler, countable, sampler_for
 from tests.trainers.test_plan import plan
 
 RNG = np.random.default_rng

@@ -11,7 +11,8 @@ import torch
 
 from dpaudit.attacks import flip_coins
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.trainers import NoiseSource, PoissonSampler, TruncatedPoissonSampler
+from dpaudit.trainers import NoiseSource, PoissonSampler
+from dpaudit.trainers.sampling import TruncatedPoissonSampler
 from dpaudit.trainers.secret import PerProcess
 
 

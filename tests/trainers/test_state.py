@@ -19,13 +19,12 @@ from dpaudit.trainers import (
     NoiseSource,
     OptimizerSettings,
     PrivacyPlan,
-    ScriptedSampler,
     ZOStage,
-    frozen_state,
     train,
     zo_train,
 )
-from dpaudit.trainers.state import ModelState
+from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.state import ModelState, frozen_state
 from tests.trainers.reference_clipper import LoopClipper
 
 

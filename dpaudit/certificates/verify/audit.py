@@ -92,7 +92,8 @@ def _plan_claim_step(plan: dict[str, Any], claim: ClaimModel | None, copies: int
 
 def _forecast_steps(body: Predicate, audit: Audit) -> list[Step]:
     """What the plan says it could show, from its own m, claim, α and δ."""
-    from dpaudit.auditing import AuditPlan, planned_again
+    from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.design import planned_again
 
     stated = audit.plan
     if stated is None:

@@ -30,7 +30,7 @@ def exposure_steps(body: Predicate, scores: Sequence[float] | None) -> list[Step
         return []
     if body.audit is None or scores is None:
         return [Step(name, ABSENT, "it follows from scores and coins, which are not here; it supports nothing")]
-    from dpaudit.auditing import exposure_summary
+    from dpaudit.auditing.exposure_summary import exposure_summary
 
     audit = body.audit
     fresh = exposure_summary(list(scores), audit.coins, copies=audit.copies)

@@ -15,19 +15,18 @@ from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.attacks import (
     CanarySet,
     commit,
-    draw_nonce,
     flip_coins,
-    high_temperature_canaries,
-    inserted,
     label_flip_canaries,
     new_token_canaries,
-    prefix_suffix_canaries,
     random_token_canaries,
-    read_open,
     read_secret,
     template_canaries,
     write_secret,
 )
+from dpaudit.attacks.canaries.canary import inserted
+from dpaudit.attacks.canaries.coins import draw_nonce
+from dpaudit.attacks.canaries.generate import high_temperature_canaries, prefix_suffix_canaries
+from dpaudit.attacks.canaries.secret import read_open
 from dpaudit.storage.commitment import canonical_json
 
 RESERVED = [f"<canary_{i:04d}>" for i in range(40)]

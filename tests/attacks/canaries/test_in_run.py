@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import projection_scores
 from dpaudit.attacks.canaries.in_run import InRunCanaries, InRunDesign, draw_in_run_canaries
+from dpaudit.attacks.scores.functions import projection_scores
 from dpaudit.auditing import snj_epsilon_lower
 
 SIZES = (300, 50, 150)

@@ -8,7 +8,8 @@ import torch
 
 from dpaudit import Clip, InvalidValue, PrivacyRefusal
 from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries, draw_scalar_coins
-from dpaudit.trainers import NoNoise, ScriptedSampler
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.stages import ZOStage
 from dpaudit.trainers.zeroth_order.watched import Watched

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import canary_losses, sequence_losses, token_statistics
+from dpaudit.attacks import canary_losses
 from dpaudit.attacks.canaries.canary import from_rows
+from dpaudit.attacks.scores.losses import sequence_losses, token_statistics
 
 VOCABULARY = 37
 

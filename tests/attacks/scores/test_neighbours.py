@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import candidate_losses, draw_candidates, guess_candidates, neighbour_texts
+from dpaudit.attacks import draw_candidates, guess_candidates
 from dpaudit.attacks.canaries.canary import from_rows
+from dpaudit.attacks.extraction import candidate_losses
+from dpaudit.attacks.scores.neighbours import neighbour_texts
 from dpaudit.attacks.scores.score_model import gradient_norms
 
 WORDS = [f"w{i}" for i in range(20)]

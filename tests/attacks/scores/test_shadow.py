@@ -8,15 +8,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import (
-    ShadowSignals,
-    choose_offline_a,
-    lira_offline_scores,
-    lira_online_scores,
-    rmia_scores,
-    shadow_memberships,
-    train_shadows,
-)
+from dpaudit.attacks import lira_offline_scores, rmia_scores, shadow_memberships, train_shadows
+from dpaudit.attacks.scores.shadow import ShadowSignals, choose_offline_a, lira_online_scores
 
 
 def world(
@@ -195,7 +188,7 @@ def test_shadow_mistakes_are_named() -> None:
 @pytest.mark.parametrize("odd", [0.5, 2, -1, np.nan])
 def test_memberships_are_yes_or_no(odd: float) -> None:
     """A membership of 0.5 was read as True without a word."""
-    from dpaudit.attacks import LiraAttack
+    from dpaudit.attacks.scores.estimators import LiraAttack
 
     members = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, odd], [0.0, 0.0]])
     signals = np.random.default_rng(0).normal(size=(4, 2))

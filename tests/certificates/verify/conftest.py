@@ -18,7 +18,7 @@ def exposed(forgery: Forgery) -> None:
     """Give the certificate the exposure that its scores have."""
     import pandas as pd
 
-    from dpaudit.auditing import exposure_summary
+    from dpaudit.auditing.exposure_summary import exposure_summary
 
     rows = forgery.body["audit"]["canaries"]
     table = pd.read_parquet(forgery.folder / "scores.parquet").set_index("id")["score"]

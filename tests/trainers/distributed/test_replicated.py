@@ -10,7 +10,9 @@ from torch import nn
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.trainers import NoiseSource, OptimizerSettings, ScriptedSampler, ShardSampler, distributed_options, train
+from dpaudit.trainers import NoiseSource, OptimizerSettings, train
+from dpaudit.trainers.distributed.replicated import ShardSampler, distributed_options
+from dpaudit.trainers.sampling import ScriptedSampler
 from tests import ROOT
 from tests.trainers.test_loop import collate, linear_plan, linear_problem, loss_fn
 
@@ -81,7 +83,8 @@ TORCHRUN = """
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
 from dpaudit import MemoryJournal
-from dpaudit.trainers import OptimizerSettings, distributed_options, train
+from dpaudit.trainers import OptimizerSettings, train
+from dpaudit.trainers.distributed.replicated import distributed_options
 from tests.trainers.test_loop import collate, linear_plan, loss_fn
 dist.init_process_group("gloo")
 model = torch.nn.Linear(40, 50)

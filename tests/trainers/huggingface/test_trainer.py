@@ -21,11 +21,12 @@ from transformers import (
 from dpaudit import Ledger, MemoryJournal
 from dpaudit.privacy.errors import DpauditError, PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
-from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, ScriptedSampler, pad_tokens, train
+from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, pad_tokens, train
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.trainer import DPTrainer, _steps_within
 from dpaudit.trainers.optimizers import OptimizerSettings
+from dpaudit.trainers.sampling import ScriptedSampler
 
 N = 24
 PLAN = PrivacyPlan(

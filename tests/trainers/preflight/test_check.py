@@ -7,14 +7,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
-from dpaudit.trainers import (
-    causal_lm_losses,
-    generated_batch,
-    pad_tokens,
-    preflight,
-    preflight_losses,
-    sequence_classification_losses,
-)
+from dpaudit.trainers import causal_lm_losses, pad_tokens, preflight, preflight_losses, sequence_classification_losses
+from dpaudit.trainers.preflight.schema import generated_batch
 from tests.trainers.reference_clipper import LoopClipper
 
 SCHEMA = pad_tokens([[1, 2, 3, 4, 5, 6, 7], [4, 5]])

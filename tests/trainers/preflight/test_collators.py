@@ -18,10 +18,8 @@ from dpaudit.trainers import (
     CollatedRecords,
     Directions,
     DPTrainer,
-    NoNoise,
     PrivacyArguments,
     PrivacyPlan,
-    ScriptedSampler,
     ZerothOrderArguments,
     ZOStage,
     ZOTrainer,
@@ -29,10 +27,12 @@ from dpaudit.trainers import (
     per_example_losses,
     preflight,
     preflight_losses,
-    token_losses,
     train,
     zo_train,
 )
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.tasks.losses import token_losses
 from tests.trainers.ghost.test_families import build
 
 Collate = Callable[[list[Any]], Any]

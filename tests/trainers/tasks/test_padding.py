@@ -18,8 +18,8 @@ from dpaudit.trainers import (
     option_losses,
     per_example_losses,
     sequence_classification_losses,
-    token_losses,
 )
+from dpaudit.trainers.tasks.losses import token_losses
 from dpaudit.trainers.tasks.padding import decoder_labels, refuse_stretched, shifted_targets, starting_left
 from tests.trainers.ghost.test_families import build
 

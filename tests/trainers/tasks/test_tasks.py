@@ -18,25 +18,17 @@ from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
 from dpaudit.trainers import (
     GhostClipping,
     Infilling,
-    NoNoise,
     causal_lm_losses,
     charged_mean,
-    complete,
-    corpus_bleu,
-    corpus_rouge_l,
-    encode_dialogue,
-    encode_pair,
-    encode_table,
-    generated_tables,
-    head_parameters,
-    linearise_table,
     pad_labelled,
     per_example_losses,
-    perplexity,
-    rouge_l,
     trained_parameters,
 )
-from dpaudit.trainers.tasks.metrics import tokenize_13a
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.parameters import head_parameters
+from dpaudit.trainers.tasks.metrics import corpus_bleu, corpus_rouge_l, perplexity, rouge_l, tokenize_13a
+from dpaudit.trainers.tasks.tables import generated_tables
+from dpaudit.trainers.tasks.text import complete, encode_dialogue, encode_pair, encode_table, linearise_table
 from tests import DATA
 from tests.trainers.reference_clipper import LoopClipper
 
