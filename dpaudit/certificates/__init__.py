@@ -6,7 +6,6 @@ Importing this module imports neither torch nor any accountant.
 from dpaudit.certificates.amend import Amendment as Amendment
 from dpaudit.certificates.amend import amend as amend
 from dpaudit.certificates.amend import read_amendments as read_amendments
-from dpaudit.certificates.build import Claim as Claim
 from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
@@ -24,6 +23,7 @@ from dpaudit.certificates.statement import json_schema as json_schema
 from dpaudit.certificates.verify.report import VerificationReport as VerificationReport
 from dpaudit.certificates.verify.verify import read_certificate as read_certificate
 from dpaudit.certificates.verify.verify import verify_certificate as verify_certificate
+from dpaudit.privacy.claim import Claim as Claim
 from dpaudit.storage.commitment import canary_id as canary_id
 from dpaudit.storage.commitment import commitment as commitment
 from dpaudit.storage.commitment import manifest as manifest

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
+from dpaudit.certificates.build import CertificateEvidence, build_certificate
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
 from dpaudit.certificates.statement import Statement
+from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger

@@ -162,8 +162,9 @@ def _evidence(
     secret: Any,
     exposure: Mapping[str, Any],
 ) -> Any:
-    from dpaudit.certificates.build import CertificateEvidence, Claim
+    from dpaudit.certificates.build import CertificateEvidence
     from dpaudit.certificates.deviations import ledger_deviations
+    from dpaudit.privacy.claim import Claim
 
     facts = record.facts
     examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpaudit import Stage
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
+from dpaudit.certificates.build import CertificateEvidence, build_certificate
+from dpaudit.privacy.claim import Claim
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.journal import DiskJournal, read_journal
 

@@ -9,10 +9,11 @@ import jsonschema
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
-from dpaudit.certificates.build import CertificateEvidence, Claim, build_certificate
+from dpaudit.certificates.build import CertificateEvidence, build_certificate
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import Statement, json_schema
 from dpaudit.certificates.verdict import derive_verdict
+from dpaudit.privacy.claim import Claim
 from dpaudit.trainers import noise_statement
 from tests import ROOT
 from tests.certificates import certificate_run as run
