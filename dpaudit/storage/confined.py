@@ -8,6 +8,7 @@ time and keeps its own memory.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -148,7 +149,8 @@ class _Worker:
         except (ProcessLookupError, PermissionError):
             self._process.kill()
         self._process.wait()
-        self._requests.close()
+        with contextlib.suppress(OSError):  # what a broken pipe still holds
+            self._requests.close()
 
 
 _START = "import sys; sys.path[:] = {path!r}; from dpaudit.storage.confined_process import serve; serve({megabytes})"

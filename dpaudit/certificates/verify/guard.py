@@ -12,8 +12,8 @@ from dpaudit.storage.budget import OutOfTime, section
 
 T = TypeVar("T")
 
-MALFORMED = (DpauditError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError)
-"""What reading a record raises that has not the form it should have."""
+MALFORMED = (DpauditError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
+"""What reading a record raises that has not the form it should have, or that the system does not let us read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -113,6 +113,10 @@ def _uncertified_steps(root: Path, here: set[Path], certified: set[Path]) -> lis
     seen, count = set[str](), 0
     for top in tops:
         for path, is_folder in _walk(top, deep=release or top != root):
+            if is_folder is None:
+                name = path.relative_to(root).as_posix()
+                steps.append(Step(f"subject {name}", DIFFERENT, "the folder cannot be listed"))
+                continue
             count += 1
             if count > MAX_ENTRIES:
                 return [*steps, Step("release", DIFFERENT, f"the folder holds more than {MAX_ENTRIES} entries")]
@@ -121,18 +125,27 @@ def _uncertified_steps(root: Path, here: set[Path], certified: set[Path]) -> lis
                 continue
             seen.add(name)
             strict = any(parent in here and (release or parent != root) for parent in path.parents)
-            if why := _fault(root, path, is_folder, strict):
+            try:
+                why = _fault(root, path, is_folder, strict)
+            except OSError as error:  # a path of more characters than the system takes, a folder without permission
+                why = f"it cannot be looked at ({error.strerror or type(error).__name__})"
+            if why:
                 steps.append(Step(f"subject {name}", DIFFERENT, why))
     return steps
 
 
-def _walk(top: Path, *, deep: bool) -> Iterator[tuple[Path, bool]]:
-    """Entries below a folder with whether each is a folder; links to folders are entries and are not followed."""
+def _walk(top: Path, *, deep: bool) -> Iterator[tuple[Path, bool | None]]:
+    """Entries below a folder, and whether each is a folder: None for one that cannot be listed.
+
+    Links to folders are entries and are not followed.
+    """
     stack = [top]
     while stack:
+        folder = stack.pop()
         try:
-            entries = sorted(os.scandir(stack.pop()), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
+            yield folder, None
             continue
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)

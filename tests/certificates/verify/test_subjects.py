@@ -156,6 +156,20 @@ def test_a_certificate_that_lies_among_other_files_is_no_release_folder(tmp_path
     assert "holiday.zip" in different(tmp_path)
 
 
+def test_a_folder_that_cannot_be_listed_is_found(release: Path) -> None:
+    """Names of a folder so deep that the system lists it no more, as an uncertified file could be kept from sight."""
+    top = os.open(release / "model", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=top)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=top)
+        os.close(top)
+        top = below
+    os.close(top)
+    found = steps(release)
+    shutil.rmtree(release / "model" / ("d" * 250))
+    assert any("cannot be" in step.detail and step.outcome == DIFFERENT for step in found)
+
+
 def test_the_number_of_entries_is_limited(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpaudit.certificates.verify.subjects.MAX_ENTRIES", 20)
     for i in range(30):
