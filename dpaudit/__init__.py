@@ -32,6 +32,7 @@ from dpaudit.privacy.stage import Mechanism as Mechanism
 from dpaudit.privacy.stage import Relation as Relation
 from dpaudit.privacy.stage import Sampling as Sampling
 from dpaudit.privacy.stage import Stage as Stage
+from dpaudit.privacy.verdict import Verdict as Verdict
 
 __all__ = [
     "Budget",
@@ -54,6 +55,7 @@ __all__ = [
     "StorageFailed",
     "UnsupportedModel",
     "UnsupportedStage",
+    "Verdict",
     "__version__",
     "account",
     "attack",
