@@ -18,10 +18,12 @@ import hashlib
 import os
 import secrets
 import struct
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.ledger import Ledger
@@ -168,7 +170,8 @@ class DiskJournal:
         audit_plan_sha256: str | None,
         planned_steps: int | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path = Path(path).resolve()  # one lock, and one file, by whatever name or from whatever folder
+        self._mutex = threading.RLock()
         self._open_path = self._path.with_suffix(".open")
         self._process, self._closed = os.getpid(), False
         self._stage: Stage | None = None
@@ -263,7 +266,10 @@ class DiskJournal:
 
     def begin(self, stage: Stage, /) -> None:
         """Open a stage; its ``steps`` are ignored. Seals the one before."""
-        self._refuse_other_process()
+        with self._alone():
+            self._begin(stage)
+
+    def _begin(self, stage: Stage) -> None:
         self.seal("stage change")
         stage = dataclasses.replace(stage, steps=0)
         value = {"version": 1, "previous": self._head, "stage": stage.to_dict(), "segment": secrets.token_hex(8)}
@@ -291,7 +297,10 @@ class DiskJournal:
         StorageFailed
             When it could not be written: the step is not counted and must not be released. The next call writes again.
         """
-        self._refuse_other_process()
+        with self._alone():
+            self._count()
+
+    def _count(self) -> None:
         if self._stage is None or self._file is None:
             raise RuntimeError("count() before begin(): no stage is open.")
         started = time.perf_counter()
@@ -329,9 +338,13 @@ class DiskJournal:
         """Close the open segment at the steps really counted and append it to the chain."""
         if self._stage is None:
             return
-        self._refuse_other_process()
+        with self._alone():
+            if self._stage is not None:  # another thread may have sealed it meanwhile
+                self._seal(self._stage, reason)
+
+    def _seal(self, stage: Stage, reason: str) -> None:
         if self._steps:
-            self._append(dataclasses.replace(self._stage, steps=self._steps), reason)
+            self._append(dataclasses.replace(stage, steps=self._steps), reason)
         else:
             self._write_lines(self._lines())
         self._sealed_steps += self._steps
@@ -341,9 +354,11 @@ class DiskJournal:
 
     def append(self, stage: Stage, reason: str, /) -> None:
         """Append a segment that ran elsewhere, with its ``steps``; an imported run is written so."""
-        self._refuse_other_process()
-        self._append(stage, reason)
-        self._sealed_steps += stage.steps
+        with self._alone():
+            if self._stage is not None:
+                raise RuntimeError("append() while a stage is open: seal it first, or its steps would follow no line.")
+            self._append(stage, reason)
+            self._sealed_steps += stage.steps
 
     def copy_to(self, path: Path) -> None:
         """Write a copy of the sealed ledger; an open segment is sealed first and goes on as a new one."""
@@ -371,6 +386,19 @@ class DiskJournal:
         with contextlib.suppress(OSError):
             self._open_path.unlink(missing_ok=True)
             sync_folder(self._path.parent)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise PrivacyRefusal(
+            f"the journal of {self._path.name} is its only writer and is never copied or pickled; count in the process"
+            " that opened it."
+        )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a forked child, and let one thread write at a time."""
+        self._refuse_other_process()  # before the lock, which a thread of the parent may have held when it forked
+        with self._mutex:
+            yield
 
     def _refuse_other_process(self) -> None:
         if os.getpid() != self._process:

@@ -338,3 +338,59 @@ def test_a_child_process_in_a_refusal_names_both(tmp_path: Path) -> None:
     said = in_child(lambda: log.begin(STAGE))
     assert str(os.getpid()) in said and "\n" not in said
     assert issubclass(PrivacyRefusal, Exception)
+
+
+def test_one_ledger_has_one_lock_by_whatever_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "other.jsonl").symlink_to(tmp_path / "real" / "ledger.jsonl")
+    monkeypatch.chdir(tmp_path / "real")
+    log = journal(Path())
+    for name in (tmp_path / "link" / "ledger.jsonl", tmp_path / "other.jsonl", tmp_path / "real" / "ledger.jsonl"):
+        with pytest.raises(InvalidValue, match="in use"):
+            DiskJournal(name, relation="add_or_remove_one", unit="r", audit_plan_sha256=None)
+    log.begin(STAGE)
+    monkeypatch.chdir(tmp_path)  # a path given relative to the folder of that time
+    log.count()
+    log.seal("finished")
+    assert steps(tmp_path / "real") == 1 and not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_threads_of_one_process_count_every_step(tmp_path: Path) -> None:
+    import sys
+    import threading
+
+    log = journal(tmp_path)
+    log.begin(STAGE)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [log.count() for _ in range(50)]) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert steps(tmp_path) >= 300 and log.steps == 300
+    log.seal("finished")
+    assert steps(tmp_path) == 300
+
+
+def test_a_journal_is_never_copied_or_pickled(tmp_path: Path) -> None:
+    import copy
+    import pickle
+
+    log = journal(tmp_path)
+    for act in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(PrivacyRefusal, match="never copied or pickled"):
+            act(log)
+
+
+def test_appending_beside_an_open_stage_is_refused(tmp_path: Path) -> None:
+    with journal(tmp_path) as log:
+        log.begin(STAGE)
+        log.count()
+        with pytest.raises(RuntimeError, match="while a stage is open"):
+            log.append(STAGE, "x")
+    assert steps(tmp_path) == 1
