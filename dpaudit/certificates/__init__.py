@@ -27,6 +27,7 @@ from dpaudit.privacy.claim import Claim as Claim
 from dpaudit.storage.commitment import canary_id as canary_id
 from dpaudit.storage.commitment import commitment as commitment
 from dpaudit.storage.commitment import manifest as manifest
+from dpaudit.storage.confined import Limits as Limits
 from dpaudit.storage.journal import DiskJournal as DiskJournal
 from dpaudit.storage.journal import read_journal as read_journal
 
@@ -35,6 +36,7 @@ __all__ = [
     "Canaries",
     "Claim",
     "DiskJournal",
+    "Limits",
     "Policy",
     "Statement",
     "VerificationReport",
