@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,19 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], bytes]] = {
 }
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    folder = tmp_path / "release"
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "release"
     statement, pages = bind_pages(build_certificate(run.evidence(folder, m=60)), RENDERERS)
     for name, page in pages.items():
         (folder / name).write_bytes(page)
     (folder / "certificate.json").write_bytes(statement.to_bytes())
     return folder
+
+
+@pytest.fixture
+def release(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "release")
 
 
 def outcomes(folder: Path) -> dict[str, str]:
