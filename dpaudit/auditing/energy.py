@@ -42,7 +42,7 @@ class ReleaseEnergy:
     sizes : int64 array (K,)
         Coordinates in each block.
     step_squares : float64 array (T,)
-        |r_t|², over all blocks.
+        Sum of squares of r_t, over all blocks.
     block_squares : float64 array (K,)
         Sum over the steps of the squares in each block.
     probe : int64 array (K,)
