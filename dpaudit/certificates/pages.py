@@ -6,20 +6,25 @@ be, because the page is digested with 64 zeros in the place of the statement's d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpaudit._version import __version__
 from dpaudit.certificates.privacy_json import privacy_json
-from dpaudit.certificates.statement import Statement, Subject
+from dpaudit.certificates.statement import Predicate, Statement, Subject
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence
+from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import sha256_bytes
 from dpaudit.storage.readers import beside, inside, parse_json, read_bytes
 
 PLACEHOLDER = b"0" * 64
 KNOWN = ("report.html", "model_card.md")
 PRIVACY_JSON = "privacy.json"
+TRAINER_SCHEMA = "dpaudit.trainer/1"
+"""The record that a Hugging Face trainer of ours saves beside the weights, under the same name."""
 
 Renderers = Mapping[str, Callable[[Statement], bytes]]
 
@@ -95,6 +100,8 @@ def _record_difference(folder: Path, name: str, statement: Statement) -> str | N
     found, expected = parse_json(data, name=name), parse_json(fresh)
     if name in (body.pages or {}) and body.verifier.get("version") == __version__:
         return "it is not what this certificate gives"
+    if isinstance(found, dict) and found.get("schema") == TRAINER_SCHEMA:
+        return _trainer_difference(found, body)
     if not isinstance(found, dict) or not found.keys() >= {"statement_sha256", "verdict", "claim", "epsilon_upper"}:
         return "it is not a record of dpaudit"
     # Another version may have written fewer keys, but none may contradict the certificate.
@@ -104,3 +111,31 @@ def _record_difference(folder: Path, name: str, statement: Statement) -> str | N
         if value not in allowed.get(key, []):
             return f"its {key[:40]!r} is not that of the certificate"
     return None
+
+
+def _trainer_difference(found: Mapping[str, Any], body: Predicate) -> str | None:
+    """What a trainer's record says that the certificate does not; its weights may stand at fewer steps."""
+    try:
+        counted = Ledger.from_dict(found["ledger"]).merged()
+    except (DpauditError, KeyError, TypeError):
+        return "its ledger cannot be read"
+    if body.ledger is None or not _begins(body.ledger.to_ledger().merged(), counted):
+        return "its ledger is not the one that is certified, nor its beginning"
+    if "noise" in found and found["noise"] is None:
+        return "its noise was injected, so that nothing was private"
+    if found.get("deviations") and not body.deviations:
+        return "it records deviations and the certificate has none"
+    return None
+
+
+def _begins(whole: Ledger, part: Ledger) -> bool:
+    """Whether a ledger is the other one up to some step."""
+    if dataclasses.replace(whole, stages=()) != dataclasses.replace(part, stages=()):
+        return False
+    plain = [[dataclasses.replace(s, stop_reason=None) for s in ledger.stages] for ledger in (whole, part)]
+    if not plain[1] or len(plain[1]) > len(plain[0]):
+        return not plain[1]
+    *before, last = plain[1]
+    reached = plain[0][len(before)]
+    same = dataclasses.replace(last, steps=reached.steps) == reached and last.steps <= reached.steps
+    return same and before == plain[0][: len(before)]

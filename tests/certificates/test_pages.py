@@ -134,6 +134,45 @@ def test_privacy_json_may_not_contradict_the_certificate(unbound: Path, changes:
     assert verify_certificate(unbound).exit_code == 3
 
 
+def trainer_record(folder: Path, **changes: Any) -> None:
+    ledger = {k: v for k, v in run.load(folder / "certificate.json")["predicate"]["ledger"].items() if k != "head"}
+    record = {"schema": "dpaudit.trainer/1", "status": "completed", "ledger": ledger, "noise": "x", "deviations": []}
+    (folder / "model" / "privacy.json").write_text(json.dumps({**record, **changes}))
+
+
+def test_the_record_of_a_trainer_may_stand_beside_its_weights(unbound: Path) -> None:
+    trainer_record(unbound)
+    assert outcomes(unbound)["model/privacy.json"] == EQUAL
+    early = json.loads((unbound / "model" / "privacy.json").read_bytes())["ledger"]
+    early["stages"][0]["steps"] -= 1
+    trainer_record(unbound, ledger=early)
+    assert outcomes(unbound)["model/privacy.json"] == EQUAL
+    trainer_record(unbound, ledger={**early, "stages": []})
+    assert outcomes(unbound)["model/privacy.json"] == EQUAL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"ledger": None}, {"ledger": {}}, {"ledger": 1}, {"noise": None}, {"deviations": ["allow_nonprivate_logs"]}),
+        *({"steps": 10**6}, {"noise_multiplier": 5.0}, {"unit": "author"}, {"twice": True}),
+    ],
+)
+def test_the_record_of_a_trainer_may_not_contradict_the_certificate(unbound: Path, changes: dict[str, Any]) -> None:
+    trainer_record(unbound)
+    ledger = json.loads((unbound / "model" / "privacy.json").read_bytes())["ledger"]
+    if "unit" in changes:
+        changes = {"ledger": {**ledger, **changes}}
+    elif "twice" in changes:
+        changes = {
+            "ledger": {**ledger, "stages": [*ledger["stages"], {**ledger["stages"][0], "noise_multiplier": 9.0}]}
+        }
+    elif not changes.keys() & {"ledger", "noise", "deviations"}:
+        changes = {"ledger": {**ledger, "stages": [{**ledger["stages"][0], **changes}]}}
+    trainer_record(unbound, **changes)
+    assert outcomes(unbound)["model/privacy.json"] == DIFFERENT
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"verdict":"inconclusive"}', b"[" * 1000])
 def test_privacy_json_that_is_none_is_found(unbound: Path, data: bytes) -> None:
     (unbound / "model" / "privacy.json").write_bytes(data)
