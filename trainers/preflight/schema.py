@@ -246,7 +246,7 @@ def _lengths_mask(schema: Schema, size: int, rng: torch.Generator, *, full: bool
     if mask is None or mask.ndim != 2:
         return None
     width = mask.shape[1]
-    lengths = torch.randint(max(2, width // 2), width + 1, (size,), generator=rng).clamp(max=width)
+    lengths = torch.randint(max(1, min(2, width), width // 2), width + 1, (size,), generator=rng).clamp(max=width)
     lengths[0] = width
     if full:
         lengths.fill_(width)
