@@ -9,15 +9,48 @@ from typing import TypeVar
 
 from dpaudit.accounting.account import epsilon_upper
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.errors import DpauditError, InvalidValue, UnsupportedStage
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.protocols import Budget, Calibratable
 from dpaudit.privacy.stage import Clip, Relation, Stage
 
 P = TypeVar("P", bound=Calibratable)
+Number = TypeVar("Number", int, float)
 
-LARGEST_SIGMA = 1e6
+LARGEST_SIGMA = 1e12
+SMALLEST_SIGMA = 1e-6
 LARGEST_STEPS = 10**9
+"""Ends of the search. A result that stands at one of them is not the best there is, only the best looked for."""
+
+
+class _Search:
+    """ε of a parameter by one accountant; a refusal on the way counts as not met, and is told where nothing is."""
+
+    def __init__(self, epsilon_of: Callable[[float], float], target: float) -> None:
+        validate.positive(target_epsilon=target)
+        validate.finite(target_epsilon=target)
+        self._epsilon_of, self.target, self._refusal = epsilon_of, target, ""
+
+    def __call__(self, value: float) -> float:
+        try:
+            return self._epsilon_of(value)
+        except UnsupportedStage as error:
+            self._refusal = str(error)
+            return math.inf
+
+    def unmet(self, sentence: str) -> DpauditError:
+        """The error of a search that found nothing."""
+        return UnsupportedStage(self._refusal) if self._refusal else InvalidValue(sentence)
+
+    def checked(self, value: Number) -> Number:
+        """The value, evaluated once more: what misses its target is refused and never returned."""
+        found = self._epsilon_of(value)
+        if not found <= self.target:
+            raise InvalidValue(
+                f"the value found, {value!r}, has a certified epsilon={found} above target epsilon={self.target} when"
+                " it is evaluated again; use another accountant, or report this plan as a defect."
+            )
+        return value
 
 
 def smallest_meeting(
@@ -25,51 +58,47 @@ def smallest_meeting(
 ) -> float:
     """Smallest value (to ``rtol`` in ε, on the safe side) whose decreasing ``epsilon_of`` is at most ``target``.
 
-    Regula falsi on log ε against log of the value, bracketed; every value tried is a certified evaluation.
+    Regula falsi on log ε against log of the value, bracketed; every value tried is a certified evaluation, and the one
+    returned is evaluated twice. Values below 1e-6 are not looked for.
     """
+    search = _Search(epsilon_of, target)
     low = high = start
-    at = epsilon_of(start)
-    if at <= target:
-        at_high, at_low = at, at
-        while at_low <= target:
-            high, at_high = low, at_low
-            low /= 2
-            if low < 1e-6:
-                return high
-            at_low = epsilon_of(low)
-    else:
-        at_low, at_high = at, at
-        while at_high > target:
-            low, at_low = high, at_high
-            high *= 2
-            if high > largest:
-                raise InvalidValue(
-                    f"target epsilon={target} is not met below {largest}; raise the target, or lower steps or q."
-                )
-            at_high = epsilon_of(high)
+    at_low = at_high = search(start)
+    while at_low <= target:
+        high, at_high = low, at_low
+        low /= 2
+        if low < SMALLEST_SIGMA:
+            return search.checked(high)
+        at_low = search(low)
+    while at_high > target:
+        low, at_low = high, at_high
+        if high >= largest:
+            raise search.unmet(
+                f"target epsilon={target} is not met up to {largest:g}; raise the target, or lower steps or q."
+            )
+        high = min(2 * high, largest)
+        at_high = search(high)
     side = 0
     for _ in range(60):
         if at_high >= target * (1 - rtol) or high / low < 1 + 1e-9:
-            return high
-        x, y = math.log(low), math.log(high)
-        # Aim a little inside the target, so that the safe end is the one that converges.
-        aim = target * (1 - 0.4 * rtol)
-        a, b = _gap(at_low, aim), _gap(at_high, aim)
-        weight = b / (b - a) if math.isfinite(a) and a != b else 0.5
-        middle = math.exp(y + min(max(weight, 0.02), 0.98) * (x - y))
-        at_middle = epsilon_of(middle)
+            break
+        middle = math.sqrt(low * high) if abs(side) >= 3 else _between(low, high, at_low, at_high, target, rtol)
+        side = 0 if abs(side) >= 3 else side
+        at_middle = search(middle)
         if at_middle <= target:
             high, at_high, side = middle, at_middle, max(side, 0) + 1
         else:
             low, at_low, side = middle, at_middle, min(side, 0) - 1
-        if abs(side) >= 3:
-            middle, side = math.sqrt(low * high), 0
-            at_middle = epsilon_of(middle)
-            if at_middle <= target:
-                high, at_high = middle, at_middle
-            else:
-                low, at_low = middle, at_middle
-    return high
+    return search.checked(high)
+
+
+def _between(low: float, high: float, at_low: float, at_high: float, target: float, rtol: float) -> float:
+    """Next value to try, aimed a little inside the target so that the safe end is the one that converges."""
+    x, y = math.log(low), math.log(high)
+    aim = target * (1 - 0.4 * rtol)
+    a, b = _gap(at_low, aim), _gap(at_high, aim)
+    weight = b / (b - a) if math.isfinite(a) and a != b else 0.5
+    return math.exp(y + min(max(weight, 0.02), 0.98) * (x - y))
 
 
 def _gap(epsilon: float, target: float) -> float:
@@ -89,8 +118,6 @@ def calibrate(plan: P, /, *, accountant: str = "prv", assume: Collection[str] = 
     target = plan.target_epsilon
     if target is None:
         raise InvalidValue("target_epsilon=None; give the plan the ε it has to meet, or its noise multiplier.")
-    validate.positive(target_epsilon=target)
-    validate.finite(target_epsilon=target)
     validate.open_unit(delta=plan.delta)
 
     def epsilon_of(sigma: float) -> float:
@@ -147,24 +174,27 @@ def calibrate_steps(
     group_size: int = 1,
     assume: Collection[str] = (),
 ) -> int:
-    """Largest number of steps of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
-    validate.positive(target_epsilon=target_epsilon)
+    """Largest number of steps of ``stage`` (its own is ignored) whose certified ε at δ meets the target.
 
-    def meets(steps: int) -> bool:
-        ledger = stage_ledger(dataclasses.replace(stage, steps=steps), relation)
-        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume) <= target_epsilon
+    At most :data:`LARGEST_STEPS`: more are not looked for, so that a result of 1e9 says only that so many meet it.
+    """
 
-    if not meets(1):
-        raise InvalidValue(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
+    def epsilon_of(steps: float) -> float:
+        ledger = stage_ledger(dataclasses.replace(stage, steps=int(steps)), relation)
+        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
+
+    search = _Search(epsilon_of, target_epsilon)
+    if search(1) > target_epsilon:
+        raise search.unmet(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
     low, high = 1, 2
-    while meets(high):
-        low, high = high, 2 * high
-        if high > LARGEST_STEPS:
-            return LARGEST_STEPS
+    while search(high) <= target_epsilon:
+        if high == LARGEST_STEPS:
+            return search.checked(high)
+        low, high = high, min(2 * high, LARGEST_STEPS)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if meets(middle) else (low, middle)
-    return low
+        low, high = (middle, high) if search(middle) <= target_epsilon else (low, middle)
+    return search.checked(low)
 
 
 def calibrate_sampling_probability(
@@ -178,14 +208,14 @@ def calibrate_sampling_probability(
     assume: Collection[str] = (),
 ) -> float:
     """Largest q of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
-    validate.positive(target_epsilon=target_epsilon)
 
     def epsilon_of(inverse: float) -> float:
         ledger = stage_ledger(dataclasses.replace(stage, sampling_probability=1 / inverse), relation)
         return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
 
-    if epsilon_of(1.0) <= target_epsilon:
-        return 1.0
+    search = _Search(epsilon_of, target_epsilon)
+    if search(1.0) <= target_epsilon:
+        return search.checked(1.0)
     return 1 / smallest_meeting(epsilon_of, target_epsilon, start=64.0, largest=1e12)
 
 
@@ -206,7 +236,6 @@ def calibrate_split(
         Per stage, its share of the central-limit μ² = q²T·(e^{1/σ²} − 1), which adds over stages; positive, scaled
         to add up to one. The estimate only divides the budget: the bound that meets the target is certified.
     """
-    validate.positive(target_epsilon=target_epsilon)
     if len(shares) != len(ledger.stages) or not all(share > 0 for share in shares):
         raise InvalidValue(
             f"shares={list(shares)} must hold one positive number for each of {len(ledger.stages)} stages."

@@ -32,6 +32,8 @@ class Calibration:
     group_size : int
     guarantee : Guarantee
         The accountant's certified bound for that stage; its upper end is at most the target.
+    limit : str or None
+        Said where the search ended at its own end, so that a better value may exist.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Calibration:
     delta: float
     group_size: int
     guarantee: Guarantee
+    limit: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.calibrate/1``."""
@@ -56,6 +59,7 @@ class Calibration:
             "version": self.guarantee.version,
             "group_size": self.group_size,
             "stage": self.stage.to_dict(),
+            "limit": self.limit,
         }
 
     def __str__(self) -> str:
@@ -64,7 +68,7 @@ class Calibration:
         upper = upper_text(self.guarantee.epsilon_upper, 6, within=self.epsilon_target)
         return (
             f"{self.name} = {cautious(self.value, 8)}   certified ε ≤ {upper} at δ={exact_text(self.delta)} under"
-            f" {self.relation}"
+            f" {self.relation}" + (f"\n{self.limit}" if self.limit else "")
         )
 
 
@@ -117,6 +121,7 @@ def calibrate(
     True
     """
     from dpaudit import accounting
+    from dpaudit.accounting.calibrate import LARGEST_STEPS
 
     if find not in FOUND:
         raise InvalidValue(f"find={find!r} is unknown; choose one of {', '.join(FOUND)}.")
@@ -143,6 +148,11 @@ def calibrate(
         group_size=group_size,
         assume=assume,
     )
+    upper, limit = guarantee.epsilon_upper, None
+    if upper is None or upper > epsilon:
+        raise InvalidValue(f"{find}={value!r} has a certified epsilon={upper} above {epsilon}; report this plan.")
+    if find == "steps" and value == LARGEST_STEPS:
+        limit = f"{value} is the largest number of steps that is looked for; more may meet the target too"
     return Calibration(
         name=find,
         value=value,
@@ -152,4 +162,5 @@ def calibrate(
         delta=delta,
         group_size=group_size,
         guarantee=guarantee,
+        limit=limit,
     )

@@ -20,14 +20,14 @@ from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.trainers import (
     Directions,
-    NoNoise,
     OptimizerSettings,
     PrivacyPlan,
-    ScriptedSampler,
     ZOStage,
     train,
     zo_train,
 )
+from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.sampling import ScriptedSampler
 from tests.trainers.sensitivity.ingredients import (
     BAGS,
     CLASSIFIERS,
