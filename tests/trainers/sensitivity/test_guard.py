@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import DpauditError
-from dpaudit.trainers import (
-    Directions,
-    OptimizerSettings,
-    PrivacyPlan,
-    ZOStage,
-    train,
-    zo_train,
-)
+from dpaudit.trainers import Directions, OptimizerSettings, PrivacyPlan, ZOStage, train, zo_train
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from tests.trainers.sensitivity.ingredients import (
