@@ -93,7 +93,7 @@ def test_one_record_changed_or_removed_changes_no_byte(
 
 
 def trained_on(folder: Path) -> int:
-    from dpaudit.attacks import read_holdout
+    from dpaudit.attacks.holdout import read_holdout
 
     return len(read_holdout(folder / "run" / "private" / "holdout.secret.parquet")[0].kept)
 

@@ -275,6 +275,7 @@ def zo_train(
         if sampler is None:
             sampler_for(stage.plan, countable(records))
     check(plan)
+    trainable_parameters(model)  # refuses weights of a type that no step can move, before the preflight runs them
     with _evaluating(model):
         before_training(
             model,
