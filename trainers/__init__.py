@@ -17,6 +17,7 @@ from dpaudit.trainers.loop import StepReport as StepReport
 from dpaudit.trainers.loop import TrainingResult as TrainingResult
 from dpaudit.trainers.loop import train as train
 from dpaudit.trainers.noise import NoiseSource as NoiseSource
+from dpaudit.trainers.noise import NoNoise as NoNoise
 from dpaudit.trainers.noise import noise_statement as noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer as DPOptimizer
 from dpaudit.trainers.optimizers import OptimizerSettings as OptimizerSettings
@@ -28,6 +29,7 @@ from dpaudit.trainers.preflight.check import preflight_losses as preflight_losse
 from dpaudit.trainers.preflight.sources import CollatedRecords as CollatedRecords
 from dpaudit.trainers.rows import one_loss_per_record as one_loss_per_record
 from dpaudit.trainers.sampling import PoissonSampler as PoissonSampler
+from dpaudit.trainers.sampling import ScriptedSampler as ScriptedSampler
 from dpaudit.trainers.sampling import sampler_for as sampler_for
 from dpaudit.trainers.step import noisy_mean as noisy_mean
 from dpaudit.trainers.step import trainable as trainable
@@ -66,6 +68,7 @@ __all__ = [
     "Flat",
     "GhostClipping",
     "Infilling",
+    "NoNoise",
     "NoiseSource",
     "OptimizerSettings",
     "PerLayer",
@@ -74,6 +77,7 @@ __all__ = [
     "PrivacyArguments",
     "PrivacyPlan",
     "ReleaseRecorder",
+    "ScriptedSampler",
     "StepReport",
     "TrainingResult",
     "TrainingStopped",

@@ -2,6 +2,7 @@
 
 from dpaudit.auditing.audit import audit as audit
 from dpaudit.auditing.control import Control as Control
+from dpaudit.auditing.control import control_power as control_power
 from dpaudit.auditing.design import canaries_needed as canaries_needed
 from dpaudit.auditing.design import design as design
 from dpaudit.auditing.energy import ReleaseEnergy as ReleaseEnergy
@@ -52,6 +53,7 @@ __all__ = [
     "audit",
     "canaries_needed",
     "candidate_epsilon_lower",
+    "control_power",
     "cp_epsilon_lower",
     "design",
     "energy_test",

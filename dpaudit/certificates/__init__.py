@@ -3,6 +3,9 @@
 Importing this module imports neither torch nor any accountant.
 """
 
+from dpaudit.accounting.events import from_event as from_event
+from dpaudit.accounting.events import from_opacus as from_opacus
+from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.certificates.amend import Amendment as Amendment
 from dpaudit.certificates.amend import amend as amend
 from dpaudit.certificates.amend import read_amendments as read_amendments
@@ -45,6 +48,9 @@ __all__ = [
     "certify_run",
     "commitment",
     "envelope_path",
+    "from_event",
+    "from_opacus",
+    "from_triples",
     "json_schema",
     "key_id",
     "manifest",
