@@ -160,7 +160,8 @@ def _keep(
         )
     )
     if segment.failure is not None:
-        raise StorageFailed(f"{segment.failure} (The {steps} steps in the model are saved.)") from segment.failure
+        told = str(segment.failure).rstrip(".")
+        raise StorageFailed(f"{told}; the {steps} steps in the model are saved.") from segment.failure
 
 
 def check_sensitivity(prepared: Prepared, model: Any) -> None:
