@@ -16,7 +16,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.noise import Noise, NoiseSource
-from dpaudit.trainers.observer import Canaries, Observers
+from dpaudit.trainers.observer import Canaries, Observers, contribution_of
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -203,6 +203,8 @@ def train(
     held: AbstractContextManager[Any] = nullcontext()
     if clipper is None:
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
+    if canaries is not None:
+        contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
     modes, state = {module: module.training for module in model.modules()}, ModelState(model)
     begun, executed = time.monotonic(), 0
     sums = ClippedSum(parameters)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpaudit import MemoryJournal, PrivacyRefusal
+from dpaudit import InvalidValue, MemoryJournal, PrivacyRefusal
 from dpaudit.attacks.canaries.in_run import InRunCanaries, InRunDesign, draw_in_run_canaries
 from dpaudit.auditing.energy import ReleaseEnergy, energy_test
 from dpaudit.trainers import GhostClipping, OptimizerSettings, PrivacyPlan, train
@@ -123,3 +123,16 @@ def test_a_sampling_that_couples_records_is_refused() -> None:
     design = InRunDesign(np.array([3]), np.array([True]), D)
     with pytest.raises(PrivacyRefusal, match="take the place of records"):
         Observers(plan, 60, canaries=canaries_of(model, design, plan))
+
+
+def test_a_rule_without_one_bound_is_refused_before_a_step_is_counted() -> None:
+    plan, journal = plan_of(), MemoryJournal()
+    model, records = problem()
+    design = InRunDesign(np.array([3]), np.array([True]), D)
+    with GhostClipping(model, 0.5, clipping=PerLayer(0.5, bounds=(0.3, 0.4))) as clipper:
+        with pytest.raises(InvalidValue, match="equal bounds"):
+            train(
+                model, records, plan, collate=collate, loss_fn=losses, journal=journal, optimizer=SGD, clipper=clipper,
+                canaries=canaries_of(model, design, plan),
+            )  # fmt: skip
+    assert not journal.ledger_stages()
