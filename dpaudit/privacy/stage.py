@@ -75,6 +75,10 @@ class Clip(StrEnum):
     JOINT = "joint"
 
 
+LARGEST_STEPS = 2**53
+"""Steps of one stage, at most: double precision counts every whole number up to here, and no further."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A run of ``steps`` identical steps.
@@ -132,6 +136,11 @@ class Stage:
         validate.probability(sampling_probability=self.sampling_probability)
         validate.non_negative(noise_multiplier=self.noise_multiplier)
         validate.integer_at_least(0, steps=self.steps)
+        if self.steps > LARGEST_STEPS:
+            raise InvalidValue(
+                f"steps={self.steps} must be <= {LARGEST_STEPS} (2^53): beyond it accountants cannot tell one step from"
+                " none; give the steps that ran."
+            )
         validate.integer_at_least(1, releases_per_step=self.releases_per_step)
         if self.sampling is Sampling.NONE and self.sampling_probability != 1:
             raise InvalidValue(

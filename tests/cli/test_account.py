@@ -281,3 +281,15 @@ def test_standard_error_is_quiet_at_orders_that_do_not_converge(command: str) ->
         [sys.executable, "-m", "dpaudit", command, *options, "--delta", "1e-5"], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp", "pld", "gdp"])
+@pytest.mark.parametrize("steps", [2**53 + 1, 2**63 - 1])
+def test_steps_that_no_double_counts_are_one_sentence(
+    accountant: str, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["account", "--stage", f"q=0.01,sigma=1,steps={steps}", "--delta", "1e-5", "--accountant", accountant]
+    with pytest.raises(SystemExit) as ended:
+        run(asked)
+    assert ended.value.code == 64
+    assert f"steps={steps} must be <= 9007199254740992" in capsys.readouterr().err
