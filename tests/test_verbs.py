@@ -51,5 +51,9 @@ def test_audit_reads_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     rows = ["id,member,score", *(f"c{i},{i % 2},{(i % 2) * 2 + (i * 37 % 100) / 100}" for i in range(200))]
     path = tmp_path / "scores.csv"
     path.write_text("\n".join(rows) + "\n")
-    result = dpaudit.audit(path, claimed_epsilon=4, delta=1e-5)
-    assert result.epsilon_lower is not None and result.epsilon_lower > 1 and result.design["defaulted"] is True
+    claim = {"claimed_epsilon": 4, "delta": 1e-5}
+    result = dpaudit.audit(path, **claim, relation="add_or_remove_one", unit="record")
+    assert result.epsilon_lower is not None and result.epsilon_lower > 1
+    for missing, given in (("relation", {"unit": "record"}), ("unit", {"relation": "add_or_remove_one"})):
+        with pytest.raises(dpaudit.InvalidValue, match=f"{missing} is missing"):
+            dpaudit.audit(path, **claim, **given)

@@ -60,8 +60,14 @@ def command(scores: Path, as_json: bool, **options: Any) -> None:
     """
     from dpaudit.runs.audit import audit
 
+    stated = options["plan"] is not None or options["ledger"] is not None
+    defaulted = options["relation"] is None and not stated
+    if defaulted:
+        options["relation"] = "add_or_remove_one"
     result = audit(scores, **options)
-    emit(result.to_dict(), as_json, to_text(result))
+    payload = result.to_dict()
+    payload["design"]["defaulted"] = defaulted
+    emit(payload, as_json, to_text(result))
     raise SystemExit(result.exit_code)
 
 

@@ -29,7 +29,7 @@ def audit(
     coins: str = "fair",
     design: str | None = None,
     relation: str | None = None,
-    unit: str = "record",
+    unit: str | None = None,
     guesses: int | None = None,
     alpha: float = 0.05,
     attack: str | None = None,
@@ -61,10 +61,9 @@ def audit(
     design : str, optional
         "one_run" (the default) or "many_runs" (one canary in each of many independent runs).
     relation : str, optional
-        Neighbouring relation; add_or_remove_one where neither it, a plan nor a ledger states one, and the result's
-        design then says ``"defaulted": True``.
-    unit : str, default="record"
-        Unit of privacy of the claim.
+        Neighbouring relation; required where neither a plan nor a ledger states one.
+    unit : str, optional
+        Unit of privacy of the claim; required where neither a plan nor a ledger states one.
     guesses : int, optional
         Guesses per side, instead of the rule; fix it before looking.
     alpha : float, default=0.05
@@ -97,7 +96,9 @@ def audit(
     --------
     ::
 
-        result = dpaudit.audit("scores.csv", claimed_epsilon=4, delta=1e-5)
+        result = dpaudit.audit(
+            "scores.csv", claimed_epsilon=4, delta=1e-5, relation="add_or_remove_one", unit="record"
+        )
         result.verdict, result.epsilon_lower
     """
     from dpaudit.auditing import audit as audit_arrays
@@ -110,12 +111,11 @@ def audit(
     frozen = None if plan_path is None else _read_plan(plan_path, claimed_epsilon, delta)
     attack = attack or (frozen.attack if frozen and frozen.attack != "unspecified" else None)
     file, member, opened = _read(Path(scores), attack, _path(manifest))
-    defaulted = relation is None and frozen is None and ledger is None
     k = _copies(copies, frozen, opened, file)
     curve = None
     if ledger is not None:
         accounted = _account_ledger(Path(ledger), relation or (frozen.relation.value if frozen else None), delta, k)
-        relation, curve = accounted.relation, accounted.curve
+        relation, curve, unit = accounted.relation, accounted.curve, unit or accounted.unit
         accounted_upper = accounted.epsilon if accounted_upper is None else accounted_upper
         group_claim = accounted.group_epsilon if group_claim is None and k > 1 else group_claim
     relation = _relation(relation, frozen)
@@ -127,11 +127,12 @@ def audit(
 
         frozen = design_audit(
             len(ids), claimed_epsilon, delta, alpha, k,
-            relation=relation, unit=unit, kind=kind, attack=attack or file.attack or "unspecified", guesses=guesses,
+            relation=relation, unit=_stated("unit", unit), kind=kind,
+            attack=attack or file.attack or "unspecified", guesses=guesses,
             group_claim=group_claim, coin_commitment=commitment or (opened.published if opened else None),
         )  # fmt: skip
     state = "none" if coins == "none" else _coin_state(opened, commitment, frozen.coin_commitment)
-    result = audit_arrays(
+    return audit_arrays(
         ids,
         values,
         member,
@@ -142,7 +143,15 @@ def audit(
         curve=curve if state != "none" else None,
         control=None if control_path is None else _read_control(control_path, attack, fault, relation, file, plan_path),
     )
-    return dataclasses.replace(result, design={**result.design, "defaulted": defaulted})
+
+
+def _stated(name: str, value: str | None) -> str:
+    """A privacy decision that somebody has to have made."""
+    from dpaudit.privacy.errors import InvalidValue
+
+    if value is None:
+        raise InvalidValue(f"{name} is missing; give it, or a plan or ledger that states it.")
+    return value
 
 
 def _path(value: str | Path | None) -> Path | None:
@@ -164,7 +173,7 @@ def _read(scores: Path, attack: str | None, manifest: Path | None) -> tuple[Scor
 def _relation(given: str | None, plan: AuditPlan | None) -> str:
     from dpaudit.privacy.errors import InvalidValue
 
-    relation = given or (plan.relation.value if plan else "add_or_remove_one")
+    relation = _stated("relation", given or (plan.relation.value if plan else None))
     if plan is not None and plan.relation.value != relation:
         raise InvalidValue(f"relation={relation} is not the plan's {plan.relation.value}; leave --relation out.")
     return relation
@@ -218,6 +227,7 @@ class _Accounted:
     epsilon: float
     group_epsilon: float
     relation: str
+    unit: str
     curve: TradeOff
 
 
@@ -237,7 +247,7 @@ def _account_ledger(path: Path, relation: str | None, delta: float, copies: int)
 
     group = upper(delta, copies)
     one = group if copies == 1 else upper(delta, 1)
-    return _Accounted(one, group, ledger.relation.value, declared_curve(ledger, delta, copies))
+    return _Accounted(one, group, ledger.relation.value, ledger.unit, declared_curve(ledger, delta, copies))
 
 
 def _read_plan(path: Path, claimed_epsilon: float, delta: float) -> AuditPlan:
