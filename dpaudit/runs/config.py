@@ -35,34 +35,37 @@ PUBLIC_SIZE_HINT = (
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Claim(_Section):
     """What the run is to be certified for."""
 
-    epsilon: PositiveFloat
-    """Claimed ε."""
-    delta: Fraction
-    """Claimed δ."""
-    relation: Literal["add_or_remove_one", "replace_one", "zero_out"]
-    """Neighbouring relation."""
-    unit: str = Field(min_length=1)
-    """Unit of privacy, in words: "paragraph", "user"."""
-    max_records_per_unit: PositiveInt
-    """Records one unit contributes at most."""
+    epsilon: PositiveFloat = Field(examples=[3.0])
+    """Claimed ε: what the accounted ε of the run must not exceed, and what the attack is held against."""
+    delta: Fraction = Field(examples=[1e-5])
+    """Claimed δ. Well below 1 / number of records: a δ of 1/N allows publishing one record in full."""
+    relation: Literal["add_or_remove_one", "replace_one", "zero_out"] = Field(examples=["add_or_remove_one"])
+    """Which two data sets count as neighbours. It says what is protected: that a record took part
+    (add_or_remove_one, zero_out), or what it said (replace_one), which costs about twice the ε."""
+    unit: str = Field(min_length=1, examples=["record"])
+    """Unit of privacy, in words: "paragraph", "user". A claim for one paragraph protects no author of several."""
+    max_records_per_unit: PositiveInt = Field(examples=[1])
+    """Records one unit contributes at most. Above 1 the claim is accounted for groups of that size."""
 
 
 class Model(_Section):
     """The model to fine-tune."""
 
-    path: str
+    path: str = Field(examples=["model"])
     """Folder of a Hugging Face model, relative to this file; or ``package:NAME/FOLDER`` inside an installed package."""
-    gguf_file: str | None = None
+    gguf_file: str | None = Field(default=None, examples=["model.gguf"])
     """Name of a GGUF file in that folder, de-quantised on load."""
-    task: Literal["causal-lm", "sequence-classification"]
+    task: Literal["causal-lm", "sequence-classification"] = Field(examples=["causal-lm"])
+    """What is learnt: to continue texts, or to name their class."""
     trainable: Literal["all", "head", "bias", "lora"] = "all"
-    """Which parameters are trained."""
+    """Which parameters are trained: every one, the output layer, biases, or low-rank adapters. Fewer parameters take
+    less memory and often suffer less from noise; they may also learn less."""
     lora_rank: PositiveInt = 8
     """Rank of the adapters, with ``trainable = "lora"``."""
 
@@ -70,31 +73,33 @@ class Model(_Section):
 class Data(_Section):
     """Private records, and public text to evaluate on."""
 
-    path: str
-    """One record a line (``.txt``) or a row (``.csv``, ``.jsonl``, ``.parquet``), plain or as ``.gz`` or ``.xz``; or a
-    folder written by ``save_to_disk``; or ``package:NAME/FILE``."""
-    heldout: str | None = None
+    path: str = Field(examples=["mails.csv"])
+    """The private records: one a line (``.txt``) or a row (``.csv``, ``.jsonl``, ``.parquet``), plain or as ``.gz`` or
+    ``.xz``; or a folder written by ``save_to_disk``; or ``package:NAME/FILE``."""
+    heldout: str | None = Field(default=None, examples=["public.csv"])
     """PUBLIC evaluation records in one of these forms, with the same columns; never private ones."""
     text_column: str = Field(default="text", min_length=1)
     """Tables only: column of the texts."""
     label_column: str = Field(default="label", min_length=1)
     """Tables only: column of the class labels, for sequence classification."""
-    labels: tuple[str | int, ...] | None = None
+    labels: tuple[str | int, ...] | None = Field(default=None, examples=[["ham", "spam"]])
     """Names of the classes, in the order of the model's outputs. Without them they are those of the PUBLIC records: the
     released model has one output for each and carries their names, so they never follow the private labels."""
-    max_length: PositiveInt
+    max_length: PositiveInt = Field(examples=[64])
     """Tokens of a record; longer records are cut, canaries never."""
-    limit: PositiveInt | None = None
+    limit: PositiveInt | None = Field(default=None, examples=[2000])
     """Use at most so many records; these are then the data set that the claim protects."""
-    limit_by: Literal["first", "random"] | None = None
+    limit_by: Literal["first", "random"] | None = Field(default=None, examples=["random"])
     """``first``: the first rows of the file, whatever their order means. ``random``: those whose digest of the public
     seed and the text is smallest. Left out: the first rows with ``heldout``, at random with ``heldout_fraction``."""
     heldout_fraction: Annotated[float, _Number, Field(ge=0, lt=1)] = 0.0
     """Without ``heldout``: share of the file declared public and used for evaluation only. Each record's own text and
     the public seed decide, so that no record moves another to the other side."""
-    sha256: str | None = None
-    """Expected digest of the file."""
-    source: str | None = None
+    sha256: str | None = Field(
+        default=None, examples=["d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"]
+    )
+    """Expected SHA-256 of the file; another file is refused."""
+    source: str | None = Field(default=None, examples=["support"])
     """Tables only: keep rows whose ``source_column`` has this value."""
     source_column: str = Field(default="source", min_length=1)
     """Tables only: column that ``source`` looks at."""
@@ -103,20 +108,27 @@ class Data(_Section):
 class Privacy(_Section):
     """The mechanism."""
 
-    method: Literal["dp-adam", "dp-zoso"]
-    sampling: Literal["poisson"]
-    public_size: PositiveInt
+    method: Literal["dp-adam", "dp-zoso"] = Field(examples=["dp-adam"])
+    """dp-adam: clipped gradients. dp-zoso: forward passes only, in stages; needs the section ``[zeroth_order]``."""
+    sampling: Literal["poisson"] = Field(examples=["poisson"])
+    """How minibatches are drawn: every record by a coin of its own at each step, as the accounting assumes."""
+    public_size: PositiveInt = Field(examples=[2000])
     """Number of private records as it may be published. q, σ and the normaliser derive from it (and from half of the
     canary copies) and are published with the ledger, so it is declared and never counted from the records."""
-    expected_batch_size: PositiveFloat
-    """q times the public size; the constant normaliser."""
-    clipping_norm: PositiveFloat
-    steps: PositiveInt
-    noise_multiplier: PositiveFloat | None = None
-    """σ; when left out it is calibrated so that the accounted ε meets the claim."""
+    expected_batch_size: PositiveFloat = Field(examples=[200])
+    """Expected number of records of a minibatch: q times the public size, and the constant that sums are divided by.
+    Larger batches drown the noise better and cost more computing."""
+    clipping_norm: PositiveFloat = Field(examples=[0.5])
+    """C: the largest norm that one record's gradient may have in the sum. It scales the noise with it, so that it
+    changes learning and not ε; near the usual norm of a gradient is a good start."""
+    steps: PositiveInt = Field(examples=[110])
+    """Private steps in all. More steps learn longer and take more noise each."""
+    noise_multiplier: PositiveFloat | None = Field(default=None, examples=[1.1])
+    """σ, noise on the sum divided by C; when left out it is calibrated so that the accounted ε meets the claim."""
     secure_noise: bool = False
     """Take every bit of the noise from the operating system's cryptographic generator; five times as slow."""
     calibrate_with: Literal["prv", "pld", "rdp"] = "prv"
+    """Accountant that finds σ; prv is the tightest with a proof."""
     accountants: tuple[str, ...] = ("prv", "rdp")
     """Accountants in the certificate; the smallest certified bound decides, whatever their order."""
 
@@ -125,31 +137,46 @@ class ZerothOrder(_Section):
     """DP-ZOSO's schedule; step counts come from ``privacy.steps`` split geometrically over stages."""
 
     stages: PositiveInt = 3
+    """Stages; each has twice the steps of the one before and half its learning rate."""
     directions: PositiveInt = 1
+    """Random directions P that one minibatch is tried along; together they are one release."""
     clip: Literal["per_direction", "joint"] = "per_direction"
+    """Whether C bounds a record's loss differences one by one or as a vector."""
     scale: PositiveFloat = 1e-3
+    """Length of the step along a direction over which the loss difference is taken."""
     proximal: NonNegative = 0.0
+    """Pull back to where the stage began."""
     distribution: Literal["gaussian", "rademacher"] = "gaussian"
+    """Distribution of the directions' coordinates; rademacher (plus or minus one) is faster."""
 
 
 class Optimizer(_Section):
-    """Does not change privacy."""
+    """How the released sums move the weights. Nothing here changes privacy."""
 
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = Field(examples=[1e-3])
+    """Learning rate after warm-up."""
     weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of AdamW."""
     warmup_steps: Whole = 0
+    """Steps over which the rate rises to its value."""
     physical_batch_size: PositiveInt = 64
+    """Records computed at once. Lower it when memory runs out: results and privacy stay."""
     threads: Whole = 0
     """CPU threads; 0 leaves torch's choice."""
 
 
 class Canaries(_Section):
-    """Records inserted by independent fair coins."""
+    """Artificial records, each inserted if a fair coin says so. The attack guesses the coins afterwards."""
 
-    kind: Literal["new-token", "random-token", "label-flip"]
-    count: PositiveInt
+    kind: Literal["new-token", "random-token", "label-flip"] = Field(examples=["random-token"])
+    """new-token: each owns a reserved token ``<canary_...>`` of the tokenizer, the strongest; random-token: random
+    words, for any causal model; label-flip: public texts with a wrong label, for classifiers."""
+    count: PositiveInt = Field(examples=[1000])
+    """Canaries, half of them inserted. Few canaries cannot decide a large ε; the command says so before it trains."""
     copies: PositiveInt = 1
+    """Copies of an inserted canary. Above 1 the audit tests the weaker claim for groups of that many records."""
     length: PositiveInt = 12
+    """Tokens of a canary (not for label-flip); at most ``data.max_length``."""
     positions: PositiveInt = 3
     """new-token only: positions of the reserved token."""
 
@@ -157,8 +184,11 @@ class Canaries(_Section):
 class Audit(_Section):
     """Pre-registered before the first step."""
 
-    attack: Literal["loss-residual", "loss-drop", "loss"]
-    alpha: Fraction
+    attack: Literal["loss-residual", "loss-drop", "loss"] = Field(examples=["loss-residual"])
+    """Score of a canary: its loss; how far training lowered it; or what is left of it after a line fitted on its loss
+    under the base model."""
+    alpha: Fraction = Field(examples=[0.05])
+    """Chance of an error that the empirical lower bound may have; 0.05 is a 95 % bound."""
     holdout_fraction: Annotated[float, _Number, Field(ge=0, le=0.5)] = 0.0
     """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``."""
 
