@@ -257,7 +257,7 @@ def train(
             failure = error
         finally:
             sums.clear()
-            failure = sealed(journal, reason, failure)
+            failure = sealed(journal, reason, failure, is_test=is_test)
     result = TrainingResult(
         status="test" if is_test else "completed",
         steps=start_step + executed,

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from dpaudit.privacy.errors import StorageFailed
-from dpaudit.privacy.protocols import Journal
+from dpaudit.privacy.protocols import Journal, seal_reason
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -81,10 +81,15 @@ def finish_the_step() -> Iterator[Interruption]:
             signal.signal(taken, handler)
 
 
-def sealed(journal: Journal, reason: str, failure: StorageFailed | None) -> StorageFailed | None:
-    """Seal the journal at the end of a loop; returns the first thing that could not be written, if any."""
+def sealed(
+    journal: Journal, reason: str, failure: StorageFailed | None, *, is_test: bool = False
+) -> StorageFailed | None:
+    """Seal the journal at the end of a loop; returns the first thing that could not be written, if any.
+
+    With ``is_test`` the ledger says that randomness was injected, so that nobody can certify the run from it.
+    """
     try:
-        journal.seal(reason)
+        journal.seal(seal_reason(reason, is_test=is_test))
     except StorageFailed as error:
         return failure or error
     return failure

@@ -9,6 +9,7 @@ from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.certificates.amend import Amendment as Amendment
 from dpaudit.certificates.amend import amend as amend
 from dpaudit.certificates.amend import read_amendments as read_amendments
+from dpaudit.certificates.control_file import write_control as write_control
 from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
@@ -63,6 +64,7 @@ __all__ = [
     "read_policy",
     "sign",
     "verify_certificate",
+    "write_control",
     "write_manifest",
     "write_plan",
 ]

@@ -8,11 +8,17 @@ the attack. A control of anything else says nothing about this run and is refuse
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.privacy.errors import InvalidEvidence
+import numpy as np
+
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.storage.commitment import sha256_file
+from dpaudit.storage.files import write_atomically
+from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import coins, identifiers, numbers, read_table
 
 if TYPE_CHECKING:
@@ -80,6 +86,67 @@ def control_columns(binding: ControlBinding, *, fault: str, rows: int) -> dict[s
     """The columns, constant over all rows, that bind a control and name its fault; facts that are None are left out."""
     facts = {**dataclasses.asdict(binding), "fault": fault}
     return {name: [value] * rows for name, value in facts.items() if value is not None}
+
+
+def write_control(
+    path: Path,
+    control: Control,
+    *,
+    plan: Path,
+    config_sha256: str | None = None,
+) -> str:
+    """Write a positive control with what binds it to one run, and return the file's SHA-256.
+
+    A control is the same attack on a run of the same configuration with a fault planted in it. Its scores are
+    published: train it on public records, since with the usual fault, no noise, it releases what it was trained on.
+
+    Parameters
+    ----------
+    path : Path
+        ``release/control_scores.parquet`` of the run that the control belongs to.
+    control : Control
+        Ids (none of the run's own canaries), scores, coins, the fault in words, and the run of each canary where there
+        were several.
+    plan : Path
+        ``audit_plan.json`` of that run; the control is bound to its bytes.
+    config_sha256 : str, optional
+        Digest of the run's configuration, where the run's ``provenance`` states one.
+
+    Raises
+    ------
+    InvalidValue
+        When ids, scores, coins and runs are not of one length.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dpaudit.auditing import AuditPlan
+
+    scores = [float(score) for score in np.asarray(control.scores)]
+    coins = [int(coin) for coin in np.asarray(control.member)]
+    runs = [""] * len(scores) if control.runs is None else [str(run) for run in control.runs]
+    if not len(control.ids) == len(scores) == len(coins) == len(runs):
+        raise InvalidValue(
+            f"a control of {len(control.ids)} ids, {len(scores)} scores, {len(coins)} coins and {len(runs)} runs cannot"
+            " be written; give one of each for every canary."
+        )
+    rows = sorted(zip(map(str, control.ids), scores, coins, runs, strict=True))
+    columns: dict[str, Any] = {
+        "id": pa.array([row[0] for row in rows], pa.string()),
+        "score": pa.array([row[1] for row in rows], pa.float64()),
+        "member": pa.array([row[2] for row in rows], pa.int8()),
+    }
+    if control.runs is not None:
+        columns["run"] = pa.array([row[3] for row in rows], pa.string())
+    stated = read_json(plan)
+    AuditPlan.from_dict(stated)  # refuses a file that is no plan
+    binding = binding_of(stated, plan_sha256=sha256_file(plan), config_sha256=config_sha256)
+    for name, cells in control_columns(binding, fault=control.fault, rows=len(rows)).items():
+        columns[name] = pa.array(cells, pa.string()).dictionary_encode()
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    write_atomically(path, buffer.getvalue())
+    return sha256_file(path)
 
 
 def read_control_file(path: Path) -> ControlFile:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpaudit.privacy.protocols import TEST_REASON
+
 _IMPORTED = (
     "The ledger was imported from {source} after the run: dpaudit did not count the steps itself and relies on that"
     " history."
+)
+_INJECTED = (
+    "{count} segments of the ledger ran with injected randomness: their steps can be repeated and are not private."
 )
 _RECOVERED = "The run stopped uncleanly {count} times; each stop is charged at its reserved steps."
 IMPORT_REASON = "imported from "
@@ -26,5 +31,7 @@ def ledger_deviations(reasons: Sequence[str]) -> list[str]:
     """
     recovered = sum(reason.startswith("recovered") for reason in reasons)
     found = [_RECOVERED.format(count=recovered)] if recovered else []
+    if injected := sum(reason.startswith(TEST_REASON) for reason in reasons):
+        found.append(_INJECTED.format(count=injected))
     sources = dict.fromkeys(r.removeprefix(IMPORT_REASON) for r in reasons if r.startswith(IMPORT_REASON))
     return [*found, *(_IMPORTED.format(source=source) for source in sources)]

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.certificates.build import CertificateEvidence, build_certificate
+from dpaudit.certificates.control_file import binding_of, foreign_control, read_control_file
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
 from dpaudit.certificates.statement import Statement
+from dpaudit.privacy import validate
 from dpaudit.privacy.claim import Claim
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.protocols import TEST_REASON
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
@@ -27,8 +30,10 @@ from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import number, read_table
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing import AuditPlan, Control
 
+_STATUS = {"complete": "complete", "completed": "complete", "unfinished": "unfinished", "planned": "unfinished"}
+"""What a certificate calls a run, by its own word or a trainer's."""
 OWN_JOURNAL = "dpaudit's own journal, which counted every step before its release"
 
 
@@ -101,6 +106,7 @@ def certify_run(
     provenance: Mapping[str, Any] | None = None,
     deviations: Sequence[str] = (),
     reproduction: str = "",
+    run_status: str = "complete",
 ) -> Statement:
     """Certify a run of another library, or of a loop of one's own, into its release folder and return the certificate.
 
@@ -108,8 +114,10 @@ def certify_run(
     ----------
     release : Path
         Folder that holds what is released: ``model/`` with the weights and, for an audit, ``audit_plan.json`` (written
-        before training by :func:`write_plan`) and ``scores.parquet`` (columns id, score). ``ledger.jsonl`` and
-        ``certificate.json`` are written into it; an existing certificate is never overwritten.
+        before training by :func:`write_plan`), ``scores.parquet`` (columns id, score) and, where one was made,
+        ``control_scores.parquet``, the positive control from which the attack's power is measured (written by
+        :func:`write_control`). ``ledger.jsonl`` and ``certificate.json`` are written into it; an existing certificate
+        is never overwritten.
     source : str, optional
         Where the ledger comes from, such as "an Opacus 1.6 accountant history"; needed with an imported ledger.
     ledger : Ledger, optional
@@ -121,24 +129,33 @@ def certify_run(
         noise_source.
     canaries : Canaries, optional
         Without them nothing is known about leakage and the verdict is at most ``inconclusive``.
+    run_status : str
+        "complete" or "unfinished", or the ``status`` of a trainer or of its result ("completed", "test", "planned"). A
+        run whose randomness was injected is refused, also where only its ledger or ``model/privacy.json`` says so.
 
     Raises
     ------
     InvalidEvidence
-        When the coins do not open the plan's commitment, the scores do not match the canaries, or the ledger is
-        missing, still open, or bound to another plan.
+        When the coins do not open the plan's commitment, the scores do not match the canaries, the control is not one
+        of this run, or the ledger is missing, still open, or bound to another plan.
+    PrivacyRefusal
+        When sampler or noise were injected: such a run is repeatable by design, hence not private.
     """
     from dpaudit.accounting import account
 
     certificate = release / "certificate.json"
     if certificate.exists():
         raise InvalidValue(f"{certificate} exists; it is amended, never rewritten: see dpaudit.certificates.amend.")
+    status = _status(run_status, release)
     plan_path = release / "audit_plan.json"
     plan_digest = sha256_file(plan_path) if canaries is not None and plan_path.exists() else None
     record = _ledger_of(release / "ledger.jsonl", ledger, source, plan_digest)
+    if any(reason.startswith(TEST_REASON) for reason in record.reasons):
+        raise PrivacyRefusal(_TEST_RUN.format(where=f"{release / 'ledger.jsonl'} says"))
     ledger = record.ledger if ledger is None else ledger
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
-    audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees)
+    config_sha256 = (provenance or {}).get("config_sha256")
+    audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees, config_sha256)
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
@@ -152,11 +169,30 @@ def certify_run(
         provenance={"ledger_source": source or OWN_JOURNAL, **(provenance or {})},
         deviations=[*ledger_deviations(record.reasons), *deviations],
         reproduction=reproduction,
+        run_status=status,
         **audited,
     )
     statement = build_certificate(evidence)
     write_atomically(certificate, statement.to_bytes())
     return statement
+
+
+_TEST_RUN = (
+    "{where} that randomness was injected into this run: its steps can be repeated; run it without sampler, noise."
+)
+
+
+def _status(given: str, release: Path) -> str:
+    """Status of the run for its certificate, from its trainer's word and from the record that a trainer left."""
+    validate.one_of([*_STATUS, "test"], run_status=given)
+    stated, record = given, release / "model" / "privacy.json"
+    if record.exists():
+        written = read_json(record)
+        if isinstance(written, dict) and written.get("schema") == "dpaudit.trainer/1":
+            stated = "test" if written.get("status") == "test" else given
+    if stated == "test":
+        raise PrivacyRefusal(_TEST_RUN.format(where="run_status says" if given == "test" else f"{record} says"))
+    return _STATUS[stated]
 
 
 def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:
@@ -204,11 +240,29 @@ def _not_bound(path: Path, record: JournalRecord, plan_digest: str | None) -> st
     )
 
 
-def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequence[Guarantee]) -> dict[str, Any]:
+def _control(release: Path, plan: Mapping[str, Any], config_sha256: Any, audited: Sequence[str]) -> Control | None:
+    """The positive control beside the scores, where there is one; a control of another run is refused."""
+    path = release / "control_scores.parquet"
+    if not path.exists():
+        return None
+    found = read_control_file(path)
+    bound = binding_of(plan, plan_sha256=sha256_file(release / "audit_plan.json"), config_sha256=config_sha256)
+    if why := foreign_control(found, bound, audited):
+        raise InvalidEvidence(
+            f"{path} is not a control of this run ({why}); remove it, or write it with"
+            " dpaudit.certificates.write_control."
+        )
+    return found.control
+
+
+def _audit(
+    release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequence[Guarantee], config_sha256: Any
+) -> dict[str, Any]:
     from dpaudit.auditing import AuditPlan, audit, guess
 
     plan_path, scores_path = release / "audit_plan.json", release / "scores.parquet"
-    plan = AuditPlan.from_dict(read_json(plan_path))
+    stated = read_json(plan_path)
+    plan = AuditPlan.from_dict(stated)
     opened = commitment(canaries.nonce, manifest(canaries.ids, canaries.coins, canaries.copies))
     if opened != plan.coin_commitment:
         raise InvalidEvidence(
@@ -222,6 +276,7 @@ def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequen
             " exactly one score for each canary."
         )
     values = [scores[i] for i in canaries.ids]
+    control = _control(release, stated, config_sha256, canaries.ids)
     try:
         curve = declared_curve(ledger, plan.delta, canaries.copies)
     except DpauditError:  # no certified profile for this ledger, such as a shuffled one
@@ -236,6 +291,7 @@ def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequen
         accounted_upper=smallest_upper(guarantees),
         group_claim=group_epsilon(ledger, delta=plan.delta, accountants=names, copies=canaries.copies),
         curve=curve,
+        control=control,
     )
     rows = zip(canaries.ids, canaries.coins, guess(canaries.ids, values, plan), strict=True)
     return {
@@ -244,6 +300,7 @@ def _audit(release: Path, canaries: Canaries, ledger: Ledger, guarantees: Sequen
         "canaries": [{"id": i, "coin": c, "guess": int(g)} for i, c, g in rows],
         "copies": canaries.copies,
         "scores_digest": sha256_file(scores_path),
+        "control_digest": None if control is None else sha256_file(release / "control_scores.parquet"),
         "nonce": canaries.nonce.hex(),
         "audit_result": result.to_dict(),
     }

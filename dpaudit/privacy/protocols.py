@@ -35,6 +35,15 @@ class Budget(Protocol):
     def __call__(self, ledger: Ledger, /) -> float: ...
 
 
+TEST_REASON = "test: "
+"""Beginning of the reason with which a trainer seals a segment whose randomness was injected."""
+
+
+def seal_reason(reason: str, *, is_test: bool) -> str:
+    """Why a segment ends; marked where sampler or noise were injected, since such steps are repeatable, not private."""
+    return f"{TEST_REASON}{reason} with injected randomness" if is_test else reason
+
+
 class Journal(Protocol):
     """Durable record of executed steps. ``count`` returns only when the step is on disk."""
 

@@ -7,7 +7,6 @@ how often this attack, with this number of guesses, would convict a run whose no
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from dpaudit import MemoryJournal
 from dpaudit.certificates.control_file import (
     ControlBinding,
     binding_of,
-    control_columns,
     foreign_control,
     read_control_file,
+    write_control,
 )
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
@@ -31,7 +30,6 @@ from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.records import Records
 from dpaudit.runs.sources import load_model
 from dpaudit.storage.commitment import sha256_file
-from dpaudit.storage.files import write_atomically
 from dpaudit.storage.run_folder import RunFolder, read_json
 
 if TYPE_CHECKING:
@@ -80,9 +78,8 @@ def train_control(
         For a method whose control is not wired.
     """
     validate.integer_at_least(1, controls=runs)
-    binding = binding_of_run(prepared.folder, config_sha256)
     made = [_one_control(prepared, advance) for _ in range(runs)]
-    _write(path, made, binding)
+    _write(path, made, prepared, config_sha256)
 
 
 def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
@@ -152,28 +149,17 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
     return _Scored(ids, canary_scores(config.audit.attack, canaries, merged(model), base), np.asarray(coins))
 
 
-def _write(path: Path, made: Sequence[_Scored], binding: ControlBinding) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _write(path: Path, made: Sequence[_Scored], prepared: Prepared, config_sha256: str) -> None:
+    from dpaudit.auditing import Control
 
-    rows = sorted(
-        (name, float(score), int(coin), str(run))
-        for run, control in enumerate(made)
-        for name, score, coin in zip(control.ids, control.scores, control.coins, strict=True)
+    control = Control(
+        ids=[name for one in made for name in one.ids],
+        scores=np.concatenate([one.scores for one in made]),
+        member=np.concatenate([one.coins for one in made]),
+        fault=FAULT,
+        runs=[str(run) for run, one in enumerate(made) for _ in one.ids] if len(made) > 1 else None,
     )
-    columns: dict[str, Any] = {
-        "id": pa.array([row[0] for row in rows], pa.string()),
-        "score": pa.array([row[1] for row in rows], pa.float64()),
-        "member": pa.array([row[2] for row in rows], pa.int8()),
-    }
-    if len(made) > 1:
-        columns["run"] = pa.array([row[3] for row in rows], pa.string())
-    for name, cells in control_columns(binding, fault=FAULT, rows=len(rows)).items():
-        columns[name] = pa.array(cells, pa.string()).dictionary_encode()
-    table = pa.table(columns)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_control(path, control, plan=prepared.folder.audit_plan, config_sha256=config_sha256)
 
 
 def binding_of_run(folder: RunFolder, config_sha256: str) -> ControlBinding:

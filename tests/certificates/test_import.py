@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpaudit import InvalidEvidence, InvalidValue, Ledger, Stage
+from dpaudit import InvalidEvidence, InvalidValue, Ledger, PrivacyRefusal, Stage
 from dpaudit.accounting.events import from_event, to_event
 from dpaudit.certificates import Claim
 from dpaudit.certificates.import_run import Canaries, certify_run, read_manifest, write_manifest, write_plan
@@ -187,3 +187,89 @@ def test_a_ledger_of_another_plan_is_refused_before_it_is_certified(release: Pat
 def test_without_our_ledger_both_ledger_and_source_are_needed(release: Path, given: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue, match="ledger and source are needed"):
         certify_run(release, **OWN, **given)
+
+
+@pytest.mark.parametrize("status", ["test", "tests", None])
+def test_a_status_that_no_certificate_has_is_refused_before_anything_is_written(release: Path, status: Any) -> None:
+    with pytest.raises((PrivacyRefusal, InvalidValue), match="run_status"):
+        certify_run(release, ledger=LEDGER, **REST, run_status=status)
+    assert not (release / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "status, stated", [("completed", "complete"), ("planned", "unfinished"), ("unfinished", "unfinished")]
+)
+def test_the_trainers_word_for_its_status_is_taken(release: Path, status: str, stated: str) -> None:
+    assert certify_run(release, ledger=LEDGER, **REST, run_status=status).predicate.run_status == stated
+
+
+def test_a_record_of_a_trainer_with_injected_randomness_is_refused(release: Path) -> None:
+    record = {"schema": "dpaudit.trainer/1", "status": "test"}
+    (release / "model" / "privacy.json").write_text(json.dumps(record))
+    with pytest.raises(PrivacyRefusal, match=r"privacy\.json says that randomness was injected"):
+        certify_run(release, ledger=LEDGER, **REST)
+
+
+@pytest.mark.parametrize("injected", ["sampler", "noise"])
+def test_a_ledger_of_a_run_with_injected_randomness_is_refused(release: Path, injected: str) -> None:
+    import torch
+
+    from dpaudit.trainers import PrivacyPlan, train
+    from dpaudit.trainers.noise import NoNoise
+    from dpaudit.trainers.sampling import ScriptedSampler
+
+    plan = PrivacyPlan(
+        delta=1e-5, relation="add_or_remove_one", sampling="poisson", unit="row", public_size=4,
+        expected_batch_size=2.0, steps=2, clipping_norm=1.0, noise_multiplier=1.0,
+    )  # fmt: skip
+    parts = {"sampler": {"sampler": ScriptedSampler([[0], [1]])}, "noise": {"noise": NoNoise()}}
+    with DiskJournal(
+        release / "ledger.jsonl", relation="add_or_remove_one", unit="row", audit_plan_sha256=None
+    ) as journal:
+        train(
+            torch.nn.Linear(3, 1), [torch.ones(3)] * 4, plan, collate=torch.stack,
+            loss_fn=lambda model, batch: model(batch)[:, 0], journal=journal, **parts[injected],
+        )  # fmt: skip
+    with pytest.raises(PrivacyRefusal, match=r"ledger\.jsonl says that randomness was injected"):
+        certify_run(release, **OWN)
+    assert not (release / "certificate.json").exists()
+
+
+def controlled(release: Path, plan: Path) -> None:
+    """A control of 200 other canaries whose attack is right nearly always, bound to a plan."""
+    import numpy as np
+
+    from dpaudit.auditing import Control
+    from dpaudit.certificates import write_control
+
+    rng = np.random.default_rng(5)
+    member = rng.integers(0, 2, 200)
+    control = Control(
+        ids=[f"c{i}" for i in range(200)], scores=member + rng.normal(0, 0.1, 200), member=member, fault="no noise"
+    )
+    write_control(release / "control_scores.parquet", control, plan=plan)
+
+
+def test_a_control_beside_the_scores_gives_the_attack_its_power(release: Path) -> None:
+    canaries, digest = prepared(release)
+    counted(release, digest)
+    controlled(release, release / "audit_plan.json")
+    body = certify_run(release, canaries=canaries, **OWN).predicate
+    assert body.audit is not None and body.audit.control_digest is not None
+    assert body.audit.result["power"] is not None
+    report = verify_certificate(release)
+    assert report.ok, report.to_text()
+    assert any(s.name == "audit.power" and s.outcome == "recomputed and equal" for s in report.steps)
+
+
+def test_a_control_of_another_plan_or_of_no_plan_is_refused(release: Path, tmp_path_factory: Any) -> None:
+    canaries, digest = prepared(release)
+    counted(release, digest)
+    other = tmp_path_factory.mktemp("other")
+    (other / "audit_plan.json").write_bytes((release / "audit_plan.json").read_bytes() + b" ")
+    controlled(release, other / "audit_plan.json")
+    with pytest.raises(InvalidEvidence, match=r"not a control of this run \(its plan_sha256"):
+        certify_run(release, canaries=canaries, **OWN)
+    (other / "audit_plan.json").write_text("{}")
+    with pytest.raises(InvalidEvidence):
+        controlled(release, other / "audit_plan.json")

@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dpaudit import Budget, Calibrate, Journal, Ledger, Stage
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.protocols import seal_reason
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.ghost.clipper import GhostClipping
@@ -206,7 +207,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self._clipper = None
         try:
             if self._journal is not None:
-                self._journal.seal(reason)
+                self._journal.seal(seal_reason(reason, is_test=self.status == "test"))
         finally:
             self._past, self._counted = self.ledger.stages, 0
             if not self._given_journal and isinstance(self._journal, DiskJournal):
@@ -376,7 +377,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     # -- what is stored -------------------------------------------------------------------------------------------
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self._journal is not None
-        self._journal.seal("checkpoint")
+        self._journal.seal(seal_reason("checkpoint", is_test=self.status == "test"))
         try:
             super()._save_checkpoint(model, trial)
         finally:

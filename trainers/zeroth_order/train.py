@@ -363,7 +363,7 @@ def zo_train(
                 failure = error
             finally:
                 if world.rank == 0:
-                    failure = sealed(journal, reason, failure)
+                    failure = sealed(journal, reason, failure, is_test=is_test)
                 executed.append(stage.plan.stage(count))
             if stopped or failure is not None:
                 break
