@@ -1,9 +1,9 @@
 """dpaudit: make "this model was fine-tuned with differential privacy" checkable.
 
-Every command is a function here: :func:`certify`, :func:`train`, :func:`attack`, :func:`audit`, :func:`account`,
-:func:`calibrate`, :func:`compare`, :func:`examine`, :func:`exposure` and :func:`verify`. They, and the sub-packages,
-are loaded when they are first asked for, so that importing dpaudit imports neither torch nor transformers. The privacy
-language lives here too: stages, ledgers, guarantees, errors.
+Every command is a function here: :func:`init`, :func:`certify`, :func:`train`, :func:`attack`, :func:`audit`,
+:func:`account`, :func:`calibrate`, :func:`compare`, :func:`examine`, :func:`exposure` and :func:`verify`. They, and
+the sub-packages, are loaded when they are first asked for, so that importing dpaudit imports neither torch nor
+transformers. The privacy language lives here too: stages, ledgers, guarantees, errors.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ __all__ = [
     "compare",
     "examine",
     "exposure",
+    "init",
     "train",
     "verify",
 ]
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from dpaudit.runs.certify import certify as certify
     from dpaudit.runs.examine import examine as examine
     from dpaudit.runs.exposure import exposure as exposure
+    from dpaudit.runs.init import init as init
     from dpaudit.runs.train import train as train
 
 _VERBS = {
@@ -90,6 +92,7 @@ _VERBS = {
     "compare": ("accounting.compare", "compare"),
     "examine": ("runs.examine", "examine"),
     "exposure": ("runs.exposure", "exposure"),
+    "init": ("runs.init", "init"),
     "train": ("runs.train", "train"),
     "verify": ("certificates.verify.verify", "verify_certificate"),
 }

@@ -10,7 +10,19 @@ import pytest
 import dpaudit
 from tests import ROOT
 
-VERBS = ("account", "attack", "audit", "calibrate", "certify", "compare", "examine", "exposure", "train", "verify")
+VERBS = (
+    "account",
+    "attack",
+    "audit",
+    "calibrate",
+    "certify",
+    "compare",
+    "examine",
+    "exposure",
+    "init",
+    "train",
+    "verify",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -6,6 +6,7 @@ Exit codes: 0 done or consistent, 1 violated or accounting_mismatch, 2 inconclus
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -32,6 +33,7 @@ COMMANDS = {
     "compare": "Accountants side by side; says which is rigorous and which is wrong here.",
     "examine": "White-box tests of a step function against the plan it claims to follow.",
     "exposure": "Canary exposure report.",
+    "init": "A commented configuration for your data and model; says what it assumed.",
     "train": "A training run from a TOML file, with canaries, into a run folder.",
     "verify": "Re-derives every number of a certificate from its evidence, without the model.",
 }
@@ -47,6 +49,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
         if cmd_name not in COMMANDS:
+            if near := difflib.get_close_matches(cmd_name, COMMANDS, 1):
+                raise click.UsageError(f"No such command {cmd_name!r}; did you mean {near[0]}?", ctx)
             return None
         module = importlib.import_module(f"dpaudit.cli.{cmd_name}")
         command: click.Command = module.command
@@ -66,7 +70,8 @@ def main() -> None:
     \b
     Example:
       dpaudit account --stage "q=0.01,sigma=1.0,steps=1000" --delta 1e-5
-      dpaudit certify config.toml --out runs/first
+      dpaudit init mails.csv --model my-model --unit mail --public-size 2000
+      dpaudit certify mails.toml --out runs/first
       dpaudit verify runs/first/release/certificate.json
     """
 

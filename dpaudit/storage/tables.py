@@ -117,24 +117,33 @@ def load_table(
     InvalidEvidence
         For a file that cannot be read in one way only; with its line, and the remedy.
     """
-    kind = format_of(path) or "csv"
     wanted = (*columns, *optional)
+    table, header = _read(path, wanted, tuple(binary), limits)
+    if absent := [column for column in columns if column not in table.columns]:
+        raise InvalidEvidence(_absent(path.name, absent[0], columns, header))
+    return dataclasses.replace(table, columns={c: table.columns[c] for c in wanted if c in table.columns})
+
+
+def column_names(path: Path, *, limits: Limits = RECORDS) -> list[str]:
+    """Names of all columns of a table, in the order of the file; raises as :func:`load_table` does."""
+    return _read(path, (), (), limits)[1]
+
+
+def _read(path: Path, wanted: tuple[str, ...], binary: tuple[str, ...], limits: Limits) -> tuple[Table, list[str]]:
+    """A table with the wanted columns (of a text format: all), and the names of all columns."""
+    kind = format_of(path) or "csv"
     if kind in ("dataset", "parquet"):
         request = ParquetRequest(
-            columns=wanted, binary=tuple(binary), rows=limits.rows, size=2 * limits.bytes, cell=limits.cell
+            columns=wanted, binary=binary, rows=limits.rows, size=2 * limits.bytes, cell=limits.cell
         )
         if kind == "dataset":
             files, request = _dataset_files(path), dataclasses.replace(request, kind="arrow")
         else:
             files = [path]
-        table, header = _parquet(files, path.name, request, limits.bytes)
-    else:
-        text = read_text(read_bytes(path, limit=limits.bytes), name=path.name, limit=2 * limits.bytes)
-        table = (_jsonl if kind == "jsonl" else _csv)(text, path.name, limits)
-        header = list(table.columns)
-    if absent := [column for column in columns if column not in table.columns]:
-        raise InvalidEvidence(_absent(path.name, absent[0], columns, header))
-    return dataclasses.replace(table, columns={c: table.columns[c] for c in wanted if c in table.columns})
+        return _parquet(files, path.name, request, limits.bytes)
+    text = read_text(read_bytes(path, limit=limits.bytes), name=path.name, limit=2 * limits.bytes)
+    table = (_jsonl if kind == "jsonl" else _csv)(text, path.name, limits)
+    return table, list(table.columns)
 
 
 def read_table(
