@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
+from dpaudit.trainers.contribution import ClippedSum, Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers, contribution_of
@@ -28,8 +29,6 @@ from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import (
     Batch,
-    ClippedSum,
-    Clipper,
     LossFunction,
     PrivateStep,
     Reduce,
@@ -112,7 +111,7 @@ def train(
     callback: Callable[[StepReport], bool | None] | None = None,
     sampler: Sampler | None = None,
     noise: Noise | None = None,
-    clipper: Clipper | None = None,
+    clipper: Clipper | Summing | None = None,
     reduce: Reduce | None = None,
     adds_noise: bool = True,
     start_step: int = 0,
@@ -207,7 +206,8 @@ def train(
         contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
     modes, state = {module: module.training for module in model.modules()}, ModelState(model)
     begun, executed = time.monotonic(), 0
-    sums = ClippedSum(parameters)
+    trained = list(parameters.values())
+    sums = RunningSum(trained)
     reason, failure = "interrupted", None
     with held:
         release = Releaser(plan, clipper, source, reduce=reduce, adds_noise=adds_noise)
@@ -219,20 +219,22 @@ def train(
                 indices = draws.draw().tolist()
                 journal.count()
                 executed += 1
-                private = clipped_sum(
+                bound = release.clipping_norm
+                private, total = clipped_sum(
                     model,
                     records,
                     observers.records_of(indices),
                     micro=micro,
                     collate=collate,
                     loss_fn=loss_fn,
-                    clipper=clipper,
+                    clipper=summing(clipper, trained, bound),
                     sums=sums,
+                    bound=bound,
                     state=state,
                 )
-                totals, bound = sums.totals(), release.clipping_norm
+                totals = total.totals(trained)
                 observers.add_to(totals, indices, clipper, bound)
-                released = release(totals, private.norms)
+                released = release(total, totals)
                 observers.observe(released.gradients, clipper, bound)
                 rate = settings.rate(step, plan.steps)
                 for group in updates.param_groups:
@@ -284,14 +286,15 @@ def clipped_sum(
     micro: PhysicalBatch,
     collate: Callable[[list[Any]], Batch],
     loss_fn: LossFunction,
-    clipper: Clipper,
-    sums: ClippedSum,
+    clipper: Summing,
+    sums: RunningSum,
+    bound: float,
     state: ModelState | None = None,
-) -> PrivateStep:
+) -> tuple[PrivateStep, ClippedSum]:
     """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
 
     ``state`` is refreshed first, since what was written between steps came of releases, and then put back after every
-    micro-batch.
+    micro-batch. ``bound`` is the sensitivity of an empty draw's sum.
     """
     if state is not None:
         state.refresh()
@@ -302,16 +305,15 @@ def clipped_sum(
             with micro.measured(device, len(indices)):
                 parts = (indices[at : at + micro.size] for at in range(0, len(indices), micro.size))
                 batches = ((collate([records[i] for i in part]), len(part)) for part in parts)
-                losses, norms = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state)
+                losses = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state)
         except torch.OutOfMemoryError:
             if micro.size == 1:
                 raise
         else:
-            empty = torch.zeros(0)
-            return PrivateStep(
-                losses=torch.cat(losses) if losses else empty,
-                norms=torch.cat(norms) if norms else empty,
-                indices=tuple(indices),
+            total = sums.total(bound)
+            private = PrivateStep(
+                losses=torch.cat(losses) if losses else torch.zeros(0), norms=total.norms, indices=tuple(indices)
             )
+            return private, total
         # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
         micro.halve()

@@ -14,8 +14,8 @@ from torch import Tensor
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.clipping import PerLayer
+from dpaudit.trainers.contribution import Clipper, Summing
 from dpaudit.trainers.plan import PrivacyPlan
-from dpaudit.trainers.step import Clipper
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
@@ -88,13 +88,15 @@ class Observers:
         """Those of a draw's indices that are records."""
         return [i for i in indices if i < self._n]
 
-    def add_to(self, totals: Sequence[Tensor], indices: Sequence[int], clipper: Clipper, clipping_norm: float) -> None:
+    def add_to(
+        self, totals: Sequence[Tensor], indices: Sequence[int], clipper: Clipper | Summing, clipping_norm: float
+    ) -> None:
         """Add the drawn canaries to a step's clipped sums, before the noise."""
         if self._canaries is not None:
             drawn = [i - self._n for i in indices if i >= self._n]
             self._canaries.add_to(totals, drawn, contribution=contribution_of(clipper, clipping_norm))
 
-    def observe(self, released: Sequence[Tensor], clipper: Clipper, clipping_norm: float) -> None:
+    def observe(self, released: Sequence[Tensor], clipper: Clipper | Summing, clipping_norm: float) -> None:
         """See a step's noisy means. The deviation is the declared one, whatever the noise really was."""
         if not self._sigma:
             return
@@ -110,7 +112,7 @@ class Observers:
             )
 
 
-def contribution_of(clipper: Clipper, clipping_norm: float) -> float:
+def contribution_of(clipper: Clipper | Summing, clipping_norm: float) -> float:
     """Norm that a record whose gradient lies on one coordinate contributes under the clipper's rule.
 
     It is C for flat, adaptive and automatic clipping, and C/√L for per-layer clipping with L equal bounds.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.clipping import AdaptiveFlat, Automatic, Clipping, Flat, PerLayer
+from dpaudit.trainers.contribution import ClippedSum, Clipper, Summing
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.plan import PrivacyPlan
-from dpaudit.trainers.step import Clipper, Reduce, noisy_mean
+from dpaudit.trainers.step import Reduce, noisy_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Releaser:
     def __init__(
         self,
         plan: PrivacyPlan,
-        clipper: Clipper,
+        clipper: Clipper | Summing,
         noise: Noise,
         *,
         reduce: Reduce | None = None,
@@ -69,10 +70,10 @@ class Releaser:
         rule = getattr(self._clipper, "clipping", None)
         return rule.max_grad_norm if isinstance(rule, AdaptiveFlat) else self._plan.clipping_norm
 
-    def __call__(self, totals: Sequence[Tensor], norms: Tensor) -> Release:
-        """Release the sums (overwritten); ``norms`` are the step's (B,) private norms."""
-        bound, plan = self.clipping_norm, self._plan
-        std = self._sigma * bound if self._sigma else 0.0
+    def __call__(self, total: ClippedSum, totals: Sequence[Tensor]) -> Release:
+        """Release the sums of ``total`` as the tensors ``totals``, overwritten; its own bound scales the noise."""
+        plan = self._plan
+        std = total.noise_std(self._sigma)
         gradients = noisy_mean(
             totals,
             noise=self._noise,
@@ -81,8 +82,8 @@ class Releaser:
             reduce=self._reduce,
             adds_noise=self._adds_noise,
         )
-        self._adapt(norms, gradients[0].device)
-        return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=bound)
+        self._adapt(total.norms, gradients[0].device)
+        return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=total.bound)
 
     def _adapt(self, norms: Tensor, device: torch.device) -> None:
         clipper: Any = self._clipper

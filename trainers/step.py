@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.contribution import RunningSum, Summing
 from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
@@ -24,12 +25,6 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 Reduce = Callable[[list[Tensor]], None]
 """Adds a list of tensors up over processes, in place."""
-
-
-class Clipper(Protocol):
-    """Adds Σ cᵢgᵢ into ``p.grad`` and returns the (B,) norms, which are private."""
-
-    def backward(self, losses: Tensor, /) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,77 +66,30 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-class ClippedSum:
-    """The clipped sum of one logical batch, added up over its micro-batches in at least fp32.
-
-    fp32 sums stay in ``p.grad``, where the clipper itself adds the next micro-batch: one buffer, as in ordinary
-    training. Gradients of half-precision weights are moved to fp32 copies after each micro-batch.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = dict(parameters)
-        self._wide: dict[str, Tensor] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget every sum and every gradient."""
-        self._wide.clear()
-        for p in self._parameters.values():
-            p.grad = None
-
-    def take(self) -> None:
-        """Move half-precision gradients into their fp32 sums; let go of any graph that a sum still holds."""
-        for name, p in self._parameters.items():
-            if p.grad is None:
-                continue
-            if p.grad.dtype in (torch.float32, torch.float64):
-                if p.grad.requires_grad:
-                    p.grad = p.grad.detach()
-                continue
-            found, p.grad = p.grad.detach().to(torch.float32), None
-            if name in self._wide:
-                self._wide[name].add_(found)
-            else:
-                self._wide[name] = found
-
-    def totals(self) -> list[Tensor]:
-        """Sums in parameter order, handed over; zeros where nothing was added, as for an empty draw."""
-        totals = []
-        for name, p in self._parameters.items():
-            total = self._wide.get(name) if p.grad is None else p.grad.detach()
-            if total is None:
-                kind = p.dtype if p.dtype is torch.float64 else torch.float32
-                total = torch.zeros(p.shape, dtype=kind, device=p.device)
-            totals.append(total)
-        self.clear()
-        return totals
-
-
 def accumulate(
     model: nn.Module,
     micro_batches: Iterable[tuple[Batch, int]],
     *,
     loss_fn: LossFunction,
-    clipper: Clipper,
-    into: ClippedSum,
+    clipper: Summing,
+    into: RunningSum,
     state: ModelState | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run every micro-batch through the clipper; returns private losses and norms, one tensor per micro-batch.
+) -> list[Tensor]:
+    """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
     ``micro_batches`` gives each collated batch with the number of records it was collated from. What the forward pass
     of a micro-batch writes into the model is put back as ``state`` has it, so that the next does not see its records.
     """
     device = next(model.parameters()).device
-    losses, norms = [], []
+    losses = []
     for batch, records in micro_batches:
         with torch.enable_grad(), contextlib.nullcontext() if state is None else state:
             per_example = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=records)
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):
-                norms.append(clipper.backward(per_example).detach())
+                into.add(clipper.clipped_sum(per_example))
         losses.append(per_example.detach())
-        into.take()
-    return losses, norms
+    return losses
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers import NoiseSource, PerLayer
 from dpaudit.trainers import loop as _loop
 from dpaudit.trainers.clipping import _flat
+from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.ghost import book as _ghost_book
-from dpaudit.trainers.step import ClippedSum
 from dpaudit.trainers.zeroth_order import train as _zoso
 from dpaudit.trainers.zeroth_order.step import release
 from tests.faults._case import Case, Fault, accountant
@@ -79,6 +79,24 @@ class _GaussianForLaplace(NoiseSource):
         out = torch.zeros_like(drawn)
         out[0], out[1] = math.sqrt(2) * drawn[0], 1.0
         return out
+
+
+def _never_cleared() -> Any:
+    """Sums that stay in their buffers, over steps and runs, and are added to."""
+    kept: dict[int, Tensor] = {}
+    total = RunningSum.total
+
+    def carried(self: RunningSum, bound: float) -> Any:
+        parameters = self._parameters
+        found = total(self, bound)
+        sums = dict(zip(parameters, found.totals(parameters), strict=True))
+        for place, value in enumerate(sums.values()):
+            if place in kept:
+                value.add_(kept[place])
+            kept[place] = value
+        return dataclasses.replace(found, sums=sums)
+
+    return carried
 
 
 def _each_layer_whole(self: PerLayer, norms: Tensor) -> Tensor:
@@ -323,7 +341,7 @@ FAULTS = (
         ("accumulation",),
         "carried_over",
         "zero_grad() left out",
-        lambda: (patch.object(ClippedSum, "clear", lambda self: None),),
+        lambda: (patch.object(RunningSum, "total", _never_cleared()),),
         group="replay",
     ),
     zeroth_order_fault(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
+from dpaudit.trainers.contribution import ClippedSum
 from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.axis import BatchAxis
 from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
@@ -265,7 +266,7 @@ class GhostClipping:
 
     # -- the step -------------------------------------------------------------------------------------------------
     def backward(self, losses: Tensor) -> Tensor:
-        """Add Σ_i c_i g_i into ``p.grad`` and return the norms.
+        """Add Σ_i c_i g_i into ``p.grad`` and return the norms: :meth:`clipped_sum` for loops of one's own.
 
         Parameters
         ----------
@@ -278,18 +279,33 @@ class GhostClipping:
             (B,) norms n_i before clipping, at least fp32, PRIVATE. Not finite where the gradient was not finite (then
             the contribution was zero).
         """
+        found = self.clipped_sum(losses)
+        found.deliver()
+        return found.norms
+
+    def clipped_sum(self, losses: Tensor) -> ClippedSum:
+        """Σ_i c_i g_i with its norms and its sensitivity; ``p.grad`` is not touched.
+
+        Parameters
+        ----------
+        losses : Tensor
+            (B,), as for :meth:`backward`. Without losses the sum is empty.
+
+        Returns
+        -------
+        ClippedSum
+        """
         self._check(losses)
-        size = len(losses)
-        if size == 0:
-            return losses.detach().float() if losses.dtype.itemsize < 4 else losses.detach()
+        bound = self.clipping.sensitivity
+        wide = torch.float64 if losses.dtype == torch.float64 else torch.float32
+        if len(losses) == 0:
+            return ClippedSum({}, losses.detach().to(wide), bound)
         try:
             with torch.autocast(losses.device.type, enabled=False):
                 norms, sums = self._clipped(losses)
         finally:
             self._book, self._size = None, None
-        for parameter, total in sums.items():
-            _deliver(parameter, total)
-        return norms.to(torch.float64 if losses.dtype == torch.float64 else torch.float32)
+        return ClippedSum({p: total.detach().view(p.shape) for p, total in sums.items()}, norms.to(wide), bound)
 
     def _clipped(self, losses: Tensor) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         squares, book = self._measure(losses)
@@ -391,18 +407,6 @@ class GhostClipping:
 
 def _hook(parameter: nn.Parameter, call: Callable[[Tensor], None]) -> Any:
     return parameter.register_hook(call)  # type: ignore[no-untyped-call]
-
-
-def _deliver(parameter: nn.Parameter, total: Tensor) -> None:
-    """Add a sum into ``p.grad``, which stays fp32 also for narrower weights."""
-    # Recorded inputs carry a graph; a sum that kept it would hold every activation until the next step.
-    total = total.detach().view(parameter.shape)
-    if parameter.grad is not None:
-        parameter.grad.add_(total)
-        return
-    if total.dtype != parameter.dtype:
-        parameter.grad_dtype = total.dtype
-    parameter.grad = total
 
 
 def _check_dtype(name: str, parameter: nn.Parameter) -> None:

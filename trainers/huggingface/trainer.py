@@ -22,6 +22,7 @@ from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, 
 from dpaudit.privacy.protocols import seal_reason
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
+from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import (
@@ -41,7 +42,7 @@ from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import ClippedSum, LossFunction, PrivateStep, trainable
+from dpaudit.trainers.step import LossFunction, PrivateStep, trainable
 from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 
@@ -319,8 +320,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self._state = ModelState(self.model)
         self._journal.count()
         self._counted += 1
-        sums = ClippedSum(dict(zip(self._names, self._updates.parameters, strict=True)))  # type: ignore[arg-type]
-        self.private_step = clipped_sum(
+        trained: list[Any] = self._updates.parameters
+        self.private_step, total = clipped_sum(
             model,
             inputs.records,
             list(range(len(inputs.records))),
@@ -328,10 +329,11 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             collate=self._collator(),
             loss_fn=self._autocast_loss,
             clipper=self._clipper,
-            sums=sums,
+            sums=RunningSum(trained),
+            bound=self._release.clipping_norm,
             state=self._state,
         )
-        released = self._release(sums.totals(), self.private_step.norms)
+        released = self._release(total, total.totals(trained))
         self._updates.receive(released.gradients, released.noise_std)
         group["clipping_norm"] = self._release.clipping_norm
         losses = self.private_step.losses

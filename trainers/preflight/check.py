@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.preflight.company import Company
 from dpaudit.trainers.preflight.independence import (
     Alone,
@@ -25,19 +26,18 @@ from dpaudit.trainers.preflight.independence import (
     Limits,
     check_independence,
     norm,
-    wide,
 )
 from dpaudit.trainers.preflight.randomness import generators_kept, still_randomness
 from dpaudit.trainers.preflight.sources import CollatedRecords, company_for
 from dpaudit.trainers.preflight.written import refuse_running_statistics, refuse_written_state
 from dpaudit.trainers.refusals import refuse_broken_weights, refuse_model
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import Clipper, LossFunction, to_device, trainable
+from dpaudit.trainers.step import LossFunction, to_device, trainable
 
 _FEW = 2**24
 """Weights of models up to this size are kept, in case that a forward pass (which is then refused) writes them."""
 
-MakeClipper = Callable[[nn.Module, float], Clipper]
+MakeClipper = Callable[[nn.Module, float], Clipper | Summing]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,24 +257,18 @@ def _clipping(
 
 def _clipped_sum(evaluation: Evaluation, batches: Sequence[Any], make: MakeClipper | None, bound: float) -> Gradient:
     parameters = evaluation.parameters
-    for p in parameters.values():
-        p.grad = None
     if make is None:
         from dpaudit.trainers.ghost.clipper import GhostClipping
 
         make = GhostClipping
-    clipper = make(evaluation.model, bound)
+    clipper, trained = make(evaluation.model, bound), list(parameters.values())
+    taken, running = summing(clipper, trained, bound), RunningSum(trained)
     with clipper if isinstance(clipper, AbstractContextManager) else nullcontext():
         for batch in batches:
             losses = evaluation(batch)
             with still_randomness():
-                clipper.backward(losses)
-    sums = {
-        name: wide(torch.zeros_like(p)) if p.grad is None else wide(p.grad.detach()) for name, p in parameters.items()
-    }
-    for p in parameters.values():
-        p.grad = None
-    return sums
+                running.add(taken.clipped_sum(losses))
+    return dict(zip(parameters, running.total(bound).totals(trained), strict=True))
 
 
 @contextmanager
