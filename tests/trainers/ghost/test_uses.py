@@ -367,3 +367,22 @@ def test_plain_products_agree_with_the_fast_ones() -> None:
     fast = products.outer(left, right), products.right(right, weight, transposed=False)
     for s, f in zip(slow, fast, strict=True):
         torch.testing.assert_close(s, f, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["vendor_id\t: GenuineIntel\n", "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel"])
+def test_intel_processors_keep_the_routine_that_their_maker_wrote(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_processor", lambda: text)
+    products._has_onednn.cache_clear()
+    try:
+        assert not products.onednn_for(torch.zeros(2, 2))
+    finally:
+        products._has_onednn.cache_clear()
+
+
+def test_plain_products_can_be_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPAUDIT_PRODUCTS", "plain")
+    products._has_onednn.cache_clear()
+    try:
+        assert not products.onednn_for(torch.zeros(2, 2))
+    finally:
+        products._has_onednn.cache_clear()
