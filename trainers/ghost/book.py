@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainers.ghost.cost import choose
 from dpaudit.trainers.ghost.cross import Use, cross
-from dpaudit.trainers.ghost.head import HeadUse
+from dpaudit.trainers.ghost.head import HeadUse, UnitHeadUse
 from dpaudit.trainers.ghost.uses import Grams, MatrixUse
 
 #: |G|² from Gram matrices is recomputed from G itself where the terms summed are this much larger than the result:
@@ -121,9 +121,8 @@ class Book:
         self.factors = factors
         for parameter in list(self.uses):
             # Matrix products first: they can write a fresh sum, the others add into it.
-            self._sum(
-                parameter, sorted(self.uses.pop(parameter), key=lambda use: not isinstance(use, MatrixUse | HeadUse))
-            )
+            uses = self.uses.pop(parameter)
+            self._sum(parameter, sorted(uses, key=lambda use: not isinstance(use, MatrixUse | HeadUse | UnitHeadUse)))
         return self.sums
 
     def _sum(self, parameter: nn.Parameter, uses: list[Use]) -> None:

@@ -31,6 +31,7 @@ from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers.ghost.rules import sites_of
 from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site
+from dpaudit.trainers.ghost.units import UnitRows
 from dpaudit.trainers.refusals import refuse_model
 
 
@@ -112,6 +113,9 @@ class GhostClipping:
         C > 0, in the units of the gradient of ONE example's loss.
     clipping : Flat, PerLayer, Automatic or AdaptiveFlat, optional
         The rule; ``Flat(max_grad_norm)`` by default. Its bound must equal ``max_grad_norm``.
+    group : int, default=1
+        G, successive rows of every forward pass that are one unit of privacy, with one loss: pairs of answers, views of
+        a record. Units of different sizes are told by ``units`` of :meth:`clipped_sum`.
     lean : bool, default=False
         Keep no output gradients: a second backward pass instead, about 1.4 times the time.
 
@@ -127,9 +131,16 @@ class GhostClipping:
     """
 
     def __init__(
-        self, model: nn.Module, max_grad_norm: float, *, clipping: Clipping | None = None, lean: bool = False
+        self,
+        model: nn.Module,
+        max_grad_norm: float,
+        *,
+        clipping: Clipping | None = None,
+        group: int = 1,
+        lean: bool = False,
     ) -> None:
         validate.positive(max_grad_norm=max_grad_norm)
+        validate.integer_at_least(1, group=group)
         self.model = model
         self.clipping: Clipping = Flat(max_grad_norm) if clipping is None else clipping
         if self.clipping.sensitivity != max_grad_norm:
@@ -137,7 +148,8 @@ class GhostClipping:
                 f"clipping bounds a contribution by {self.clipping.sensitivity}, which must equal"
                 f" max_grad_norm={max_grad_norm}; give both the same C."
             )
-        self.lean = lean
+        self.group, self.lean = group, lean
+        self._units: UnitRows | None = None
         self.anchor = torch.zeros((), requires_grad=True)
         self._book: Book | None = None
         self._size: int | None = None
@@ -262,50 +274,59 @@ class GhostClipping:
                 f"parameter {self._names[parameter]} was differentiated outside GhostClipping.backward, which would"
                 " train without clipping; call clipper.backward(losses) or close the clipper."
             )
-        book.add(parameter, use)
+        book.add(parameter, use if self._units is None else self._units.folded(use))
 
     # -- the step -------------------------------------------------------------------------------------------------
-    def backward(self, losses: Tensor) -> Tensor:
-        """Add Σ_i c_i g_i into ``p.grad`` and return the norms: :meth:`clipped_sum` for loops of one's own.
+    def backward(self, losses: Tensor, *, units: Tensor | None = None) -> Tensor:
+        """Add Σ_u c_u g_u into ``p.grad`` and return the norms: :meth:`clipped_sum` for loops of one's own.
 
         Parameters
         ----------
-        losses : Tensor
-            (B,), loss i a function of example i alone; not averaged over the batch.
+        losses, units
+            As for :meth:`clipped_sum`.
 
         Returns
         -------
         Tensor
-            (B,) norms n_i before clipping, at least fp32, PRIVATE. Not finite where the gradient was not finite (then
+            (U,) norms n_u before clipping, at least fp32, PRIVATE. Not finite where the gradient was not finite (then
             the contribution was zero).
         """
-        found = self.clipped_sum(losses)
+        found = self.clipped_sum(losses, units=units)
         found.deliver()
         return found.norms
 
-    def clipped_sum(self, losses: Tensor) -> ClippedSum:
-        """Σ_i c_i g_i with its norms and its sensitivity; ``p.grad`` is not touched.
+    def clipped_sum(self, losses: Tensor, *, units: Tensor | None = None) -> ClippedSum:
+        """Σ_u c_u g_u with its norms and its sensitivity; ``p.grad`` is not touched.
 
         Parameters
         ----------
         losses : Tensor
-            (B,), as for :meth:`backward`. Without losses the sum is empty.
+            (U,), loss u a function of unit u alone; not averaged over the batch. Without losses the sum is empty. By
+            default every row of the forward pass is a unit.
+        units : Tensor or None
+            (R,) integers in [0, U): the unit of each row of the forward pass, in any order and of any size.
 
         Returns
         -------
         ClippedSum
         """
-        self._check(losses)
+        self._check(losses, units)
         bound = self.clipping.sensitivity
         wide = torch.float64 if losses.dtype == torch.float64 else torch.float32
         if len(losses) == 0:
             return ClippedSum({}, losses.detach().to(wide), bound)
+        self._units = self._rows_of(losses, units)
         try:
             with torch.autocast(losses.device.type, enabled=False):
                 norms, sums = self._clipped(losses)
         finally:
-            self._book, self._size = None, None
+            self._book, self._size, self._units = None, None, None
         return ClippedSum({p: total.detach().view(p.shape) for p, total in sums.items()}, norms.to(wide), bound)
+
+    def _rows_of(self, losses: Tensor, units: Tensor | None) -> UnitRows | None:
+        if units is not None:
+            return UnitRows.assigned(units.to(losses.device), len(losses))
+        return UnitRows.blocks(len(losses), self.group, losses.device) if self.group > 1 else None
 
     def _clipped(self, losses: Tensor) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         squares, book = self._measure(losses)
@@ -357,7 +378,7 @@ class GhostClipping:
             finally:
                 self._book = None
 
-    def _check(self, losses: Tensor) -> None:
+    def _check(self, losses: Tensor, units: Tensor | None) -> None:
         if not self._handles:
             raise InvalidValue("this GhostClipping is closed; make a new one.")
         if losses.dim() != 1:
@@ -365,16 +386,24 @@ class GhostClipping:
                 f"losses of shape {tuple(losses.shape)} must be (B,), one loss per example; do not average over"
                 " the batch."
             )
+        if units is not None and self.group > 1:
+            raise InvalidValue(f"units and group={self.group} both say which rows are one unit; give one of them.")
         if len(losses) == 0:
             return
         if not losses.requires_grad:
             raise InvalidValue(
                 "losses do not require a gradient; run the forward pass with gradients enabled and the clipper open."
             )
-        if self._size is not None and self._size != len(losses):
+        rows = len(losses) * self.group if units is None else len(units)
+        if self._size is not None and self._size != rows:
+            if units is None and self.group == 1:
+                raise InvalidValue(
+                    f"{len(losses)} losses stand against a forward pass of {self._size} examples just before; give one"
+                    " loss for each example (row) of the last forward pass with gradients."
+                )
             raise InvalidValue(
-                f"{len(losses)} losses stand against a forward pass of {self._size} examples just before; give one loss"
-                " for each example (row) of the last forward pass with gradients."
+                f"{len(losses)} losses of units with {rows} rows stand against a forward pass of {self._size} rows just"
+                " before; say of every row of the last forward pass with gradients which unit it belongs to."
             )
         self._axis.verify()
         current = {p for p in self.model.parameters() if p.requires_grad}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpaudit.trainers.ghost.head import HeadUse
+from dpaudit.trainers.ghost.head import HeadUse, UnitHeadUse
 from dpaudit.trainers.ghost.uses import DirectUse, MatrixUse, RowUse, Square, wide
 
-Use = MatrixUse | RowUse | DirectUse | HeadUse
+Use = MatrixUse | RowUse | DirectUse | HeadUse | UnitHeadUse
 
 
 def cross(one: Use, other: Use) -> Square:
@@ -33,8 +33,8 @@ def cross(one: Use, other: Use) -> Square:
         case RowUse(), RowUse():
             same = (one.ids[:, :, None] == other.ids[:, None, :]).to(wide(one.b).dtype)
             return _sum_of_products(same, torch.bmm(wide(one.b), wide(other.b).mT))
-        case (HeadUse(), _) | (_, HeadUse()):  # one example at a time: G_i is as large as the vocabulary
-            rows = torch.arange(one.size if isinstance(one, HeadUse) else other.size)  # type: ignore[union-attr]
+        case (HeadUse() | UnitHeadUse() as head, _) | (_, HeadUse() | UnitHeadUse() as head):
+            rows = torch.arange(head.size)  # one example at a time: G_i is as large as the vocabulary
             parts = [(one.instance(row[None]) * other.instance(row[None])).flatten(1).sum(1) for row in rows]
             value = torch.cat(parts)
             return Square(value, value.abs())

@@ -169,6 +169,53 @@ class HeadUse:
         return dataclasses.replace(self, live=rows)
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class UnitHeadUse:
+    """A head's use whose rows belong to units: G_u is the sum of its rows' gradients, written down one unit at a time.
+
+    Parameters
+    ----------
+    rows : HeadUse
+        The use, row by row.
+    of : Tensor of shape (R,)
+        Unit of each row.
+    units : Tensor of shape (U,)
+        The units in question, in order.
+    """
+
+    rows: HeadUse
+    of: Tensor
+    units: Tensor
+
+    @property
+    def size(self) -> int:
+        """U."""
+        return len(self.units)
+
+    def square(self, grams: Grams) -> Square:
+        """|G_u|² from G_u itself."""
+        each = [self.instance(unit[None]).square().sum((1, 2)) for unit in torch.arange(self.size)]
+        value = torch.cat(each) if each else self.rows.scale.new_zeros(0)
+        return Square(value, value)
+
+    def instance(self, rows: Tensor | None = None) -> Tensor:
+        """G_u written down, (n, V, d), for all units or for those at ``rows``."""
+        chosen = self.units if rows is None else self.units[rows.to(self.units.device)]
+        parts = [self.rows.instance((self.of == unit).nonzero().squeeze(1)).sum(0) for unit in chosen]
+        return torch.stack(parts) if parts else wide(self.rows.inputs.hidden).new_zeros(0, *self.rows.shape)
+
+    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+        """Σ_u c_u G_u, added into ``total`` (V, d) where there is one."""
+        spread = factors.new_zeros(int(self.of.max()) + 1 if len(self.of) else 0)
+        known = self.units < len(spread)
+        spread = spread.index_copy_(0, self.units[known], factors[known])
+        return self.rows.weighted(spread[self.of], total)
+
+    def select(self, rows: Tensor) -> UnitHeadUse:
+        """The same use for some of the units."""
+        return dataclasses.replace(self, units=self.units[rows])
+
+
 def _pick(b: Tensor, ids: Tensor) -> Tensor:
     return b.gather(2, ids[:, None, :].expand(-1, b.shape[1], -1))
 
