@@ -124,6 +124,7 @@ def design(
     group_claim: float | None = None,
     alpha_split: AlphaSplit | None = None,
     coin_commitment: str | None = None,
+    in_run: Mapping[str, Any] | None = None,
 ) -> AuditPlan:
     """Plan an audit from m, claim, α and δ alone, before any coin is opened.
 
@@ -145,6 +146,8 @@ def design(
         Guesses per side, to override the rule.
     group_claim : float, optional
         ε for ``copies`` records at the same δ, from the accountant.
+    in_run : mapping, optional
+        The in-run audit of the same run, whose levels come out of the same ``alpha``.
 
     Returns
     -------
@@ -184,6 +187,7 @@ def design(
         unit=unit,
         group_epsilon=group_claim,
         coin_commitment=coin_commitment,
+        in_run=in_run,
         **forecast(m, epsilon, delta, alpha, split.primary, guesses),
     )
 
@@ -208,6 +212,7 @@ def planned_again(plan: AuditPlan) -> AuditPlan:
         group_claim=plan.group_epsilon,
         alpha_split=plan.alpha_split,
         coin_commitment=plan.coin_commitment,
+        in_run=plan.in_run,
     )
 
 

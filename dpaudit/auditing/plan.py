@@ -87,6 +87,9 @@ class AuditPlan:
         Fewest canaries of a positive control (over all its runs) that can show a power of at least 0.8 at the lower end
         of its 95 % interval, every guess right; with fewer no verdict is ``consistent``. None where no control can, and
         in plans written before this was stated.
+    in_run : mapping or None
+        The in-run audit of the same run, as :class:`~dpaudit.auditing.in_run.plan.InRunPlan` writes it; its levels
+        come out of the same ``alpha``. None where there is none.
     """
 
     m: int
@@ -114,6 +117,7 @@ class AuditPlan:
     m_needed: int | None = None
     guesses_mechanism: int | None = None
     control_canaries: int | None = None
+    in_run: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         validate.integer_at_least(1, m=self.m, copies=self.copies)
@@ -135,7 +139,7 @@ class AuditPlan:
         parts = self.alpha_split
         validate.open_unit(alpha_primary=parts.primary)
         validate.non_negative(alpha_declared=parts.declared_mechanism, alpha_examiner=parts.examiner)
-        if parts.primary + parts.declared_mechanism + parts.examiner > self.alpha * (1 + 1e-12):
+        if parts.primary + parts.declared_mechanism + parts.examiner + _in_run_level(self) > self.alpha * (1 + 1e-12):
             raise InvalidValue(f"the parts of alpha_split exceed alpha={self.alpha}; make them sum to alpha or less.")
 
     @property
@@ -157,6 +161,10 @@ class AuditPlan:
         values["relation"] = self.relation.value
         if self.control_canaries is None:
             del values["control_canaries"]  # a plan written before this was stated keeps its bytes
+        if self.in_run is None:
+            del values["in_run"]
+        else:
+            values["in_run"] = dict(self.in_run)
         return {"schema": PLAN_SCHEMA, **values}
 
     @classmethod
@@ -184,3 +192,15 @@ class AuditPlan:
             return cls(**data)
         except (TypeError, AttributeError) as error:
             raise InvalidEvidence(f"audit plan holds a value of another type ({error}); restore the file.") from None
+
+
+def _in_run_level(plan: AuditPlan) -> float:
+    """What the in-run audit takes of the level."""
+    if plan.in_run is None:
+        return 0.0
+    try:
+        levels = [float(level) for level in plan.in_run["alpha_split"].values()]
+    except (KeyError, AttributeError, TypeError, ValueError):
+        raise InvalidValue("in_run states no levels; write what an in-run plan gives.") from None
+    validate.non_negative(**{f"alpha_in_run_{i}": level for i, level in enumerate(levels)})
+    return sum(levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dpaudit.privacy.ledger import Ledger
 
@@ -26,3 +26,13 @@ def declared_curve(ledger: Ledger, delta: float, copies: int = 1) -> Callable[[f
     # A wider certified interval only lowers the curve a little, and costs a fraction.
     profile = [upper(delta, 5e-3), *(upper(at, 0.02) for at in PROFILE_DELTAS)]
     return profile_trade_off(profile, (delta, *PROFILE_DELTAS))
+
+
+def declared_deltas(ledger: Ledger, epsilons: Sequence[float]) -> tuple[float, ...]:
+    """Certified δ(ε) of the declared mechanism for one record, at each of the epsilons; for an in-run audit.
+
+    Upper bounds, so that refuting one of them refutes the declared mechanism.
+    """
+    from dpaudit.accounting.tradeoff import delta_at
+
+    return tuple(min(1.0, delta_at(ledger, epsilon).upper) for epsilon in epsilons)

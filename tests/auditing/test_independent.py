@@ -13,10 +13,12 @@ from scipy.stats import binom
 from dpaudit import InvalidValue
 from dpaudit.auditing.gaussian import gdp_delta, gdp_epsilon
 from dpaudit.auditing.independent import (
-    THRESHOLDS,
+    EPSILONS,
     independent_epsilon_lower,
     independent_p_value,
+    profile_counts,
     profile_test,
+    profile_test_of_counts,
 )
 
 
@@ -68,7 +70,7 @@ def gaussian_scores(rng: np.random.Generator, m: int, mu: float, shrink: float =
     return mu * x - mu * mu / 2, coins
 
 
-DELTAS = tuple(gdp_delta(1.0, e) for e in THRESHOLDS)
+DELTAS = tuple(gdp_delta(1.0, e) for e in EPSILONS)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
@@ -84,10 +86,11 @@ def test_false_alarms_stay_below_the_level_also_under_a_common_shift(shift: floa
 def test_less_noise_is_refuted_where_it_shows() -> None:
     rng = np.random.default_rng(1)
     assert profile_test(*gaussian_scores(rng, 100_000, 1.0), DELTAS).p_value > 0.05
-    test = profile_test(*gaussian_scores(rng, 100_000, 1.0, shrink=0.9), DELTAS)
+    scores, coins = gaussian_scores(rng, 100_000, 1.0, shrink=0.9)
+    test = profile_test(scores, coins, DELTAS)
     assert test.p_value < 1e-6
-    beyond = test.included if test.threshold > 0 else test.left_out
-    assert beyond > test.expected
+    assert test.counts.inside > test.expected
+    assert profile_test_of_counts(profile_counts(scores, coins, DELTAS), DELTAS) == test
 
 
 def test_the_conditional_bound_is_below_the_truth_and_above_nothing() -> None:

@@ -1,0 +1,27 @@
+"""Simulated runs: canaries whose coordinates hold nothing but their own draws and the noise."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Stage
+
+Q, SIGMA, STEPS = 0.08, 1.4717, 110
+STAGE = Stage(sampling="poisson", sampling_probability=Q, noise_multiplier=SIGMA, steps=STEPS)
+LEDGER = Ledger(relation="add_or_remove_one", unit="record", max_records_per_unit=1, stages=(STAGE,))
+DELTAS = (0.243363, 0.199783, 0.160798, 0.0979897, 0.0284050, 0.00595328, 0.000921313, 9.90554e-06)
+"""Certified δ of LEDGER at the points of a plan; compared with the accountant in a test."""
+
+
+def simulated(
+    rng: np.random.Generator, m: int, *, noise_factor: float = 1.0, q: float = Q
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores under the declared mechanism, and coins, of a run with its noise and sampling as given."""
+    coins = rng.random(m) < 0.5
+    scores = np.zeros(m)
+    for _ in range(STEPS):
+        x = noise_factor * SIGMA * rng.standard_normal(m) + ((rng.random(m) < q) & coins)
+        scores += np.log1p(Q * np.expm1((2 * x - 1) / (2 * SIGMA**2)))
+    return scores, coins
