@@ -16,6 +16,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.contribution import ClippedSum, Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.counted import refuse_uncounted
+from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers, contribution_of
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
@@ -206,6 +207,7 @@ def train(
         contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
     modes, state = {module: module.training for module in model.modules()}, ModelState(model)
     begun, executed = time.monotonic(), 0
+    beat = Heartbeat(plan, lambda: dataclasses.replace(plan.ledger(), stages=(plan.stage(start_step + executed),)))
     trained = list(parameters.values())
     sums = RunningSum(trained)
     reason, failure = "interrupted", None
@@ -241,6 +243,7 @@ def train(
                     group["lr"], group["clipping_norm"] = rate, release.clipping_norm
                 updates.receive(released.gradients, released.noise_std)
                 updates.step()
+                beat.step(step + 1)
                 if callback is not None:
                     told = callback(
                         StepReport(
@@ -259,6 +262,7 @@ def train(
             failure = error
         finally:
             sums.clear()
+            beat.end(start_step + executed)
             failure = sealed(journal, reason, failure, is_test=is_test)
     result = TrainingResult(
         status="test" if is_test else "completed",

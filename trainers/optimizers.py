@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class OptimizerSettings:
     betas, eps, momentum, weight_decay : float
         As in torch.optim.
     schedule : str
-        "constant" or "linear" (to zero at the last planned step); ``warmup_steps`` rises linearly before it.
+        "constant", "linear" or "cosine" (to zero at the last planned step); ``warmup_steps`` rises linearly before it.
         A schedule is fixed beforehand and therefore free.
     noise_bias_correction : bool
         DP-AdamBC (Tang et al., 2312.14334): subtract the known variance of the noise from Adam's second moment.
@@ -50,7 +51,7 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         validate.one_of(("adam", "adamw", "sgd"), algorithm=self.algorithm)
-        validate.one_of(("constant", "linear"), schedule=self.schedule)
+        validate.one_of(("constant", "linear", "cosine"), schedule=self.schedule)
         validate.positive(learning_rate=self.learning_rate, eps=self.eps, noise_bias_floor=self.noise_bias_floor)
         validate.non_negative(weight_decay=self.weight_decay, momentum=self.momentum)
         validate.integer_at_least(0, warmup_steps=self.warmup_steps)
@@ -67,9 +68,10 @@ class OptimizerSettings:
         rate = self.learning_rate
         if step < self.warmup_steps:
             return rate * (step + 1) / self.warmup_steps
-        if self.schedule == "linear":
-            return rate * max(steps - step, 0) / max(steps - self.warmup_steps, 1)
-        return rate
+        left = max(steps - step, 0) / max(steps - self.warmup_steps, 1)
+        if self.schedule == "cosine":
+            return rate * 0.5 * (1 - math.cos(math.pi * left))
+        return rate * left if self.schedule == "linear" else rate
 
 
 class DPOptimizer(torch.optim.Optimizer):

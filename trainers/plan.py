@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 from dpaudit import Clip, Ledger, Mechanism, Relation, Sampling, Stage
 from dpaudit.privacy import validate
@@ -90,6 +91,33 @@ class PrivacyPlan:
     releases_per_step: int = 1
     clip: Clip | None = None
     secure_noise: bool = False
+
+    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+
+        def __init__(
+            self,
+            *,
+            delta: float,
+            relation: Relation | str,
+            sampling: Sampling | str,
+            unit: str,
+            public_size: int,
+            expected_batch_size: float,
+            steps: int,
+            clipping_norm: float,
+            target_epsilon: float | None = None,
+            noise_multiplier: float | None = None,
+            max_records_per_unit: int = 1,
+            clipping: str = "flat",
+            quantile_sigma: float | None = None,
+            target_quantile: float = 0.5,
+            quantile_rate: float = 0.2,
+            max_batch: int | None = None,
+            mechanism: Mechanism | str = Mechanism.GAUSSIAN,
+            releases_per_step: int = 1,
+            clip: Clip | str | None = None,
+            secure_noise: bool = False,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         validate.open_unit(delta=self.delta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from dpaudit.privacy.delta import warn_of_large_delta
+from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.protocols import Calibratable, Calibrate
 
@@ -50,3 +51,16 @@ def check(plan: _Settled) -> None:
 
         ledger: Ledger = plan.ledger()
         refuse_missed_target(ledger, delta=plan.delta, target_epsilon=plan.target_epsilon)
+
+
+def spent(ledger: Ledger, delta: float) -> float | None:
+    """Certified upper bound on the ε of a ledger; None where no steps are counted or the accountant refuses it."""
+    from dpaudit.accounting.account import replies
+
+    if not ledger.steps:
+        return None
+    try:
+        (reply,) = replies(ledger.merged(), delta=delta, accountants=("prv",))
+    except DpauditError:  # what is told beside training never ends it
+        return None
+    return None if reply.guarantee is None else reply.guarantee.epsilon_upper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -33,6 +33,18 @@ class Claim:
     relation: Relation
     unit: str
     max_records_per_unit: int
+
+    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+
+        def __init__(
+            self,
+            *,
+            epsilon: float,
+            delta: float,
+            relation: Relation | str,
+            unit: str,
+            max_records_per_unit: int,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -31,6 +31,17 @@ class Ledger:
     relation: Relation
     unit: str = "record"
     max_records_per_unit: int = 1
+
+    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+
+        def __init__(
+            self,
+            *,
+            stages: Iterable[Stage],
+            relation: Relation | str,
+            unit: str = "record",
+            max_records_per_unit: int = 1,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))

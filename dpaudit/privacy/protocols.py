@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol, TypeVar, runtime_checkable
 
+from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.privacy.stage import Stage
+from dpaudit.privacy.stage import Relation, Stage
 
 
 class Calibratable(Protocol):
@@ -67,9 +68,22 @@ class LastingJournal(Journal, Protocol):
 
 
 class MemoryJournal:
-    """A journal in memory, for tests and bare loops; :meth:`ledger_stages` gives what was counted."""
+    """A journal in memory, for tests and bare loops; :meth:`ledger` gives what was counted.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    relation : Relation or str, optional
+        Neighbouring relation that :meth:`ledger` states.
+    unit : str, optional
+        Unit of privacy that it states.
+    max_records_per_unit : int
+        Records that one unit contributes at most.
+    """
+
+    def __init__(
+        self, *, relation: Relation | str | None = None, unit: str | None = None, max_records_per_unit: int = 1
+    ) -> None:
+        self._states = relation, unit, max_records_per_unit
         self._open: Stage | None = None
         self._steps = 0
         self._sealed: list[Stage] = []
@@ -90,6 +104,26 @@ class MemoryJournal:
         if self._open is not None and self._steps:
             self._sealed.append(dataclasses.replace(self._open, steps=self._steps))
         self._open = None
+
+    def ledger(self) -> Ledger:
+        """What was counted, with the relation and the unit that the journal was made with.
+
+        Raises
+        ------
+        InvalidValue
+            When it was made without them: a ledger that protects nobody in particular has no epsilon.
+        """
+        relation, unit, records = self._states
+        for name, value in (("relation", relation), ("unit", unit)):
+            if value is None:
+                raise InvalidValue(
+                    f"{name}=None leaves open what the ledger protects; make the journal with it, as in"
+                    ' MemoryJournal(relation="add_or_remove_one", unit="record").'
+                )
+        assert relation is not None and unit is not None
+        return Ledger(
+            stages=self.ledger_stages(), relation=Relation.parse(relation), unit=unit, max_records_per_unit=records
+        ).merged()
 
     def ledger_stages(self) -> tuple[Stage, ...]:
         """Stages counted so far, the open one included."""

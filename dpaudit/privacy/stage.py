@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
@@ -126,6 +126,26 @@ class Stage:
     public_size: int | None = None
     quantile_sigma: float | None = None
     stop_reason: str | None = None
+
+    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+
+        def __init__(
+            self,
+            *,
+            sampling_probability: float,
+            noise_multiplier: float,
+            steps: int,
+            sampling: Sampling | str,
+            mechanism: Mechanism | str = Mechanism.GAUSSIAN,
+            releases_per_step: int = 1,
+            clip: Clip | str | None = None,
+            max_batch: int | None = None,
+            clipping_norm: float | None = None,
+            expected_batch_size: float | None = None,
+            public_size: int | None = None,
+            quantile_sigma: float | None = None,
+            stop_reason: str | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         for name, kind in (("sampling", Sampling), ("mechanism", Mechanism), ("clip", Clip)):

@@ -24,6 +24,7 @@ from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.ghost.clipper import GhostClipping
+from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import (
     data_digest,
@@ -32,6 +33,7 @@ from dpaudit.trainers.huggingface.continuation import (
     refuse_missing_ledger,
 )
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.loop import clipped_sum
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
@@ -84,7 +86,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     plan : PrivacyPlan
         With σ known.
     private_logs : list of dict
-        Losses and metrics that were kept back, in memory; write them to ``private/`` only.
+        Losses and metrics that were kept back, in memory; write them to ``private/`` only. What is logged instead is
+        the learning rate and ``epsilon``: the certified upper bound at the plan's δ for every step so far.
     private_step : PrivateStep or None
         Noise-free values of the last step.
     status : str
@@ -142,6 +145,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._clipper: GhostClipping | None = None
         self._release: Releaser | None = None
         self._updates: DPOptimizer | None = None
+        self._beat: Heartbeat | None = None
         self._state: ModelState | None = None
         self.optimizer: torch.optim.Optimizer | None
         self._names: list[str] = []
@@ -194,13 +198,15 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 self._check()
             assert self._journal is not None
             self._journal.begin(self.plan.stage(0))
+            self._beat = Heartbeat(self.plan, lambda: self.ledger)
             with finish_the_step() as self._told:
-                output = super().train(resume_from_checkpoint=resume, **kwargs)
+                super().train(resume_from_checkpoint=resume, **kwargs)
+            self._beat.end(self.ledger.steps)
             self._told.end()
             reason = "completed"
         finally:
             self._close(reason)
-        return output
+        return train_output(self.state.global_step, self.ledger, self.plan.delta)
 
     def _close(self, reason: str) -> None:
         if self._clipper is not None:
@@ -339,6 +345,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         losses = self.private_step.losses
         mean = float(losses.mean()) if len(losses) else 0.0
         self.private_logs.append({"step": self.state.global_step + 1, "loss": mean, "batch": len(losses)})
+        if self._beat is not None:
+            self._beat.step(self.ledger.steps)
         shown = mean if self._may_publish else 0.0
         return torch.tensor(shown, device=self.args.device)
 
@@ -370,6 +378,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         }
         if kept := {k: v for k, v in logs.items() if k not in shown and not (k == "loss" and not self._may_publish)}:
             self.private_logs.append({"step": self.state.global_step, **kept})
+        if "learning_rate" in logs and (upper := logged_epsilon(self.ledger, self.plan.delta)) is not None:
+            shown["epsilon"] = upper  # public by the ledger: of every step so far, at the plan's delta
         super().log(shown, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -18,6 +18,7 @@ from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.trainer import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
@@ -195,7 +196,9 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self._release_ledger()
         self.control = handler.on_train_end(self.args, self.state, self.control)
         self._told.end()
-        return TrainOutput(self.state.global_step, 0.0, {"train_runtime": self.result.seconds})
+        output = train_output(self.state.global_step, self.ledger, self.plan.stages[0].plan.delta)
+        output.metrics["train_runtime"] = self.result.seconds
+        return output
 
     def _release_ledger(self) -> None:
         if not self._given_journal and isinstance(self._journal, DiskJournal):
@@ -262,6 +265,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
         if self.control.should_log:
             shown = {"learning_rate": report.schedule.learning_rate}
+            if (upper := logged_epsilon(self.ledger, report.schedule.plan.delta)) is not None:
+                shown["epsilon"] = upper
             if self.privacy.allow_nonprivate_logs and mean is not None:
                 shown["loss"] = mean
             self.log(shown)

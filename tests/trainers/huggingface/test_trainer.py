@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from dpaudit import Ledger, MemoryJournal
+from dpaudit import Ledger, MemoryJournal, account
 from dpaudit.privacy.errors import DpauditError, PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, pad_tokens, train
@@ -172,7 +172,7 @@ def test_nothing_private_is_logged_or_saved(tmp_path):
     run.train()
     run.evaluate()
     shown = set().union(*(row.keys() for row in run.state.log_history))
-    assert shown <= {"learning_rate", "epoch", "step"}
+    assert shown <= {"learning_rate", "epoch", "step", "epsilon"}
     assert any("eval_loss" in row for row in run.private_logs) and any("loss" in row for row in run.private_logs)
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     assert state["total_flos"] == 0 and "loss" not in json.dumps(state["log_history"])
@@ -381,3 +381,16 @@ def test_compiled_and_wrapped_models_are_refused_before_columns_are_dropped(tmp_
     with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
         late.train()
     assert not (tmp_path / "privacy" / "ledger.jsonl").exists()
+
+
+def test_every_log_line_has_the_epsilon_so_far_rounded_up(tmp_path):
+    run = trainer(tmp_path)
+    output = run.train()
+    told = [(row["step"], row["epsilon"]) for row in run.state.log_history if "epsilon" in row]
+    assert [step for step, _ in told] == [1, 2, 3, 4, 5]
+    for step, epsilon in told:
+        ledger = dataclasses.replace(PLAN.ledger(), stages=(PLAN.stage(step),))
+        (exact,) = account(ledger, delta=PLAN.delta)
+        assert exact.epsilon_upper <= float(f"{epsilon:.4g}") < exact.epsilon_upper * 1.001
+    assert np.isnan(output.training_loss) and output.global_step == 5
+    assert output.metrics == {"steps_counted": 5, "epsilon": exact.epsilon_upper, "delta": PLAN.delta}
