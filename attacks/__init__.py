@@ -6,6 +6,7 @@ This room receives models and returns scores; bounds and verdicts are computed e
 from dpaudit.attacks.canaries.canary import Canary as Canary
 from dpaudit.attacks.canaries.canary import CanarySet as CanarySet
 from dpaudit.attacks.canaries.canary import commit as commit
+from dpaudit.attacks.canaries.canary import inserted as inserted
 from dpaudit.attacks.canaries.coins import flip_coins as flip_coins
 from dpaudit.attacks.canaries.generate import label_flip_canaries as label_flip_canaries
 from dpaudit.attacks.canaries.generate import new_token_canaries as new_token_canaries
@@ -71,6 +72,7 @@ __all__ = [
     "flip_coins",
     "guess_candidates",
     "hold_out",
+    "inserted",
     "label_flip_canaries",
     "lira_offline_scores",
     "loss_drop_scores",

@@ -65,10 +65,10 @@ def command(
         sampling_probability=1.0 if q is None else q,
         noise_multiplier=1.0 if sigma is None else sigma,
         steps=1 if steps is None else steps,
-        sampling=sampling or Sampling.POISSON,  # type: ignore[arg-type]  # the stage parses names
-        mechanism=mechanism,  # type: ignore[arg-type]
+        sampling=sampling or Sampling.POISSON,
+        mechanism=mechanism,
         releases_per_step=directions,
-        clip=clip,  # type: ignore[arg-type]
+        clip=clip,
         max_batch=max_batch,
         public_size=public_size,
         quantile_sigma=quantile_sigma,

@@ -97,7 +97,7 @@ def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
     whole = PrivacyPlan(
         delta=claim.delta,
         relation=Relation.parse(claim.relation),
-        sampling=privacy.sampling,  # type: ignore[arg-type]  # parsed by the plan
+        sampling=privacy.sampling,
         unit=claim.unit,
         max_records_per_unit=claim.max_records_per_unit,
         public_size=size,
@@ -108,7 +108,7 @@ def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
         noise_multiplier=privacy.noise_multiplier,
         secure_noise=privacy.secure_noise,
         releases_per_step=zeroth.directions if zeroth else 1,
-        clip=zeroth.clip if zeroth and zeroth.directions > 1 else None,  # type: ignore[arg-type]
+        clip=zeroth.clip if zeroth and zeroth.directions > 1 else None,
     )
     plans = tuple(dataclasses.replace(whole, steps=n) for n in stage_steps(config))
     if privacy.noise_multiplier is not None:

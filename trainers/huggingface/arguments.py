@@ -57,8 +57,8 @@ class PrivacyArguments:
         )
         return PrivacyPlan(
             delta=self.delta,
-            relation=self.relation,  # type: ignore[arg-type]  # a plan reads names
-            sampling=self.sampling,  # type: ignore[arg-type]
+            relation=self.relation,
+            sampling=self.sampling,
             unit=self.unit,
             public_size=self.public_size,
             expected_batch_size=self.expected_batch_size,
