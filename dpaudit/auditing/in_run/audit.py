@@ -10,7 +10,7 @@ from dpaudit.auditing.audit import audit
 from dpaudit.auditing.energy import EnergyTest, energy_test, finding_from_energy, smallest_visible_shortfall
 from dpaudit.auditing.in_run.evidence import InRunEvidence
 from dpaudit.auditing.in_run.plan import COORDINATES, OBSERVER, InRunPlan
-from dpaudit.auditing.in_run.visible import smallest_visible_canary_shortfall
+from dpaudit.auditing.in_run.visible import expected_auc, smallest_visible_canary_shortfall
 from dpaudit.auditing.independent import (
     CHOOSING,
     ProfileTest,
@@ -22,13 +22,17 @@ from dpaudit.auditing.liveness import LIVE_P_VALUE
 from dpaudit.auditing.one_run import snj_p_value
 from dpaudit.auditing.rates import rate_lower, rate_upper
 from dpaudit.auditing.result import AuditResult, Bound
-from dpaudit.auditing.roc import rank_sum_p_value
+from dpaudit.auditing.roc import auc, rank_sum_p_value
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.finding import Finding
-from dpaudit.privacy.rounding import lower_text, percent_upper, upper_text
+from dpaudit.privacy.rounding import lower_text, nearest_text, percent_upper, upper_text
 from dpaudit.privacy.stage import Stage
 
 _TAIL = 0.025  # each end of a 95 % interval
+WEAK = 0.5
+"""Least share of the declared separation of the scores that a live observer has."""
+MISSING = 0.1
+"""Largest share of counted steps whose release an honest record may lack: a crash loses those since a checkpoint."""
 SHARED = ("null_scores", "reversed_scores", "ceiling", "primary_bound", "coin_count", "canary_count")
 """Findings of :func:`dpaudit.auditing.audit` that an in-run audit can have, all under the prefix ``in_run_``."""
 
@@ -69,7 +73,12 @@ class InRunResult:
     rank_sum_p : float or None
         P-value of "the scores carry no trace of membership".
     alive : bool
-        Whether it is at most 1e-6: an observer that is not alive supports nothing.
+        Whether it is at most 1e-6 and the area under the curve has at least half of the excess over 1/2 that the
+        declared steps lead to: an observer that is dead, or missed most steps, supports nothing.
+    expected_auc : float or None
+        Area under the curve that the declared steps lead to, where only the noise moves a canary's coordinate.
+    steps : int
+        Releases in the energy record.
     profile : ProfileTest or None
         Test of the declared mechanism's privacy profile; conditional on independent canaries.
     conditional : Bound or None
@@ -89,6 +98,8 @@ class InRunResult:
     audit: AuditResult | None
     rank_sum_p: float | None
     alive: bool
+    expected_auc: float | None
+    steps: int
     profile: ProfileTest | None
     conditional: Bound | None
     energy: EnergyTest | None
@@ -122,6 +133,8 @@ class InRunResult:
             "auc": None if self.audit is None or self.audit.auc is None else dict(self.audit.auc),
             "rank_sum_p": self.rank_sum_p,
             "alive": self.alive,
+            "expected_auc": self.expected_auc,
+            "steps": self.steps,
             "profile": None if self.profile is None else dataclasses.asdict(self.profile),
             "conditional": None if self.conditional is None else self.conditional.to_dict(),
             "energy": None if self.energy is None else dataclasses.asdict(self.energy),
@@ -168,11 +181,13 @@ def in_run_audit(
             f"the plan froze {plan.m} in-run canaries and {len(evidence.coordinates)} were scored; restore the file."
         )
     found: list[Finding] = []
-    energy, by_energy = None, None
+    energy, by_energy, steps = None, None, 0
     if evidence.energy is not None:
         energy = energy_test(evidence.energy)
         by_energy = smallest_visible_shortfall(evidence.energy, plan.alpha_split.energy)
         found.append(finding_from_energy(energy, plan.alpha_split.energy, shortfall=by_energy))
+        steps = len(evidence.energy.step_squares)
+    found += _steps_finding(steps, sum(stage.steps for stage in stages))
     if not plan.m:
         return InRunResult(
             m=0,
@@ -180,6 +195,8 @@ def in_run_audit(
             audit=None,
             rank_sum_p=None,
             alive=False,
+            expected_auc=None,
+            steps=steps,
             profile=None,
             conditional=None,
             energy=energy,
@@ -209,12 +226,18 @@ def in_run_audit(
     if control is not None:
         found.append(_control_finding(control))
     p = rank_sum_p_value(evidence.scores, evidence.coins)
+    expected = expected_auc(stages) if plan.kind == COORDINATES else None
+    strong = expected is None or auc(evidence.scores, evidence.coins) - 0.5 >= WEAK * (expected - 0.5)
+    if p <= LIVE_P_VALUE and not strong:
+        found.append(_weak_finding(auc(evidence.scores, evidence.coins), expected))
     return InRunResult(
         m=plan.m,
         members=int(evidence.coins.sum()),
         audit=primary,
         rank_sum_p=p,
-        alive=p <= LIVE_P_VALUE,
+        alive=p <= LIVE_P_VALUE and strong,
+        expected_auc=expected,
+        steps=steps,
         profile=profile,
         conditional=conditional,
         energy=energy,
@@ -309,6 +332,47 @@ def _profile_finding(test: ProfileTest, plan: InRunPlan, visible: float) -> Find
             + (f": {counts}. The (epsilon, delta) claim itself is not thereby refuted." if rejected else ".")
         ),
         detail=dataclasses.asdict(test),
+    )
+
+
+def _steps_finding(recorded: int, counted: int) -> list[Finding]:
+    """What the number of recorded releases says beside the number of counted steps; nothing where they agree."""
+    if recorded == counted:
+        return []
+    if recorded > counted:
+        return [
+            Finding(
+                name="in_run_steps",
+                status="accounting_mismatch",
+                claim="ledger",
+                deterministic=True,
+                text=f"{recorded} releases were recorded and the ledger counts {counted} steps: some were not charged.",
+            )
+        ]
+    few = counted - recorded > MISSING * counted
+    return [
+        Finding(
+            name="in_run_steps",
+            status="inconclusive" if few else "note",
+            claim="audit",
+            deterministic=True,
+            text=(
+                f"{recorded} of {counted} counted steps have a recorded release; the energy of the others is not known."
+                + (" Too many are missing for the record to support anything." if few else "")
+            ),
+        )
+    ]
+
+
+def _weak_finding(area: float, expected: float | None) -> Finding:
+    return Finding(
+        name="in_run_weak_scores",
+        status="inconclusive",
+        claim="audit",
+        text=(
+            f"The in-run scores separate members with AUC {nearest_text(area)} where the declared steps lead to"
+            f" {nearest_text(expected)}: the observer missed most releases, or its canaries were not drawn as declared."
+        ),
     )
 
 

@@ -186,18 +186,22 @@ class InRunPlan:
             raise InvalidEvidence(f"the in-run plan cannot be used ({error}); restore the file.") from None
 
 
-def split_alpha(alpha: float) -> tuple[AlphaSplit, InRunAlpha]:
+def split_alpha(alpha: float, *, canaries: bool = True) -> tuple[AlphaSplit, InRunAlpha]:
     """Divide a run's false-alarm budget between the two observers, their tests and the examination.
 
     40 % each for the bounds on (ε, δ) that the final model and the noisy updates show, 8 % for the declared profile in
     the run, and 4 % each for the declared curve at the final model, the examination and the releases' energy: those
-    rest on many canaries or releases and need little level.
+    rest on many canaries or releases and need little level. Without in-run canaries their part falls to the final
+    model.
     """
     validate.open_unit(alpha=alpha)
 
     def part(share: float) -> float:
         return round(share * alpha, 15)
 
+    if not canaries:
+        split = AlphaSplit(primary=part(0.8), declared_mechanism=part(0.08), examiner=part(0.08))
+        return split, InRunAlpha(primary=0.0, profile=0.0, energy=part(0.04))
     split = AlphaSplit(primary=part(0.4), declared_mechanism=part(0.04), examiner=part(0.04))
     return split, InRunAlpha(primary=part(0.4), profile=part(0.08), energy=part(0.04))
 

@@ -84,6 +84,12 @@ def _on_grid(values: NDArray[np.float64], weight: NDArray[np.float64], cell: flo
     return np.asarray(left + right, dtype=np.float64)
 
 
+def expected_auc(stages: Sequence[Stage]) -> float:
+    """Area under the curve of scores in a run that does as declared, where only the noise moves a coordinate."""
+    _, inside, outside = canary_rates(stages, 1.0)
+    return float(np.sum((inside[1:] + inside[:-1]) / 2 * (outside[:-1] - outside[1:])))
+
+
 def smallest_visible_canary_shortfall(
     m: int,
     stages: Sequence[Stage],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.auditing.energy import ReleaseEnergy
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Stage
 
@@ -25,3 +26,17 @@ def simulated(
         x = noise_factor * SIGMA * rng.standard_normal(m) + ((rng.random(m) < q) & coins)
         scores += np.log1p(Q * np.expm1((2 * x - 1) / (2 * SIGMA**2)))
     return scores, coins
+
+
+def quiet_energy(steps: int) -> ReleaseEnergy:
+    """A record of releases that carry exactly the declared energy."""
+    return ReleaseEnergy(
+        blocks=("w",),
+        sizes=np.array([1000]),
+        probe=np.array([1000]),
+        step_squares=np.full(steps, 1000.0),
+        block_squares=np.array([1000.0 * steps]),
+        probe_squares=np.full(steps, 1000.0),
+        lagged=np.zeros(steps),
+        within=np.zeros((steps, 2)),
+    )

@@ -15,7 +15,7 @@ from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, plan_in_run, 
 from dpaudit.auditing.in_run.visible import canary_rates, control_for, smallest_visible_canary_shortfall
 from dpaudit.auditing.independent import EPSILONS, profile_counts
 from dpaudit.certificates.curve import declared_deltas
-from tests.auditing.in_run.cases import DELTAS, LEDGER, STAGE, simulated
+from tests.auditing.in_run.cases import DELTAS, LEDGER, STAGE, STEPS, quiet_energy, simulated
 
 M = 20_000
 CONTROL = ControlDesign(noise_factor=0.5, canaries=2_000, repeats=20)
@@ -38,7 +38,9 @@ def plan_of(m: int = M, control: ControlDesign | None = None) -> InRunPlan:
 
 def evidence_of(scores, coins, control: tuple[ControlRun, ...] = ()) -> InRunEvidence:  # type: ignore[no-untyped-def]
     m = len(scores)
-    return InRunEvidence(coordinates=np.arange(m) * 7, scores=scores, coins=coins, energy=None, control=control)
+    return InRunEvidence(
+        coordinates=np.arange(m) * 7, scores=scores, coins=coins, energy=quiet_energy(STEPS), control=control
+    )
 
 
 def audited(scores, coins, plan: InRunPlan, control: tuple[ControlRun, ...] = ()) -> InRunResult:  # type: ignore[no-untyped-def]
@@ -122,3 +124,20 @@ def test_plan_and_evidence_come_back_from_json() -> None:
     assert again.control == evidence.control and again.manifest(9) == evidence.manifest(9)
     with pytest.raises(InvalidEvidence, match="unknown or missing keys"):
         InRunPlan.from_dict({**plan.to_dict(), "more": 1})
+
+
+def test_an_observer_that_missed_most_steps_is_not_alive() -> None:
+    rng = np.random.default_rng(6)
+    coins = rng.random(M) < 0.5
+    weak = rng.standard_normal(M) + 0.15 * coins
+    result = audited(weak, coins, plan_of())
+    assert result.rank_sum_p is not None and result.rank_sum_p < 1e-6
+    assert not result.alive and statuses(result)["in_run_weak_scores"] == "inconclusive"
+
+
+def test_recorded_releases_are_compared_with_counted_steps() -> None:
+    scores, coins = simulated(np.random.default_rng(7), 2_000)
+    for steps, status in ((STEPS, None), (STEPS - 5, "note"), (60, "inconclusive"), (STEPS + 1, "accounting_mismatch")):
+        evidence = dataclasses.replace(evidence_of(scores, coins), energy=quiet_energy(steps))
+        result = in_run_audit(plan_of(2_000), evidence, stages=[STAGE], deltas=DELTAS)
+        assert statuses(result).get("in_run_steps") == status and result.steps == steps
