@@ -41,6 +41,7 @@ from dpaudit.trainers.tasks.losses import sequence_classification_losses as sequ
 from dpaudit.trainers.tasks.metrics import charged_mean as charged_mean
 from dpaudit.trainers.tasks.text import Infilling as Infilling
 from dpaudit.trainers.tasks.text import pad_labelled as pad_labelled
+from dpaudit.trainers.units import bound_records as bound_records
 from dpaudit.trainers.witness import ReleaseRecorder as ReleaseRecorder
 from dpaudit.trainers.zeroth_order.directions import Directions as Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter as ZOLogWriter
@@ -89,6 +90,7 @@ __all__ = [
     "ZerothOrderArguments",
     "aggzo",
     "answer_losses",
+    "bound_records",
     "causal_lm_losses",
     "charged_mean",
     "classification_losses",

@@ -56,7 +56,7 @@ class Clipper(Protocol):
 class Summing(Protocol):
     """A clipper whose sum is a value of its own, with the bound that it kept."""
 
-    def clipped_sum(self, losses: Tensor, /) -> ClippedSum: ...
+    def clipped_sum(self, losses: Tensor, /, *, units: Tensor | None = None) -> ClippedSum: ...
 
 
 class Declared:
@@ -74,8 +74,8 @@ class Declared:
     def __init__(self, clipper: Clipper, parameters: Sequence[nn.Parameter], bound: float) -> None:
         self._clipper, self._parameters, self._bound = clipper, tuple(parameters), bound
 
-    def clipped_sum(self, losses: Tensor) -> ClippedSum:
-        """What ``backward`` left in ``p.grad``, taken away from there."""
+    def clipped_sum(self, losses: Tensor, /, *, units: Tensor | None = None) -> ClippedSum:
+        """What ``backward`` left in ``p.grad``, taken away from there; it has one loss for each unit either way."""
         for p in self._parameters:
             p.grad = None
         norms = self._clipper.backward(losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from dpaudit.trainers.step import (
 )
 from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.target import check
+from dpaudit.trainers.units import Units, draws_of
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
@@ -117,6 +118,7 @@ def train(
     adds_noise: bool = True,
     start_step: int = 0,
     optimizer_state: Mapping[str, Any] | None = None,
+    units: Units | Iterable[Any] | None = None,
     canaries: Canaries | None = None,
     recorder: ReleaseRecorder | None = None,
     preflight: bool | Sequence[Any] | None = None,
@@ -153,6 +155,10 @@ def train(
     start_step, optimizer_state : optional
         Resume after ``start_step`` steps, which a journal on disk must have counted. The sampler and the noise start
         afresh, always.
+    units : iterable, optional
+        Name of each record's unit of privacy. Records of which a unit has more than ``plan.max_records_per_unit`` are
+        refused; with ``plan.sampling_unit="unit"`` the units are what is drawn and clipped. Without it the plan's bound
+        is an assumption that nothing checked.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
         releases' energy. With several processes one of them has the canaries, and each records its own releases.
@@ -185,10 +191,11 @@ def train(
     updates = DPOptimizer(parameters.values(), settings)
     if optimizer_state is not None:
         updates.load_state_dict(dict(optimizer_state))
-    observers = Observers(plan, countable(records), canaries=canaries, recorder=recorder)
+    contributors = draws_of(plan, countable(records), units)
+    observers = Observers(plan, contributors.count, canaries=canaries, recorder=recorder)
     draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
     source = _source(plan) if noise is None else noise
-    is_test = bool(source.is_test or draws.is_test)
+    is_test = bool(source.is_test or draws.is_test or contributors.is_test)
     micro = PhysicalBatch(physical_batch_size)
     report = None
     if start_step < plan.steps:
@@ -225,7 +232,7 @@ def train(
                 private, total = clipped_sum(
                     model,
                     records,
-                    observers.records_of(indices),
+                    contributors.rows(observers.records_of(indices)),
                     micro=micro,
                     collate=collate,
                     loss_fn=loss_fn,
@@ -233,6 +240,7 @@ def train(
                     sums=sums,
                     bound=bound,
                     state=state,
+                    reduction=plan.unit_reduction if plan.draws_units else None,
                 )
                 totals = total.totals(trained)
                 observers.add_to(totals, indices, clipper, bound)
@@ -285,7 +293,7 @@ def _source(plan: PrivacyPlan) -> Noise:
 def clipped_sum(
     model: nn.Module,
     records: Sequence[Any],
-    indices: list[int],
+    contributions: Sequence[Sequence[int]],
     *,
     micro: PhysicalBatch,
     collate: Callable[[list[Any]], Batch],
@@ -294,22 +302,29 @@ def clipped_sum(
     sums: RunningSum,
     bound: float,
     state: ModelState | None = None,
+    reduction: str | None = None,
 ) -> tuple[PrivateStep, ClippedSum]:
     """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
 
+    ``contributions`` are the records of each, one, or with ``reduction`` those of a unit, which no micro-batch parts.
     ``state`` is refreshed first, since what was written between steps came of releases, and then put back after every
     micro-batch. ``bound`` is the sensitivity of an empty draw's sum.
     """
     if state is not None:
         state.refresh()
     device = next(model.parameters()).device
+    indices = [i for rows in contributions for i in rows]
     while True:
         sums.clear()
         try:
             with micro.measured(device, len(indices)):
-                parts = (indices[at : at + micro.size] for at in range(0, len(indices), micro.size))
-                batches = ((collate([records[i] for i in part]), len(part)) for part in parts)
-                losses = accumulate(model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state)
+                batches = (
+                    (collate([records[i] for rows in part for i in rows]), [len(rows) for rows in part])
+                    for part in _parts(contributions, micro.size)
+                )
+                losses = accumulate(
+                    model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state, reduction=reduction
+                )
         except torch.OutOfMemoryError:
             if micro.size == 1:
                 raise
@@ -321,3 +336,17 @@ def clipped_sum(
             return private, total
         # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
         micro.halve()
+
+
+def _parts(contributions: Sequence[Sequence[int]], size: int) -> Iterator[list[Sequence[int]]]:
+    """Successive contributions of together at most ``size`` records, or a single larger one."""
+    part: list[Sequence[int]] = []
+    held = 0
+    for rows in contributions:
+        if part and held + len(rows) > size:
+            yield part
+            part, held = [], 0
+        part.append(rows)
+        held += len(rows)
+    if part:
+        yield part

@@ -45,7 +45,14 @@ class PrivacyPlan:
     noise_multiplier : float or None
         σ = noise standard deviation on the clipped sum divided by C; 0 means no privacy.
     max_records_per_unit : int
-        Records one unit contributes at most.
+        Records one unit contributes at most; 1 where units are drawn whole.
+    sampling_unit : str
+        "record": records are drawn and clipped one by one. "unit": units of privacy are drawn, each with probability q,
+        and their records' gradient is clipped as one; ``public_size`` and ``expected_batch_size`` then count units.
+    records_per_unit : int or None
+        G, records of a drawn unit that a step takes, with ``sampling_unit="unit"`` alone.
+    unit_reduction : str
+        "mean" or "sum" of a drawn unit's losses, which is then clipped: no question of privacy.
     clipping : str
         "flat", "per_layer", "automatic" (AUTO-S, Bu et al. 2206.07136) or "adaptive" (Andrew et al. 1905.03871).
     quantile_sigma : float or None
@@ -91,6 +98,9 @@ class PrivacyPlan:
     releases_per_step: int = 1
     clip: Clip | None = None
     secure_noise: bool = False
+    sampling_unit: str = "record"
+    records_per_unit: int | None = None
+    unit_reduction: str = "mean"
 
     if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
 
@@ -153,7 +163,32 @@ class PrivacyPlan:
         if not 0 < self.target_quantile < 1:
             raise InvalidValue(f"target_quantile={self.target_quantile} must be in (0, 1); 0.5 steers to the median.")
         validate.positive(quantile_rate=self.quantile_rate)
+        self._check_units()
         self._stage(self.noise_multiplier or 0.0, self.steps)  # the stage's own rules, checked now and not at step 1
+
+    def _check_units(self) -> None:
+        validate.one_of(("record", "unit"), sampling_unit=self.sampling_unit)
+        validate.one_of(("mean", "sum"), unit_reduction=self.unit_reduction)
+        if (self.sampling_unit == "unit") != (self.records_per_unit is not None):
+            raise InvalidValue(
+                f"records_per_unit={self.records_per_unit} with sampling_unit={self.sampling_unit!r}: units drawn whole"
+                " need the number of records that a step takes of each, and records drawn one by one take none; set"
+                " both or neither."
+            )
+        if self.records_per_unit is None:
+            return
+        validate.integer_at_least(1, records_per_unit=self.records_per_unit)
+        if self.max_records_per_unit != 1:
+            raise InvalidValue(
+                f"max_records_per_unit={self.max_records_per_unit} with sampling_unit='unit' must be 1: a drawn unit"
+                " contributes one clipped gradient, however many records it has; records_per_unit says how many of them"
+                " a step takes."
+            )
+
+    @property
+    def draws_units(self) -> bool:
+        """Whether units of privacy are drawn whole, and not their records one by one."""
+        return self.sampling_unit == "unit"
 
     @property
     def sampling_probability(self) -> float:

@@ -55,7 +55,7 @@ class PoissonSampler(Secret):
         self.n_records = n_records
         self.sampling_probability = sampling_probability
         self.is_test = generator is not None
-        self._stream = _stream(generator)
+        self._stream = secret_stream(generator)
 
     @property
     def _generator(self) -> np.random.Generator:
@@ -88,7 +88,7 @@ class TruncatedPoissonSampler(Secret):
         validate.integer_at_least(1, max_batch=max_batch)
         self.max_batch = max_batch
         self.is_test = generator is not None
-        self._stream = _stream(generator)
+        self._stream = secret_stream(generator)
         self._poisson = PoissonSampler(n_records, sampling_probability, generator=generator)
 
     def draw(self) -> NDArray[np.int64]:
@@ -168,7 +168,8 @@ def countable(records: Any) -> int:
     return len(records)
 
 
-def _stream(generator: np.random.Generator | None) -> PerProcess[np.random.Generator]:
+def secret_stream(generator: np.random.Generator | None = None) -> PerProcess[np.random.Generator]:
+    """A generator of one's own in each process, from the operating system's entropy; or an injected one, for tests."""
     return PerProcess((lambda: _secret_generator()) if generator is None else (lambda: generator))
 
 

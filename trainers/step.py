@@ -16,6 +16,7 @@ from dpaudit.trainers.contribution import RunningSum, Summing
 from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
+from dpaudit.trainers.units import unit_losses
 
 Batch = Any
 """What the collator returns: a mapping of tensors, or anything with ``.to(device)``."""
@@ -34,9 +35,10 @@ class PrivateStep:
     Parameters
     ----------
     losses, norms : Tensor of shape (B,)
-        Per-example losses and gradient norms before clipping, in the draw's order; (0,) for an empty draw.
+        Losses and gradient norms before clipping, one for each record drawn, or each unit where units are drawn whole,
+        in the draw's order; (0,) for an empty draw.
     indices : tuple of int
-        The records drawn.
+        The records that took part.
     """
 
     losses: Tensor
@@ -68,27 +70,35 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def accumulate(
     model: nn.Module,
-    micro_batches: Iterable[tuple[Batch, int]],
+    micro_batches: Iterable[tuple[Batch, Sequence[int]]],
     *,
     loss_fn: LossFunction,
     clipper: Summing,
     into: RunningSum,
     state: ModelState | None = None,
+    reduction: str | None = None,
 ) -> list[Tensor]:
     """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
-    ``micro_batches`` gives each collated batch with the number of records it was collated from. What the forward pass
-    of a micro-batch writes into the model is put back as ``state`` has it, so that the next does not see its records.
+    ``micro_batches`` gives each collated batch with the records of each contribution that it was collated from, one
+    after the other: ones, or with ``reduction`` the sizes of units, whose mean or summed losses are clipped as one.
+    What the forward pass of a micro-batch writes into the model is put back as ``state`` has it, so that the next does
+    not see its records.
     """
     device = next(model.parameters()).device
     losses = []
-    for batch, records in micro_batches:
+    for batch, sizes in micro_batches:
         with torch.enable_grad(), contextlib.nullcontext() if state is None else state:
-            per_example = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=records)
+            each = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=sum(sizes))
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):
-                into.add(clipper.clipped_sum(per_example))
-        losses.append(per_example.detach())
+                if reduction is None:
+                    into.add(clipper.clipped_sum(each))
+                else:
+                    of = torch.repeat_interleave(torch.tensor(sizes, device=each.device))
+                    each = unit_losses(each, of, len(sizes), reduction=reduction)
+                    into.add(clipper.clipped_sum(each, units=of))
+        losses.append(each.detach())
     return losses
 
 

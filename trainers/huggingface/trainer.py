@@ -330,7 +330,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.private_step, total = clipped_sum(
             model,
             inputs.records,
-            list(range(len(inputs.records))),
+            [[i] for i in range(len(inputs.records))],
             micro=self._micro,
             collate=self._collator(),
             loss_fn=self._autocast_loss,
@@ -470,7 +470,7 @@ def _plain(plan: PrivacyPlan) -> dict[str, Any]:
 
 def _later_fields() -> dict[str, Any]:
     """Fields of a plan that an older checkpoint does not name, at what they were then."""
-    return {"secure_noise": False}
+    return {"secure_noise": False, "sampling_unit": "record", "records_per_unit": None, "unit_reduction": "mean"}
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:
