@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dpaudit.certificates.lines import power_of
 from dpaudit.certificates.lower_bound import LowerBound
 from dpaudit.privacy.rounding import (
     ABSENT,
@@ -17,7 +18,6 @@ from dpaudit.privacy.rounding import (
     upper_text,
 )
 from dpaudit.reports.text import p_value
-from dpaudit.reports.words import power_of
 
 Row = tuple[str, str, str]
 

@@ -13,9 +13,12 @@ copies: How often an inserted canary stands in the data. With k copies an attack
 declared mechanism: The noise, sampling and number of steps that the ledger records.
 δ (delta): The probability that the factor e^ε does not cover. It has to be far below 1 ÷ number of records.
 ε (epsilon): One unit's presence multiplies the probability of any outcome by at most e^ε, apart from δ.
+examination: Tests of the training step from inside, on invented records; each states the fault sizes it excludes.
 guess: The attack's answer, in or out, for a canary. How many are guessed is fixed before training.
 head of the ledger: The digest of its last line. Each line holds the digest of the one before it.
 ledger: The trainer's own record of the noisy steps, from which ε is computed.
+level: How far the evidence reaches: 0 claimed, 1 accounted, 2 + examined, 3 + audited with power, 4 + countersigned.
+line: One of four kinds of evidence: accounting, implementation, released model, origin.
 normaliser: The constant that the noisy sum is divided by. It must not depend on the private records.
 null scores: Scores that do not tell inserted from left-out canaries: a dead attack looks like a private model.
 positive control: A run with a planted fault, attacked in the same way to see whether the attack notices it.

@@ -8,7 +8,7 @@ from typing import Any
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.reports.text import plain_value, relation_text
-from dpaudit.reports.words import HEADLINES, WORDS, evidence_lines, not_proved
+from dpaudit.reports.words import WORDS, evidence_lines, headline_of, not_proved
 
 BEGIN, END = "<!-- dpaudit:begin -->", "<!-- dpaudit:end -->"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
@@ -18,12 +18,11 @@ def model_card(certificate: Statement) -> str:
     """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
     body = certificate.predicate
     claim, verdict = body.claim, body.verdict.name
-    word, headline = WORDS[verdict], HEADLINES[verdict]
-    rows = [("Verdict", f"**{word}.** {headline}")]
+    rows = [("Verdict", f"**{WORDS[verdict]}.** {escape(headline_of(body))}")]
     if claim:
         relation = relation_text(claim.relation, claim.unit)
         rows.append(("Claim", f"ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {escape(relation)}"))
-    rows += [(name, escape(sentence)) for name, sentence in evidence_lines(body)]
+    rows += [(line.title, f"**{line.standing}:** {escape(line.text)}") for line in evidence_lines(body)]
     mechanism = body.mechanism
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:

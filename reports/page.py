@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.certificates.lines import power_sentence
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
 from dpaudit.certificates.statement import Audit, Predicate, Statement
 from dpaudit.privacy.guarantee import tightest
@@ -18,7 +19,7 @@ from dpaudit.reports.glossary import GLOSSARY
 from dpaudit.reports.render import render
 from dpaudit.reports.svg import Drawing
 from dpaudit.reports.text import counted, plain_value, relation_text
-from dpaudit.reports.words import HEADLINES, WORDS, attack_sentence, evidence_lines, not_proved, power_sentence
+from dpaudit.reports.words import WORDS, attack_sentence, evidence_lines, headline_of, level_of, not_proved
 
 STAGE_DEFAULTS: dict[str, Any] = {
     "mechanism": "gaussian",
@@ -63,7 +64,8 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         subjects=certificate.subject,
         verdict=verdict,
         word=WORDS[verdict],
-        headline=HEADLINES[verdict],
+        headline=headline_of(body),
+        level=level_of(body),
         lines=evidence_lines(body),
         relation=relation_text(claim.relation, claim.unit) if claim else "",
         accuracy=largest_accuracy(claim.epsilon, claim.delta) if claim else None,

@@ -8,39 +8,32 @@ verdict ``accounting_mismatch``; it is listed by name under ``missing`` and neve
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit._version import __version__
-from dpaudit.certificates.consistency import contradictions
+from dpaudit.certificates.faults import missing_fields, plan_commitment
 from dpaudit.certificates.limits import derived_limits
-from dpaudit.certificates.plain import plain_json, to_float
+from dpaudit.certificates.lines import assess
+from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import (
     PREDICATE_TYPE,
     SCHEMA,
     STATEMENT_TYPE,
-    Audit,
-    Predicate,
     Statement,
-    Subject,
-    VerdictModel,
 )
-from dpaudit.certificates.verdict import derive_verdict
 from dpaudit.privacy import validate
 from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.finding import finding_status
-from dpaudit.privacy.guarantee import Guarantee, smallest_upper
+from dpaudit.privacy.guarantee import Guarantee
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.verdict import Verdict
-from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
+from dpaudit.storage.commitment import NONCE_BYTES
 
-RULES = "2"
+RULES = "3"
 """Revision of the rules and words by which a certificate is derived. Whoever verifies compares words with their own
 only where these agree; numbers and verdicts are compared always."""
-
-MECHANISM_NEEDS = ("algorithm", "clipping_norm", "normaliser", "noise_source")
 
 LIMITS = (
     "The ledger is the trainer's own record; that its steps are the steps that ran follows from no number here.",
@@ -179,7 +172,9 @@ def build_certificate(evidence: CertificateEvidence) -> Statement:
     body = statement.predicate
     body = body.replaced(limits=(*body.limits, *derived_limits(body)))
     body = body.replaced(missing=missing_fields(body, statement.subject))
-    return statement.replaced(predicate=body.replaced(verdict=derived_verdict(body))).with_digest()
+    found = assess(body)
+    judged = {"verdict": found.to_verdict(), "level": int(found.level), "lines": found.to_lines()}
+    return statement.replaced(predicate=body.replaced(**judged)).with_digest()
 
 
 def _draft(evidence: CertificateEvidence) -> Statement:
@@ -208,83 +203,6 @@ def _draft(evidence: CertificateEvidence) -> Statement:
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(evidence.subjects.items())]
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": body}
     return Statement.from_plain(plain_json(statement))
-
-
-def epsilon_upper(body: Predicate) -> float | None:
-    """Smallest certified upper bound among the stored guarantees (each is a bound on its own); None without any."""
-    return smallest_upper(body.accounting.guarantees)
-
-
-def missing_fields(body: Predicate, subject: Sequence[Subject]) -> tuple[str, ...]:
-    """Names of the fields that are needed to recompute the claim and are absent."""
-    absent = [name for name in ("claim", "ledger") if getattr(body, name) is None]
-    absent += [f"scope.{name}" for name in ("trust_model", "release_scope") if not getattr(body.scope, name)]
-    absent += [f"mechanism.{name}" for name in MECHANISM_NEEDS if body.mechanism.get(name) in (None, "")]
-    if body.ledger is not None and not body.ledger.head:
-        absent.append("ledger.head")
-    if epsilon_upper(body) is None:
-        absent.append("accounting.guarantees (a certified upper bound)")
-    if not subject:
-        absent.append("subject (digests of the released files)")
-    return tuple(absent)
-
-
-def derived_verdict(body: Predicate) -> VerdictModel:
-    """Derive the verdict of a certificate from its other fields; ``verify`` calls this again on what it recomputed."""
-    audit = body.audit
-    verdict = derive_verdict(
-        claim_epsilon=None if body.claim is None else body.claim.epsilon,
-        epsilon_upper=epsilon_upper(body),
-        tested_epsilon=_group_epsilon(audit),
-        missing=body.missing,
-        mismatches=_mismatches(body),
-        audit=None if audit is None else audit.result,
-        audit_faults=[] if audit is None else audit_faults(audit),
-        findings=body.findings,
-        run_status=body.run_status,
-    )
-    return VerdictModel.model_validate(
-        {"name": verdict.name, "reasons": verdict.reasons, "meaning": verdict.name.meaning}
-    )
-
-
-def _group_epsilon(audit: Audit | None) -> float | None:
-    """The group claim that k > 1 copies test: of the steps that ran, else as planned; infinity without either."""
-    if audit is None or audit.copies == 1:
-        return None
-    tested = ((audit.result or {}).get("claim") or {}).get("tested_epsilon")
-    if tested is None:
-        tested = (audit.plan or {}).get("group_epsilon")
-    return math.inf if tested is None else to_float(tested)
-
-
-def audit_faults(audit: Audit) -> list[str]:
-    """Sentences on an audit section whose commitment or guesses do not hold, without any further file."""
-    needed = ("plan", "plan_digest", "commitment", "nonce")
-    faults = [f"audit.{name} is missing, so the coins cannot be checked" for name in needed if not getattr(audit, name)]
-    if not audit.canaries:
-        faults.append("audit.canaries is missing, so the lower bound cannot be recomputed")
-    if faults:
-        return faults
-    if open_commitment(audit) != audit.commitment:
-        faults.append("the canaries' coins do not match the commitment made before training")
-    return faults
-
-
-def plan_commitment(plan: Mapping[str, Any]) -> str | None:
-    """The coins' commitment that an audit plan carries; None when it carries none."""
-    value = plan.get("coin_commitment")
-    return value if isinstance(value, str) else None
-
-
-def open_commitment(audit: Audit) -> str | None:
-    """Commitment recomputed from nonce, ids, coins and copies; None when they cannot form one."""
-    if audit.nonce is None:
-        return None
-    try:
-        return commitment(bytes.fromhex(audit.nonce), manifest(audit.ids, audit.coins, audit.copies))
-    except ValueError:
-        return None
 
 
 def _ledger_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
@@ -323,26 +241,3 @@ def _audit_section(evidence: CertificateEvidence) -> dict[str, Any] | None:
         "result": None if evidence.audit_result is None else dict(evidence.audit_result),
         "commitment_order": "asserted",
     }
-
-
-def _mismatches(body: Predicate) -> list[str]:
-    claim, ledger = body.claim, body.ledger
-    found = contradictions(body)
-    if claim is None:
-        return found
-    if ledger is not None:
-        for name in ("relation", "unit", "max_records_per_unit"):
-            claimed, recorded = getattr(claim, name), getattr(ledger, name)
-            if claimed != recorded:
-                found.append(f"the claim has {name}={claimed!r} and the ledger {recorded!r}")
-    for guarantee in body.accounting.guarantees:
-        for name in ("delta", "relation"):
-            claimed, accounted = getattr(claim, name), getattr(guarantee, name)
-            if claimed != accounted:
-                found.append(f"the claim has {name}={claimed!r} and accountant {guarantee.accountant} {accounted!r}")
-        if claim.max_records_per_unit != guarantee.group_size:
-            found.append(
-                f"the claim covers {claim.max_records_per_unit} records per unit and accountant"
-                f" {guarantee.accountant} {guarantee.group_size}"
-            )
-    return found

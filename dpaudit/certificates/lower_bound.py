@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from dpaudit.certificates.build import audit_faults
+from dpaudit.certificates.faults import audit_faults
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import Predicate
 from dpaudit.privacy.verdict import Verdict

@@ -5,6 +5,7 @@
     max_delta_times_records = 0.5      # δ · N ≤ 0.5, N from the ledger's public_size
     relations = ["add_or_remove_one"]
     units = ["record", "user"]
+    minimum_level = 3                  # how far what was recomputed reaches, 0 to 4
     minimum_power = 0.8                # of this attack, by its positive control
     verdicts = ["consistent"]          # these pass with exit code 0
     required_steps = ["ledger.chain", "audit.coins"]
@@ -28,6 +29,7 @@ from dpaudit.certificates.verify.report import EQUAL, RECORDED, Step
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.privacy.level import Level
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.privacy.stage import Relation
 from dpaudit.privacy.tolerance import exceeds
@@ -44,6 +46,7 @@ class Policy:
     max_delta_times_records: float | None = None
     relations: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
+    minimum_level: int | None = None
     minimum_power: float | None = None
     verdicts: tuple[str, ...] = ()
     required_steps: tuple[str, ...] = ()
@@ -59,6 +62,10 @@ class Policy:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InvalidValue(f"policy key {name}={value!r} must be a number; mend the policy.")
             validate.non_negative(**{name: value})
+        if self.minimum_level is not None:
+            validate.integer_at_least(0, minimum_level=self.minimum_level)
+            if self.minimum_level > max(Level):
+                raise InvalidValue(f"policy key minimum_level={self.minimum_level} must be in 0..{max(Level):d}.")
         for name in ("relations", "units", "verdicts", "required_steps", "required_tests", "trusted_keys"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
@@ -98,6 +105,8 @@ class Facts:
         The verdict that follows from what was recomputed.
     power_lower : float or None
         Lower end of the 95 % interval of the attack's power, measured again from control and scores.
+    level : int
+        How far what was recomputed reaches.
     """
 
     body: Predicate
@@ -105,6 +114,7 @@ class Facts:
     steps: Sequence[Step]
     verdict: Verdict
     power_lower: float | None
+    level: int = 0
 
 
 def judge_policy(policy: Policy, facts: Facts) -> tuple[tuple[str, ...], bool]:
@@ -154,6 +164,9 @@ def _claim_failures(policy: Policy, body: Predicate, recomputed: Recomputed) -> 
 
 def _audit_failures(policy: Policy, facts: Facts) -> Iterator[str]:
     body, least = facts.body, facts.power_lower
+    if policy.minimum_level is not None and facts.level < policy.minimum_level:
+        words = Level(facts.level).words
+        yield f"level={facts.level} ({words}) is below minimum_level={policy.minimum_level}."
     if policy.minimum_power is not None and (least is None or least < policy.minimum_power):
         shown = "unknown" if least is None else lower_text(least, 3)
         yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpaudit.certificates.build import epsilon_upper
+from dpaudit.certificates.faults import epsilon_upper
 from dpaudit.certificates.lower_bound import usable_lower
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import Statement

@@ -217,6 +217,16 @@ class VerdictModel(_Model):
     meaning: Text
 
 
+class LineModel(_Model):
+    """One of the four lines of evidence, in the words of :class:`dpaudit.privacy.level.Line`."""
+
+    name: Literal["accounting", "implementation", "released_model", "origin"]
+    standing: Literal["shown", "not shown", "against the claim"]
+    text: Text
+    reasons: tuple[Text, ...]
+    """Why it is not shown, or what it has against the claim."""
+
+
 class Predicate(_Model):
     """The certificate itself."""
 
@@ -249,6 +259,10 @@ class Predicate(_Model):
     missing: tuple[Text, ...]
     """Fields that are needed to recompute the claim and are absent."""
     verdict: VerdictModel
+    level: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
+    """How far the evidence reaches, 0 to 3; signatures and dates, which level 4 takes, are made over these bytes."""
+    lines: Annotated[tuple[LineModel, ...], Field(min_length=4, max_length=4)] | None = None
+    """Accounting, implementation, released model, origin."""
     digest: Digest
     """SHA-256 of the canonical statement without this field: finds accidents, proves no origin."""
 

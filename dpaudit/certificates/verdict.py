@@ -1,7 +1,8 @@
 """The verdict of a certificate, derived from its numbers by one rule that ``certify`` and ``verify`` share.
 
 Precedence: a deterministic witness or ``violated`` > ``accounting_mismatch`` > ``invalid_audit`` > ``inconclusive`` >
-``consistent``. Every reason that applies is listed, whichever verdict wins.
+``consistent``. Every reason that applies is listed, whichever verdict wins. ``consistent`` says two things: nothing was
+found against the claim, and the evidence reaches level 3.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ EARLIER_MEANINGS: dict[str, tuple[str, ...]] = {
     Verdict.INCONCLUSIVE: (
         "The accounting supports the claim and no violation was found, but the attack was not shown to be strong enough"
         " to notice one. Absence of evidence here is weak evidence.",
+        "The accounting supports the claim and no violation was found. What stands among the reasons keeps that from"
+        " counting as a passed test: absence of evidence is weak evidence here.",
     ),
     Verdict.CONSISTENT: (
         "The accounting supports the claim, and an attack that was shown to catch a broken run found no violation."
         " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested.",
+        "The accounting supports the claim, and an attack that was measured to catch a planted fault found no"
+        " violation."
+        " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested.",
     ),
 }
 """Words of certificates that earlier versions wrote, by verdict."""
+
+NO_AUDIT = "no audit was made, so nothing is known about what leaked"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +45,69 @@ class VerdictReasons:
     reasons: tuple[str, ...]
 
 
-def derive_verdict(
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What one audit, by one observer, comes to.
+
+    Attributes
+    ----------
+    against, mismatch, invalid : tuple of str
+        Sentences that ask for ``violated``, ``accounting_mismatch`` and ``invalid_audit``.
+    weak : tuple of str
+        What keeps a silent audit from supporting the claim; empty where it was alive and had enough power.
+    power : str
+        For an audit that supports the claim: the fault that it would have convicted, in words.
+    """
+
+    against: tuple[str, ...] = ()
+    mismatch: tuple[str, ...] = ()
+    invalid: tuple[str, ...] = ()
+    weak: tuple[str, ...] = ()
+    power: str = ""
+
+    @property
+    def supports(self) -> bool:
+        """Whether its silence is evidence for the claim."""
+        return not (self.against or self.mismatch or self.invalid or self.weak)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """Everything found about a claim, by what it concerns.
+
+    Attributes
+    ----------
+    accounting : tuple of str
+        What keeps the recorded steps from supporting the claim.
+    findings : mapping
+        Verdict to the sentences of the findings that ask for it.
+    model, in_run : Observed or None
+        Who sees the released model, and who sees every noisy update; None where nobody looked.
+    unfinished : bool
+    """
+
+    accounting: tuple[str, ...]
+    findings: Mapping[Verdict, tuple[str, ...]]
+    model: Observed
+    in_run: Observed | None
+    unfinished: bool
+
+    def asking(self, verdict: Verdict) -> tuple[str, ...]:
+        """Sentences that ask for a verdict graver than ``inconclusive``, or bar ``consistent`` whatever else holds."""
+        observers = [o for o in (self.in_run, self.model) if o is not None]
+        own = self.findings.get(verdict, ())
+        if verdict == Verdict.VIOLATED:
+            return (*own, *(text for o in observers for text in o.against))
+        if verdict == Verdict.ACCOUNTING_MISMATCH:
+            return (*own, *self.accounting, *(text for o in observers for text in o.mismatch))
+        if verdict == Verdict.INVALID_AUDIT:
+            return (*own, *(text for o in observers for text in o.invalid))
+        if verdict == Verdict.INCONCLUSIVE and self.unfinished:
+            return (*own, "the run did not finish; only the steps recorded so far are accounted")
+        return own
+
+
+def weigh(
     *,
     claim_epsilon: float | None,
     epsilon_upper: float | None,
@@ -48,8 +118,9 @@ def derive_verdict(
     audit_faults: Sequence[str],
     findings: Sequence[Mapping[str, Any]],
     run_status: str,
-) -> VerdictReasons:
-    """Combine accounting, audit and findings into one verdict.
+    in_run: Observed | None = None,
+) -> Weighed:
+    """Sort what accounting, audits and findings say by what it concerns.
 
     Parameters
     ----------
@@ -62,10 +133,12 @@ def derive_verdict(
     mismatches : sentences on claim and accounting that disagree (δ, relation, unit).
     audit : mapping or None
         ``dpaudit.audit/1`` result: ``verdict``, ``power_lower``, ``findings`` and ``primary.epsilon_lower_at_verdict``
-        are read. "consistent" needs the lower limit of a measured power, whatever the audit says of itself.
+        are read. It supports the claim only with the lower limit of a measured power, whatever it says of itself.
     audit_faults : sentences on a broken commitment or guesses.
     findings : sequence of mappings with ``name``, ``status`` (a verdict, or "note") and ``text``.
     run_status : "complete" or "unfinished".
+    in_run : Observed or None
+        The audit by the observer of every update.
 
     Raises
     ------
@@ -77,55 +150,89 @@ def derive_verdict(
         status = finding_status(finding)
         if status not in (NOTE, Verdict.CONSISTENT):
             found[Verdict(status)].append(f"{finding.get('name')}: {finding.get('text')}")
-    found[Verdict.ACCOUNTING_MISMATCH] += [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
-    found[Verdict.ACCOUNTING_MISMATCH] += list(mismatches)
+    accounting = [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
+    accounting += list(mismatches)
     if claim_epsilon is not None and epsilon_upper is not None and exceeds(epsilon_upper, claim_epsilon):
-        found[Verdict.ACCOUNTING_MISMATCH].append(
+        accounting.append(
             f"the recorded steps cost up to ε={upper_text(epsilon_upper, 6)}, more than the claimed"
             f" {exact_text(claim_epsilon)}"
         )
-    found[Verdict.INVALID_AUDIT] += list(audit_faults)
     limits = (claim_epsilon, epsilon_upper) if tested_epsilon is None else (tested_epsilon, None)
-    _judge_audit(found, audit, *limits, bool(audit_faults))
-    if run_status != "complete":
-        found[Verdict.INCONCLUSIVE].append("the run did not finish; only the steps recorded so far are accounted")
-    name = next((v for v in Verdict if found[v]), Verdict.CONSISTENT)
-    ordered = [*found[name], *(r for v in Verdict if v != name for r in found[v])]
-    return VerdictReasons(name, tuple(ordered) or ("no violation was found by an attack with measured power",))
+    return Weighed(
+        accounting=tuple(accounting),
+        findings={verdict: tuple(texts) for verdict, texts in found.items()},
+        model=_model_audit(audit, *limits, tuple(audit_faults)),
+        in_run=in_run,
+        unfinished=run_status != "complete",
+    )
 
 
-def _judge_audit(
-    found: dict[Verdict, list[str]],
-    audit: Mapping[str, Any] | None,
-    claim: float | None,
-    upper: float | None,
-    faulty: bool,
-) -> None:
+def verdict_of(weighed: Weighed, lacking: Sequence[str] = ()) -> VerdictReasons:
+    """One verdict from everything that was found.
+
+    Parameters
+    ----------
+    weighed : Weighed
+    lacking : sequence of str
+        What keeps the evidence from level 2: a chain that was not seen, or an examination that was not made in full.
+    """
+    asked = {verdict: weighed.asking(verdict) for verdict in Verdict}
+    name = next((verdict for verdict in _GRAVER if asked[verdict]), None)
+    observers = [o for o in (weighed.in_run, weighed.model) if o is not None]
+    supporting = [o for o in observers if o.supports]
+    weak = () if supporting else tuple(text for o in observers for text in o.weak)
+    open_points = (*asked[Verdict.INCONCLUSIVE], *lacking, *weak)
+    if name is None:
+        name = Verdict.INCONCLUSIVE if open_points or not supporting else Verdict.CONSISTENT
+    if name == Verdict.CONSISTENT:
+        return VerdictReasons(name, tuple(dict.fromkeys(_silence(o) for o in supporting)))
+    others = tuple(text for verdict in _GRAVER if verdict != name for text in asked[verdict])
+    return VerdictReasons(name, tuple(dict.fromkeys((*asked.get(name, ()), *others, *open_points))))
+
+
+_GRAVER = (Verdict.VIOLATED, Verdict.ACCOUNTING_MISMATCH, Verdict.INVALID_AUDIT)
+
+
+def _silence(observed: Observed) -> str:
+    return f"no violation was found by an audit that would have shown one: {observed.power}"
+
+
+def _model_audit(
+    audit: Mapping[str, Any] | None, claim: float | None, upper: float | None, faults: tuple[str, ...]
+) -> Observed:
     if audit is None:
-        found[Verdict.INCONCLUSIVE].append("no audit was made, so nothing is known about what leaked")
-        return
+        return Observed(invalid=faults, weak=(NO_AUDIT,))
     verdict = _own_verdict(audit)
-    if faulty or verdict == Verdict.INVALID_AUDIT:
-        if verdict == Verdict.INVALID_AUDIT:
-            found[Verdict.INVALID_AUDIT].extend(_own_reasons(audit, "the audit itself reports that it is invalid"))
-        return
+    if faults or verdict == Verdict.INVALID_AUDIT:
+        own = _own_reasons(audit, "the audit itself reports that it is invalid")
+        return Observed(invalid=(*faults, *(own if verdict == Verdict.INVALID_AUDIT else ())))
+    if verdict not in list(Verdict):
+        return Observed(invalid=(f"the audit's verdict {str(verdict)[:40]!r} is unknown",))
+    against: tuple[str, ...] = ()
     lower = lower_at_verdict(audit)
     if lower is not None and claim is not None and exceeds(lower, claim):
-        found[Verdict.VIOLATED].append(
-            f"the attack shows ε ≥ {lower_text(lower, beyond=claim)}, above the claimed {exact_text(claim)}"
-        )
+        against = (f"the attack shows ε ≥ {lower_text(lower, beyond=claim)}, above the claimed {exact_text(claim)}",)
     elif lower is not None and upper is not None and exceeds(lower, upper):
-        found[Verdict.VIOLATED].append(
+        against = (
             f"the attack shows ε ≥ {lower_text(lower, beyond=upper)}, above the"
             f" {upper_text(upper, within=lower)} of the"
-            " ledger: the steps were not run as recorded"
+            " ledger: the steps were not run as recorded",
         )
     elif verdict == Verdict.VIOLATED:
-        found[Verdict.VIOLATED].extend(_own_reasons(audit, "the audit refutes the declared mechanism"))
-    if verdict in (Verdict.ACCOUNTING_MISMATCH, Verdict.INCONCLUSIVE):
-        found[Verdict(verdict)].extend(_own_reasons(audit, "the audit could not decide the claim"))
-    elif verdict not in (Verdict.CONSISTENT, Verdict.VIOLATED):
-        found[Verdict.INVALID_AUDIT].append(f"the audit's verdict {str(verdict)[:40]!r} is unknown")
+        against = _own_reasons(audit, "the audit refutes the declared mechanism")
+    mismatch = _own_reasons(audit, "the audit could not decide the claim") if verdict == _MISMATCH else ()
+    weak = _own_reasons(audit, "the audit could not decide the claim") if verdict == Verdict.INCONCLUSIVE else ()
+    return Observed(against=against, mismatch=mismatch, weak=weak, power=_power(audit))
+
+
+_MISMATCH = Verdict.ACCOUNTING_MISMATCH
+
+
+def _power(audit: Mapping[str, Any]) -> str:
+    """The fault that a model audit would have convicted, and how surely."""
+    fault = str(audit.get("power_source") or "").partition(": ")[2] or "a fault that is not named"
+    least = _number(audit.get("power_lower"))
+    return f"{fault} (probability {lower_text(0.0 if least is None else least, 2)} or more)"
 
 
 def _own_verdict(audit: Mapping[str, Any]) -> str:
@@ -147,7 +254,7 @@ def lower_at_verdict(audit: Mapping[str, Any]) -> float | None:
     return None if value is None or isinstance(value, bool) else float(value)
 
 
-def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
+def _own_reasons(audit: Mapping[str, Any], fallback: str) -> tuple[str, ...]:
     """The audit's findings that ask for its verdict, in words."""
     verdict = _own_verdict(audit)
     findings = [f for f in audit.get("findings") or () if isinstance(f, Mapping) and f.get("status") == verdict]
@@ -161,7 +268,7 @@ def _own_reasons(audit: Mapping[str, Any], fallback: str) -> list[str]:
             f"this attack was shown to notice a broken run with probability {shown} at least, below the"
             f" {ENOUGH_POWER:g} that a verdict needs"
         )
-    return texts or [fallback]
+    return tuple(texts) or (fallback,)
 
 
 def _number(value: Any) -> float | None:

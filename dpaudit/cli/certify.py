@@ -15,6 +15,7 @@ from dpaudit.cli.common import emit, json_option, tell
 @click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
 @click.option("--controls", type=click.IntRange(min=1), help="Train that many controls and count them together.")
 @click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
+@click.option("--examine-budget", help="What that may spend, such as 30s or 2min (default 1min); implies --examine.")
 @click.option(
     "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
 )
@@ -25,10 +26,14 @@ def command(
     control: bool,
     controls: int | None,
     examine: bool,
+    examine_budget: str | None,
     sign_key: Path | None,
     as_json: bool,
 ) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
+
+    The evidence stands in four lines with a level: accounting, implementation (--examine), released model (--control)
+    and origin. A second examination replaces the first, and the certificate counts both.
 
     Exit code: 0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid evidence, 64 bad usage.
 
@@ -43,7 +48,8 @@ def command(
         source,
         out,
         controls=controls or int(control),
-        examine=examine,
+        examine=examine or examine_budget is not None,
+        examine_budget=examine_budget or "1min",
         signing_key=None if sign_key is None else sign_key.read_bytes(),
         tell=tell,
     )

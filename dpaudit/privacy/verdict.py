@@ -59,12 +59,12 @@ _MEANINGS = {
         " its statistics valid. The accounting may still hold, but leakage was not tested."
     ),
     Verdict.INCONCLUSIVE: (
-        "The accounting supports the claim and no violation was found. What stands among the reasons keeps that from"
-        " counting as a passed test: absence of evidence is weak evidence here."
+        "No violation was found, and the evidence does not reach the level from which that counts as a passed test: the"
+        " reasons say what is missing. Absence of evidence is weak evidence here."
     ),
     Verdict.CONSISTENT: (
-        "The accounting supports the claim, and an attack that was measured to catch a planted fault found no"
-        " violation."
+        "The accounting supports the claim, the implementation was examined, and an audit that was measured to catch a"
+        " planted fault found no violation."
         " This is not a proof that nothing leaks: other attackers, data and units of privacy remain untested."
     ),
 }

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
-from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
+from dpaudit.privacy.level import LineName, headline
+from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text
 from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import Verdict
 from dpaudit.runs.config import read_config
@@ -41,8 +42,10 @@ class CertifiedRun:
         Largest lower bound that a perfect attack could have shown.
     power, power_lower : float or None
         Power of the attack against the control's fault, and the lower end of its 95 % interval; None if not measured.
+    level : int
+        How far the evidence reaches, 0 to 3; level 4 takes signatures, which ``dpaudit verify`` looks at.
     text : str
-        Ten lines for people.
+        A few lines for people.
     """
 
     verdict: Verdict
@@ -55,6 +58,7 @@ class CertifiedRun:
     ceiling: float | None
     power: float | None
     power_lower: float | None
+    level: int
     text: str = dataclasses.field(repr=False)
 
     @property
@@ -104,7 +108,7 @@ def certify(
     examine : bool, default=False
         Also examine the training step white-box, on synthetic records.
     examine_budget : str, default="1min"
-        What the examination may spend.
+        What the examination may spend: level 2 takes one in full, and a budget that cuts it short is told in its line.
     signing_key : bytes, optional
         Ed25519 private key (PEM) to sign the certificate with.
     tell : callable, optional
@@ -131,9 +135,9 @@ def certify(
     """
     job = _job(Path(source), None if out is None else Path(out), tell)
     if controls:
-        control_phase(job, runs=controls, tell=tell)
+        job = control_phase(job, runs=controls, tell=tell)
     if examine:
-        examine_phase(job, budget=examine_budget)
+        job = examine_phase(job, budget=examine_budget, tell=tell)
     published = certify_phase(job, signing_key=signing_key)
     result = published.result
     return CertifiedRun(
@@ -147,6 +151,7 @@ def certify(
         ceiling=result.ceiling,
         power=result.power,
         power_lower=result.power_lower,
+        level=published.certificate.predicate.level or 0,
         text=summary(job, published),
     )
 
@@ -162,39 +167,31 @@ def _job(source: Path, out: Path | None, tell: Callable[[str], None]) -> Job:
 
 
 def summary(job: Job, published: Published) -> str:
-    """Ten lines: claim, accounted ε, lower bound, ceiling, exposure, verdict, files."""
-    config, result = job.config, published.result
-    claim = config.claim
-    facts = job.record.facts
-    accounted = "; ".join(
-        f"{g.accountant} ε ≤ {upper_text(g.epsilon_upper, within=claim.epsilon)}"
-        if g.epsilon_upper is not None
-        else f"{g.accountant} ε ≈ {nearest_text(g.epsilon_estimate)} (an estimate)"
-        for g in published.guarantees
-    )
-    exposure = published.exposure
+    """Claim, the four lines of evidence, attack, exposure, utility, level and verdict, files: a line each."""
+    config, result, body = job.config, published.result, published.certificate.predicate
+    claim, facts, exposure, verdict = config.claim, job.record.facts, published.exposure, body.verdict
     what = "perplexity" if config.model.task == "causal-lm" else "accuracy"
     before, after = facts.get("heldout_before"), facts.get("heldout_after")
-    verdict = published.certificate.predicate.verdict
-    return "\n".join(
-        printable(line)
-        for line in [
-            f"claim       ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
-            f" unit: {claim.unit}",
-            f"accounted   {accounted}",
-            f"attack      {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries",
-            f"lower bound ε ≥ {lower_text(result.epsilon_lower, beyond=claim.epsilon)} with confidence"
-            f" {exact_text(result.confidence)}",
-            f"ceiling     ε ≥ {lower_text(result.ceiling)} is the most a perfect attack could have shown",
-            f"power       {_power(result, job)}",
-            f"exposure    median {nearest_text(exposure.get('median'))} bits of at most"
-            f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
-            f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
-            f"public text {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
-            f"verdict     {verdict.name.upper()}: {verdict.meaning}",
-            f"files       {job.folder.certificate} and {job.folder.report}",
-        ]
-    )
+    level = body.level or 0
+    lines = [
+        f"claim           ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
+        f" unit: {claim.unit}",
+        *(
+            f"{LineName(line.name).title.lower().ljust(15)} {line.standing}: {line.text}"
+            + (f" ({'; '.join(line.reasons)})" if line.reasons and LineName(line.name) is not LineName.ORIGIN else "")
+            for line in body.lines or ()
+        ),
+        f"attack          {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries;"
+        f" a perfect one could have shown ε ≥ {lower_text(result.ceiling)}",
+        f"power           {_power(result, job)}",
+        f"exposure        median {nearest_text(exposure.get('median'))} bits of at most"
+        f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
+        f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
+        f"public text     {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
+        f"verdict         {verdict.name.upper()}. {headline(verdict.name, level, verdict.reasons)} {verdict.meaning}",
+        f"files           {job.folder.certificate} and {job.folder.report}",
+    ]
+    return "\n".join(map(printable, lines))
 
 
 def _power(result: AuditResult, job: Job) -> str:

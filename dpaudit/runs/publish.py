@@ -165,6 +165,7 @@ def _evidence(
     from dpaudit.certificates.build import CertificateEvidence
     from dpaudit.certificates.deviations import ledger_deviations
     from dpaudit.privacy.claim import Claim
+    from dpaudit.runs.attempts import attempt_deviations, attempts_of
 
     facts = record.facts
     examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
@@ -175,6 +176,7 @@ def _evidence(
     if "public_size" not in record.config.get("privacy", {}):
         deviations.append("q, σ and the normaliser derive from the exact number of private records, which they tell.")
     deviations += ledger_deviations(journal.reasons)
+    deviations += attempt_deviations(facts)
     return CertificateEvidence(
         claim=Claim(
             epsilon=config.claim.epsilon,
@@ -204,6 +206,7 @@ def _evidence(
         provenance={
             **record.provenance,
             "config_sha256": record.config_sha256,
+            "attempts": attempts_of(facts),
             "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
             "records": {
                 "declared": config.privacy.public_size,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.progress import progress, quiet_transformers
@@ -97,6 +98,7 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
     if record.status in ("attacked", "certified"):
         return job
     with folder.locked():
+        record = count_attempt(folder, record, "training")
         try:
             prepared = prepare(job.config, job.base, folder)
             record = update_record(
@@ -143,16 +145,16 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lambda note: None) -> None:
+def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lambda note: None) -> Job:
     """Train positive controls on public records, once; the power of the attack is measured on them together.
 
-    ``tell`` hears beforehand where that many controls cannot show enough power.
+    ``tell`` hears beforehand where that many controls cannot show enough power. Every attempt is counted.
     """
     from dpaudit.runs.control import too_few_controls, train_control
     from dpaudit.runs.prepare import prepare
 
     if job.folder.control_scores.exists():
-        return
+        return job
     refuse_new_evidence(job.folder.certificate, "a positive control")
     quiet_transformers()
     with job.folder.locked():
@@ -160,19 +162,29 @@ def control_phase(job: Job, *, runs: int = 1, tell: Callable[[str], None] = lamb
         if note := too_few_controls(prepared.audit_plan, runs):
             tell(note)
         with progress(runs * sum(plan.steps for plan in prepared.plans), "control steps") as advance:
+            record = count_attempt(job.folder, job.record, "control")
             train_control(prepared, job.folder.control_scores, job.record.config_sha256, runs=runs, advance=advance)
+    return dataclasses.replace(job, record=record)
 
 
-def examine_phase(job: Job, *, budget: str = "1min") -> None:
-    """Examine the trainer on synthetic records, once; witnesses stay private, the findings enter the certificate."""
+def examine_phase(job: Job, *, budget: str = "1min", tell: Callable[[str], None] = lambda note: None) -> Job:
+    """Examine the trainer on synthetic records; witnesses stay private, the findings enter the certificate.
+
+    A second examination replaces the first, and both ``tell`` and the certificate say so. One that a published
+    certificate holds stays as it is.
+    """
     from dpaudit.runs.examine import examine_configuration, findings_for_certificate
     from dpaudit.storage.plain import plain
 
     if job.folder.examination.exists():
-        return
+        if job.folder.certificate.exists():
+            tell(f"the examination stays as {job.folder.certificate} holds it, which was published.")
+            return job
+        tell(f"the examination in {job.folder.examination} is replaced by a new one; the certificate counts both.")
     refuse_new_evidence(job.folder.certificate, "an examination")
     quiet_transformers()
     with job.folder.locked():
+        record = count_attempt(job.folder, job.record, "examination")
         found = examine_configuration(job.config, job.base, budget=budget)
         write_json(job.folder.private / "examination.json", plain(found.to_dict()), mode=PRIVATE_MODE)
         payload = {
@@ -180,9 +192,18 @@ def examine_phase(job: Job, *, budget: str = "1min") -> None:
             "findings": findings_for_certificate(found),
             "tests": [{"name": test.name, "excludes": test.excludes} for test in found.tests],
             "untested": list(found.untested),
+            **{name: value for name, value in found.to_dict().items() if name in _COMPLETENESS},
+            "config_sha256": job.record.config_sha256,
+            "budget": budget,
+            "attempt": attempts_of(record.facts)["examination"],
             "false_alarm_probability": found.alpha,
         }
         write_json(job.folder.examination, plain(payload))
+    return dataclasses.replace(job, record=record)
+
+
+_COMPLETENESS = ("excluded", "in_full", "partial")
+"""What an examination says of its own completeness."""
 
 
 def certify_phase(job: Job, *, signing_key: bytes | None = None) -> Published:

@@ -27,11 +27,22 @@ STAGE = Stage(
     public_size=3000,
 )
 NONCE = bytes(range(32))
+CONFIG = "c" * 64
 EXAMINATION = {
     "schema": "dpaudit.examination/1",
     "findings": [],
-    "tests": [{"name": "noise_scale", "excludes": "a noise 5% too small"}],
-    "untested": ["sampler: no sampler was given"],
+    "tests": [
+        {"name": "replay", "excludes": "a contribution above 1.001 C on the records replayed"},
+        {"name": "noise_scale", "excludes": "noise below 0.998 of the plan's"},
+        {"name": "noise_law_and_independence", "excludes": "noise repeated, shared or seeded in public"},
+        {"name": "sampler", "excludes": "a sampling probability above 1.08 q"},
+        {"name": "ledger", "excludes": "an uncounted step"},
+    ],
+    "untested": [],
+    "excluded": {"noise": 0.998, "contribution": 1.001, "sampling": 1.08},
+    "partial": [],
+    "in_full": True,
+    "config_sha256": CONFIG,
     "false_alarm_probability": 0.005,
 }
 MECHANISM = {
@@ -107,7 +118,7 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
         audit_result=result,
         examination=EXAMINATION,
         subjects={"model/model.safetensors": sha256_file(folder / "model" / "model.safetensors")},
-        provenance={"dpaudit": "0.1.0", "commit": "0" * 40, "dirty": False},
+        provenance={"dpaudit": "0.1.0", "commit": "0" * 40, "dirty": False, "config_sha256": CONFIG},
         reproduction="dpaudit certify config.toml --out runs/again",
     )
     return CertificateEvidence(**{**values, **changes})

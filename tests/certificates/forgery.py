@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dpaudit import Ledger
-from dpaudit.certificates.build import derived_verdict, missing_fields
 from dpaudit.certificates.control_file import ControlBinding, binding_of, control_columns
+from dpaudit.certificates.faults import missing_fields
+from dpaudit.certificates.lines import assess
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import Statement
 from dpaudit.certificates.verify.report import VerificationReport
@@ -160,7 +161,10 @@ class Forgery:
             statement = Statement.from_plain(self.statement)
             body = statement.predicate.replaced(missing=missing_fields(statement.predicate, statement.subject))
             self.body["missing"] = list(body.missing)
-            self.body["verdict"] = derived_verdict(body).to_plain()
+            found = assess(body)
+            self.body["verdict"] = found.to_verdict().to_plain()
+            self.body["level"] = int(found.level)
+            self.body["lines"] = [line.to_plain() for line in found.to_lines()]
         rewrite(self.folder / "certificate.json", self.statement)
         return self
 

@@ -12,7 +12,7 @@ from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.certificates.build import CertificateEvidence, build_certificate
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import Statement, json_schema
-from dpaudit.certificates.verdict import derive_verdict
+from dpaudit.certificates.verdict import verdict_of, weigh
 from dpaudit.privacy.claim import Claim
 from dpaudit.trainers import noise_statement
 from tests import ROOT
@@ -117,7 +117,7 @@ def test_infinity_is_stored_as_text_and_nan_is_refused() -> None:
 
 def test_precedence_lists_every_reason() -> None:
     finding = {"name": "replay", "status": "violated", "text": "two records were summed unclipped"}
-    verdict = derive_verdict(
+    weighed = weigh(
         claim_epsilon=1.0,
         epsilon_upper=2.0,
         missing=["scope.trust_model"],
@@ -127,6 +127,7 @@ def test_precedence_lists_every_reason() -> None:
         findings=[finding],
         run_status="unfinished",
     )
+    verdict = verdict_of(weighed)
     assert verdict.name == "violated"
     assert len(verdict.reasons) == 6
     assert verdict.reasons[0].startswith("replay")
@@ -134,7 +135,7 @@ def test_precedence_lists_every_reason() -> None:
 
 def test_invalid_audits_own_bound_is_discarded() -> None:
     audit = {"verdict": "violated", "primary": {"epsilon_lower_at_verdict": 9.0}}
-    verdict = derive_verdict(
+    weighed = weigh(
         claim_epsilon=1.0,
         epsilon_upper=1.0,
         missing=[],
@@ -144,12 +145,13 @@ def test_invalid_audits_own_bound_is_discarded() -> None:
         findings=[],
         run_status="complete",
     )
+    verdict = verdict_of(weighed)
     assert verdict.name == "invalid_audit"
 
 
 def test_bound_above_the_ledger_only_is_violated() -> None:
     audit = {"verdict": "inconclusive", "primary": {"epsilon_lower_at_verdict": 2.5}}
-    verdict = derive_verdict(
+    weighed = weigh(
         claim_epsilon=3.0,
         epsilon_upper=2.0,
         missing=[],
@@ -159,6 +161,7 @@ def test_bound_above_the_ledger_only_is_violated() -> None:
         findings=[],
         run_status="complete",
     )
+    verdict = verdict_of(weighed)
     assert verdict.name == "violated"
     assert "not run as recorded" in verdict.reasons[0]
 

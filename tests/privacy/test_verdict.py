@@ -82,7 +82,7 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
     import dpaudit.runs.prepare as prepare
     from dpaudit import PrivacyRefusal
     from dpaudit.auditing import audit, design
-    from dpaudit.certificates.verdict import derive_verdict
+    from dpaudit.certificates.verdict import verdict_of, weigh
     from dpaudit.runs.config import parse_config
     from tests.runs.run_helpers import small_config
 
@@ -94,7 +94,7 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
             [str(i) for i in range(100)], coins + 0.01 * np.arange(100), coins, plan, accounted_upper=accounted
         )
         assert any(f.status == "accounting_mismatch" for f in result.findings) == above
-        verdict = derive_verdict(
+        weighed = weigh(
             claim_epsilon=3.0,
             epsilon_upper=accounted,
             missing=[],
@@ -104,7 +104,7 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
             findings=[],
             run_status="complete",
         )
-        assert (verdict.name == "accounting_mismatch") == above
+        assert (verdict_of(weighed).name == "accounting_mismatch") == above
         monkeypatch.setattr(prepare, "account_for", lambda *_, a=accounted, **__: (guarantee("prv", a),))
         try:
             prepare.refuse_overspending(config, None)  # type: ignore[arg-type]  # the ledger is not read

@@ -127,8 +127,8 @@ def test_report_says_first_what_matters(report: str) -> None:
         "What was claimed",
         "What was found",
         "What is not proved",
-        "Claim, accounting and attack",
         "The evidence in four lines",
+        "Claim, accounting and attack",
         "The accounting",
         "The attack",
         "Findings",
@@ -182,7 +182,17 @@ def test_copies_are_compared_with_the_group_claim(certificate: Statement) -> Non
 def poison(value: Any) -> Any:
     """Markup in every text of a certificate, but for digests, and names that choose a template's branch."""
     if isinstance(value, dict):
-        kept = {"name", "status", "run_status", "commitment_order", "relation", "_type", "predicateType", "schema"}
+        kept = {
+            "name",
+            "status",
+            "standing",
+            "run_status",
+            "commitment_order",
+            "relation",
+            "_type",
+            "predicateType",
+            "schema",
+        }
         kept |= {"digest", "head", "plan_digest", "commitment", "nonce", "scores_digest", "control_digest"}
         return {k: v if k in kept else poison(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpaudit.certificates.build import open_commitment, plan_commitment
+from dpaudit.certificates.faults import open_commitment, plan_commitment
 from dpaudit.certificates.plain import plain_json, to_float
 from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
 from dpaudit.certificates.verify.audit_result import RecomputedAudit

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import open_commitment, plan_commitment
 from dpaudit.certificates.curve import declared_curve
+from dpaudit.certificates.faults import open_commitment, plan_commitment
 from dpaudit.certificates.group import group_epsilon
 from dpaudit.certificates.plain import plain_json, to_float
 from dpaudit.certificates.statement import Audit, Predicate

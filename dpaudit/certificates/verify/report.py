@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from dpaudit.privacy.level import Level, Line, LineName, Standing
 from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import Verdict
 
@@ -16,6 +17,7 @@ ABSENT: Outcome = "not recomputable"
 RECORDED: Outcome = "recorded"
 
 _NAME_WIDTH = 60
+_MARKS = {Standing.SHOWN: "+", Standing.MISSING: "-", Standing.AGAINST: "X"}
 UNSIGNED = "internally consistent; origin not proven"
 UNFINISHED = "not finished within the limits of time and memory"
 
@@ -42,6 +44,36 @@ class Step:
     def to_dict(self) -> dict[str, str]:
         """Plain JSON value."""
         return {"name": self.name, "result": self.outcome, "detail": self.detail}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReportLine:
+    """One of the four lines of evidence, as it follows from what was recomputed.
+
+    Attributes
+    ----------
+    name : str
+        "accounting", "implementation", "released_model" or "origin".
+    standing : str
+        "shown", "not shown" or "against the claim".
+    text : str
+    reasons : tuple of str
+        Why it is not shown, or what it has against the claim.
+    """
+
+    name: str
+    standing: str
+    text: str
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: Line) -> ReportLine:
+        """The line as a plain record."""
+        return cls(str(line.name), str(line.standing), line.text, line.reasons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {**dataclasses.asdict(self), "reasons": list(self.reasons)}
 
 
 def judge(name: str, same: bool, equal: str, different: str) -> Step:
@@ -72,6 +104,10 @@ class VerificationReport:
         Whether a policy was given, is met, and names the derived verdict as acceptable.
     warnings : tuple of str
         Rules of the policy that are met by the owner's word alone.
+    level : int
+        How far what was recomputed reaches, 0 to 4; 0 where anything speaks against the claim.
+    lines : tuple of ReportLine
+        The four lines of evidence, as they follow from what was recomputed.
     """
 
     stated_verdict: str
@@ -82,6 +118,8 @@ class VerificationReport:
     derived_verdict: str | None = None
     power_lower: float | None = None
     warnings: tuple[str, ...] = ()
+    level: int = 0
+    lines: tuple[ReportLine, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,6 +130,11 @@ class VerificationReport:
     def finished(self) -> bool:
         """Whether every check that the evidence allows was made within the limits of time and memory."""
         return not any(step.outcome == ABSENT and step.detail.startswith(UNFINISHED) for step in self.steps)
+
+    @property
+    def level_reached(self) -> int:
+        """The level; 0 where anything differs, and below 3 where the checks were cut short."""
+        return 0 if not self.ok else self.level if self.finished else min(self.level, Level.EXAMINED.value)
 
     @property
     def verdict(self) -> str:
@@ -128,6 +171,8 @@ class VerificationReport:
             "power_lower": self.power_lower,
             "ok": self.ok,
             "origin": self.origin,
+            "level": self.level_reached,
+            "lines": [line.to_dict() for line in self.lines],
             "policy_failures": list(self.policy_failures),
             "warnings": list(self.warnings),
             "steps": [step.to_dict() for step in self.steps],
@@ -141,8 +186,10 @@ class VerificationReport:
     def from_plain(cls, value: dict[str, Any]) -> VerificationReport:
         """The report whose :meth:`to_plain` this is."""
         steps = tuple(Step(**step) for step in value["steps"])
-        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "steps"}
-        return cls(steps=steps, **rest)
+        lines = tuple(ReportLine(**{**line, "reasons": tuple(line["reasons"])}) for line in value["lines"])
+        own = ("steps", "lines")
+        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in own}
+        return cls(steps=steps, lines=lines, **rest)
 
     def to_text(self) -> str:
         """The report as lines for a terminal; whatever the certificate's maker wrote stays on its line."""
@@ -154,7 +201,13 @@ class VerificationReport:
         ]
         lines += [f"X policy: {printable(failure)}" for failure in self.policy_failures]
         lines += [f"! policy: {printable(warning)}" for warning in self.warnings]
+        for line in self.lines:
+            name, standing = LineName(line.name).title, Standing(line.standing)
+            lines.append(f"{_MARKS[standing]} {name.ljust(16)} {standing}: {printable(line.text)}")
+            lines += [f"    {printable(reason)}" for reason in line.reasons[:3]]
         lines.append(f"origin   {self.origin}")
+        level = self.level_reached
+        lines.append(f"level    {level} of 4, {Level(level).words}")
         stated = "" if self.verdict == self.stated_verdict else f" (the certificate states {self.stated_verdict})"
         lines.append(f"verdict  {self.verdict}{stated}")
         return "\n".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.amend import amendment_steps, read_amendments
-from dpaudit.certificates.build import missing_fields
+from dpaudit.certificates.faults import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
@@ -17,13 +17,14 @@ from dpaudit.certificates.verify.accounting import accounting_steps, claim_step,
 from dpaudit.certificates.verify.audit import audit_steps
 from dpaudit.certificates.verify.audit_result import recompute_audit
 from dpaudit.certificates.verify.corrections import corrected_verdict, judge
-from dpaudit.certificates.verify.derive import Derived, derive, verdict_steps
+from dpaudit.certificates.verify.derive import Derived, derive, level_steps, verdict_steps
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
 from dpaudit.certificates.verify.guard import Attempt, attempt, guarded
-from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, Step, VerificationReport
+from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, ReportLine, Step, VerificationReport
 from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, limits_step, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.level import Level
 from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import read_bytes
@@ -121,7 +122,8 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     amendments = attempt("amendments", lambda: read_amendments(certificate.path, certificate.data)).value or []
     steps += guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
     steps += guarded("fields", lambda: [_fields_step(certificate)])
-    steps += guarded("ledger", lambda: ledger_steps(folder, body))
+    ledger = guarded("ledger", lambda: ledger_steps(folder, body))
+    steps += ledger
     steps += guarded("consistency", lambda: [consistency_step(body)])
     recomputed = recomputed_guarantees(body)
     steps += guarded("accounting", lambda: accounting_steps(body, recomputed))
@@ -138,11 +140,15 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     # Digests of large files come last, so that they cannot spend the time of what decides.
     steps += guarded("subject", lambda: subject_steps(folder, subjects))
     steps += guarded("page", lambda: page_steps(folder, certificate.statement))
-    derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit))
-    steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, _made(derived))
-    verdict = corrected_verdict(_made(derived).name, body, amendments)
+    chained = any(step.name == "ledger.chain" and step.outcome == EQUAL for step in ledger)
+    derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit, chained=chained))
+    made = _made(derived)
+    steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, made)
+    steps += level_steps(body, made) if derived.value is not None else []
+    verdict = corrected_verdict(made.name, body, amendments)
+    level = made.level if verdict in (Verdict.CONSISTENT, Verdict.INCONCLUSIVE) else Level.CLAIMED
     lower = None if audit is None else audit.power_lower
-    facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower)
+    facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower, level=int(level))
     failures, accepts = ((), False) if rules is None else judge(rules, facts, certificate.statement, amendments)
     return VerificationReport(
         stated_verdict=body.verdict.name,
@@ -153,6 +159,8 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         derived_verdict=verdict,
         power_lower=lower,
         warnings=() if rules is None else policy_warnings(rules),
+        level=int(level),
+        lines=tuple(ReportLine.of(line) for line in made.lines),
     )
 
 

@@ -155,7 +155,9 @@ def test_trusting_policy_wants_signed_amendments(release: Path) -> None:
         ('required_steps = ["audit.coins", "ledger.chain"]', 2, ""),
         ('required_steps = ["audit.power"]', 1, "audit.power"),
         ('required_tests = ["noise_scale"]', 2, ""),
-        ('required_tests = ["replay"]', 1, "replay"),
+        ('required_tests = ["step_audit"]', 1, "step_audit"),
+        ("minimum_level = 2", 2, ""),
+        ("minimum_level = 3", 1, "level=2"),
         ("allow_deviations = false", 2, ""),
     ],
 )
