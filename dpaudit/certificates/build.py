@@ -80,6 +80,9 @@ class CertificateEvidence:
         The 32-byte nonce of the coin commitment, hexadecimal.
     audit_result : mapping or None
         Result in the form ``dpaudit.audit/1``.
+    in_run : mapping or None
+        The audit by who sees every noisy update: ``coins`` (bits in base64), ``nonce`` (hexadecimal),
+        ``evidence_digest`` (of ``in_run.json``) and ``result``; its plan stands in ``audit_plan`` under ``in_run``.
     exposure : mapping or None
     findings : sequence of mappings
         ``{"name", "status", "text", …}``; status is one of the verdicts or "note".
@@ -111,6 +114,7 @@ class CertificateEvidence:
     control_digest: str | None = None
     nonce: str | None = None
     audit_result: Mapping[str, Any] | None = None
+    in_run: Mapping[str, Any] | None = None
     exposure: Mapping[str, Any] | None = None
     findings: Sequence[Mapping[str, Any]] = ()
     examination: Mapping[str, Any] | None = None
@@ -189,6 +193,7 @@ def _draft(evidence: CertificateEvidence) -> Statement:
         "ledger": _ledger_section(evidence),
         "accounting": _accounting_section(evidence),
         "audit": _audit_section(evidence),
+        **({} if evidence.in_run is None else {"in_run": dict(evidence.in_run)}),
         "exposure": evidence.exposure,
         "findings": list(evidence.findings),
         "examination": evidence.examination,

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpaudit.certificates.examined import examination_gaps, findings_against, sizes_text
 from dpaudit.certificates.faults import audit_faults, epsilon_upper, mismatches, tested_group_epsilon
+from dpaudit.certificates.in_run import in_run_text, observed_in_run
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import LineModel, Predicate, VerdictModel
 from dpaudit.certificates.verdict import Weighed, verdict_of, weigh
@@ -84,6 +85,7 @@ def assess(body: Predicate, *, chained: bool = True) -> Assessment:
         audit_faults=[] if audit is None else audit_faults(audit),
         findings=body.findings,
         run_status=body.run_status,
+        in_run=observed_in_run(body, epsilon_upper(body)),
     )
     accounting, implementation = _accounting(body, weighed, chained), _implementation(body, weighed)
     lacking = [*(() if chained else (_NO_CHAIN,))]
@@ -148,8 +150,16 @@ def _implementation(body: Predicate, weighed: Weighed) -> Line:
         found = "found nothing" if not against else f"reported {len(against)} finding{'s' if len(against) > 1 else ''}"
         text = f"{count} white-box tests of the training step {found}" + (f"; excluded: {sizes}" if sizes else "")
         text += "; as the owner recorded it"
-    reasons = [f"{row.get('name')}: {row.get('text')}" for row in against] or gaps
+    inside = in_run_text(body)
+    text += f". {inside}" if inside else ""
+    observed = weighed.in_run
+    refuted = () if observed is None else (*observed.against, *observed.invalid, *observed.mismatch)
+    reasons = [*(f"{row.get('name')}: {row.get('text')}" for row in against), *refuted] or gaps
+    if observed is not None and not refuted and observed.weak:
+        # It keeps the run from level 3, and takes nothing from the examination.
+        text += "".join(f". In the run: {weak.removeprefix('in the run: ').rstrip('.')}" for weak in observed.weak)
     contradicts = any(row.get("status") in _CONTRADICTS for row in against)
+    contradicts = contradicts or (observed is not None and bool(observed.against or observed.mismatch))
     return _line(LineName.IMPLEMENTATION, text, reasons, against=contradicts)
 
 

@@ -209,6 +209,19 @@ class Audit(_Model):
         return sum((guess == 1) == (coin == 1) for coin, guess in self.made)
 
 
+class InRun(_Model):
+    """The audit by who sees every noisy update; its plan is ``audit.plan.in_run``."""
+
+    coins: Annotated[str, Field(max_length=4_000_000)] | None
+    """Coins of the in-run canaries as bits in base64, opened after training; the first is the highest bit."""
+    nonce: Digest | None
+    """The 32-byte nonce of their commitment, hexadecimal."""
+    evidence_digest: Digest
+    """SHA-256 of ``in_run.json``: coordinates, scores, energy of the releases, counts of the controls."""
+    result: Object
+    """What :class:`dpaudit.auditing.in_run.audit.InRunResult` says, as a plain value."""
+
+
 class VerdictModel(_Model):
     """The verdict, its reasons, and what it means."""
 
@@ -241,6 +254,8 @@ class Predicate(_Model):
     ledger: LedgerModel | None
     accounting: Accounting
     audit: Audit | None
+    in_run: InRun | None = None
+    """The audit by who sees every noisy update, beside the one by who sees the released model."""
     exposure: Object | None
     findings: tuple[Object, ...]
     """Findings of white-box tests, each with name, status (a verdict or "note") and text."""
@@ -330,7 +345,9 @@ class Statement(_Model):
 def _check_findings(body: Predicate) -> None:
     """Every finding, wherever it stands, asks for a known verdict or for none: an unknown status is refused."""
     result = None if body.audit is None else body.audit.result
-    for rows in (body.findings, (body.examination or {}).get("findings"), (result or {}).get("findings")):
+    in_run = {} if body.in_run is None else body.in_run.result
+    every = (body.findings, *((part or {}).get("findings") for part in (body.examination, result, in_run)))
+    for rows in every:
         if rows is not None and not isinstance(rows, (list, tuple)):
             raise InvalidEvidence("the findings of a certificate are not a list; give the original.")
         for row in rows or ():
