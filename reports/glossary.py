@@ -16,6 +16,7 @@ declared mechanism: The noise, sampling and number of steps that the ledger reco
 examination: Tests of the training step from inside, on invented records; each states the fault sizes it excludes.
 guess: The attack's answer, in or out, for a canary. How many are guessed is fixed before training.
 head of the ledger: The digest of its last line. Each line holds the digest of the one before it.
+in-run canary: A fictitious record of one coordinate, added to a step after clipping, which every noisy update shows.
 ledger: The trainer's own record of the noisy steps, from which ε is computed.
 level: How far the evidence reaches: 0 claimed, 1 accounted, 2 + examined, 3 + audited with power, 4 + countersigned.
 line: One of four kinds of evidence: accounting, implementation, released model, origin.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dpaudit.certificates.observers import observer_rows
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 from dpaudit.reports.text import plain_value, relation_text
@@ -23,6 +24,14 @@ def model_card(certificate: Statement) -> str:
         relation = relation_text(claim.relation, claim.unit)
         rows.append(("Claim", f"ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {escape(relation)}"))
     rows += [(line.title, f"**{line.standing}:** {escape(line.text)}") for line in evidence_lines(body)]
+    if body.in_run is not None:
+        rows += [
+            (
+                f"Seen by {row.observer}",
+                escape(f"ε ≥ {row.lower}; power: {row.power}; smallest shortfall: {row.visible}"),
+            )
+            for row in observer_rows(body)
+        ]
     mechanism = body.mechanism
     for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
         if mechanism.get(key) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpaudit.certificates.lines import power_sentence
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
+from dpaudit.certificates.observers import observer_rows
 from dpaudit.certificates.statement import Audit, Predicate, Statement
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.meaning import largest_accuracy
@@ -16,6 +17,7 @@ from dpaudit.privacy.rounding import upper_text
 from dpaudit.reports import figures
 from dpaudit.reports.attack_rows import attack_rows
 from dpaudit.reports.glossary import GLOSSARY
+from dpaudit.reports.in_run_rows import in_run_rows
 from dpaudit.reports.render import render
 from dpaudit.reports.svg import Drawing
 from dpaudit.reports.text import counted, plain_value, relation_text
@@ -56,6 +58,7 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
     shown = None if lower is None else lower.epsilon_lower
     drawings = report_drawings(certificate, series)
     open_points = not_proved(body)
+    inside = () if body.in_run is None else body.in_run.result.get("findings") or ()
     return render(
         "report.html",
         title=f"{WORDS[verdict]} – privacy certificate",
@@ -78,6 +81,8 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         result=result,
         attack=attack_sentence(result, shown),
         power=power_sentence(result) if result else "",
+        observers=observer_rows(body) if body.in_run is not None else (),
+        in_run_rows=[] if body.in_run is None else in_run_rows(body.in_run.result),
         attack_made=_attack_made(audit, result, audit_is_valid(body)),
         audit_rows=attack_rows(result, lower),
         not_proved=open_points[:IN_THE_CARD],
@@ -86,7 +91,7 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         records=_records(body),
         evaluation=_evaluation(body.provenance.get("public_evaluation")),
         mechanism=[(_label(k), plain_value(v)) for k, v in body.mechanism.items()],
-        findings=[_finding(f) for f in (*body.findings, *result.get("findings", ()))],
+        findings=[_finding(f) for f in (*body.findings, *inside, *result.get("findings", ()))],
         tests=[_test(t) for t in (body.examination or {}).get("tests") or ()],
         untested=[str(t) for t in (body.examination or {}).get("untested") or ()],
         provenance=[(_label(k), plain_value(v)) for k, v in body.provenance.items()],

@@ -14,6 +14,7 @@ from dpaudit.certificates.verdict import EARLIER_MEANINGS
 from dpaudit.certificates.verify.accounting import Fresh, Recomputed
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, nothing_recomputed
 from dpaudit.certificates.verify.compare import written_here
+from dpaudit.certificates.verify.in_run import RecomputedInRun, as_recomputed
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step
 from dpaudit.certificates.verify.words import same_text
 from dpaudit.privacy.finding import NOTE, finding_status
@@ -53,6 +54,7 @@ def derive(
     again: RecomputedAudit | None,
     *,
     chained: bool,
+    in_run: RecomputedInRun | None = None,
 ) -> Derived:
     """Derive the verdict from recomputed bounds, the audit made again, and stated findings against the claim.
 
@@ -66,6 +68,9 @@ def derive(
         again = again or nothing_recomputed()
         view = view.replaced(audit=body.audit.replaced(result=_result(body.audit.result, again)))
         complete = complete and (again.complete or body.audit.result is None)
+    if body.in_run is not None:
+        view = view.replaced(in_run=body.in_run.replaced(result=as_recomputed(body.in_run.result, in_run)))
+        complete = complete and in_run is not None and in_run.complete
     found = assess(view.replaced(missing=missing_fields(view, subjects)), chained=chained)
     return Derived(
         name=found.verdict,

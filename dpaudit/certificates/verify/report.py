@@ -93,7 +93,8 @@ class VerificationReport:
         What follows from what was recomputed here. A stated ``consistent`` whose evidence does not lie beside the
         certificate is ``inconclusive`` here.
     power_lower : float or None
-        Lower end of the 95 % interval of the attack's power, recomputed from its control and scores.
+        Lower end of the 95 % interval of the power of the attack or of the in-run audit, whichever has more, recomputed
+        from controls and scores.
     steps : tuple of Step
         In the order they were made.
     origin : str

@@ -15,11 +15,12 @@ from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.certificates.verify.accounting import accounting_steps, claim_step, recomputed_guarantees
 from dpaudit.certificates.verify.audit import audit_steps
-from dpaudit.certificates.verify.audit_result import recompute_audit
+from dpaudit.certificates.verify.audit_result import RecomputedAudit, recompute_audit
 from dpaudit.certificates.verify.corrections import corrected_verdict, judge
 from dpaudit.certificates.verify.derive import Derived, derive, level_steps, verdict_steps
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
 from dpaudit.certificates.verify.guard import Attempt, attempt, guarded
+from dpaudit.certificates.verify.in_run import RecomputedInRun, recompute_in_run
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, ReportLine, Step, VerificationReport
 from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, limits_step, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
@@ -133,6 +134,9 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         again = attempt("audit", lambda: recompute_audit(folder, body, section, recomputed))
     audit = None if again is None else again.value
     steps += [again.failed] if again is not None and again.failed is not None else audit_steps(folder, body, audit)
+    tried = attempt("in_run", lambda: recompute_in_run(folder, body, recomputed))
+    in_run = tried.value
+    steps += [tried.failed] if tried.failed is not None else () if in_run is None else in_run.steps
     steps += guarded("exposure", lambda: exposure_steps(body, None if audit is None else audit.scores.values))
     steps += guarded("examination", lambda: examination_steps(folder, body))
     steps += guarded("limits", lambda: [limits_step(body)])
@@ -141,13 +145,13 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     steps += guarded("subject", lambda: subject_steps(folder, subjects))
     steps += guarded("page", lambda: page_steps(folder, certificate.statement))
     chained = any(step.name == "ledger.chain" and step.outcome == EQUAL for step in ledger)
-    derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit, chained=chained))
+    derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit, chained=chained, in_run=in_run))
     made = _made(derived)
     steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, made)
     steps += level_steps(body, made) if derived.value is not None else []
     verdict = corrected_verdict(made.name, body, amendments)
     level = made.level if verdict in (Verdict.CONSISTENT, Verdict.INCONCLUSIVE) else Level.CLAIMED
-    lower = None if audit is None else audit.power_lower
+    lower = _power_lower(audit, in_run)
     facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower, level=int(level))
     failures, accepts = ((), False) if rules is None else judge(rules, facts, certificate.statement, amendments)
     return VerificationReport(
@@ -162,6 +166,13 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         level=int(level),
         lines=tuple(ReportLine.of(line) for line in made.lines),
     )
+
+
+def _power_lower(audit: RecomputedAudit | None, in_run: RecomputedInRun | None) -> float | None:
+    """Lower limit of the power of whichever audit has more; None where neither was measured again."""
+    inside = None if in_run is None or in_run.result is None else in_run.result.get("power_lower")
+    known = [p for p in (inside, None if audit is None else audit.power_lower) if p is not None]
+    return max(known, default=None)
 
 
 def _made(derived: Attempt[Derived]) -> Derived:
