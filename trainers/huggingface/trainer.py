@@ -378,7 +378,9 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         }
         if kept := {k: v for k, v in logs.items() if k not in shown and not (k == "loss" and not self._may_publish)}:
             self.private_logs.append({"step": self.state.global_step, **kept})
-        if "learning_rate" in logs and (upper := logged_epsilon(self.ledger, self.plan.delta)) is not None:
+        if ("learning_rate" in logs or "train_runtime" in logs) and (
+            upper := logged_epsilon(self.ledger, self.plan.delta)
+        ) is not None:
             shown["epsilon"] = upper  # public by the ledger: of every step so far, at the plan's delta
         super().log(shown, start_time)
 
