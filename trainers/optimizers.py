@@ -19,7 +19,7 @@ class OptimizerSettings:
     """How noisy gradients become updates: post-processing, free of privacy cost.
 
     The defaults follow Li et al. (2110.05679): Adam without weight decay at a learning rate around 1e-3 together
-    with a large batch and a small C; see ``docs/hyperparameters.md``.
+    with a large batch and a small C; see ``docs/howto/hyperparameters.md``.
 
     Parameters
     ----------

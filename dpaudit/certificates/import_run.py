@@ -57,8 +57,9 @@ class Canaries:
     nonce: bytes
 
 
-def read_manifest(path: Path) -> Canaries:
+def read_manifest(path: str | Path) -> Canaries:
     """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``."""
+    path = Path(path)
     value = read_json(path)
     try:
         rows = value["canaries"]
@@ -77,22 +78,22 @@ def read_manifest(path: Path) -> Canaries:
     return found
 
 
-def write_manifest(path: Path, canaries: Canaries) -> None:
+def write_manifest(path: str | Path, canaries: Canaries) -> None:
     """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends."""
     value = manifest(canaries.ids, canaries.coins, canaries.copies)
     content = canonical_json({**value, "nonce": canaries.nonce.hex()}) + b"\n"
-    write_atomically(path, content, mode=PRIVATE_MODE)
+    write_atomically(Path(path), content, mode=PRIVATE_MODE)
 
 
-def write_plan(path: Path, plan: AuditPlan) -> str:
+def write_plan(path: str | Path, plan: AuditPlan) -> str:
     """Write ``audit_plan.json`` before training and return its digest; publish the digest to prove the order."""
     data = canonical_json(plan.to_dict()) + b"\n"
-    write_atomically(path, data)
+    write_atomically(Path(path), data)
     return sha256_bytes(data)
 
 
 def certify_run(
-    release: Path,
+    release: str | Path,
     *,
     source: str | None = None,
     ledger: Ledger | None = None,
@@ -143,6 +144,7 @@ def certify_run(
     """
     from dpaudit.accounting import account
 
+    release = Path(release)
     certificate = release / "certificate.json"
     if certificate.exists():
         raise InvalidValue(f"{certificate} exists; it is amended, never rewritten: see dpaudit.certificates.amend.")

@@ -96,7 +96,7 @@ def test_group_claims() -> None:
         strict=True,
     ):
         assert epsilon(group=group)[1] <= float(number) <= 1.005 * epsilon(group=group)[1]
-    (shown,) = said("audits.md", r"--group-claim 4=([\d.]+) --delta 1e-5")
+    (shown,) = said("howto/audits.md", r"--group-claim 4=([\d.]+) --delta 1e-5")
     assert epsilon(group=4)[1] <= float(shown) <= 1.005 * epsilon(group=4)[1]
     from dpaudit.cli.exposure import command
 
@@ -137,14 +137,16 @@ def test_ceilings() -> None:
 
 
 def test_directions_are_not_steps() -> None:
-    wrong, right, left_out = said("zeroth_order.md", r"δ = 1e-5: ([\d.]+) instead of ([\d.]+)\).*? says ([\d.]+)\.")
+    wrong, right, left_out = said(
+        "explanation/zeroth_order.md", r"δ = 1e-5: ([\d.]+) instead of ([\d.]+)\).*? says ([\d.]+)\."
+    )
     assert agrees(wrong, *epsilon(q=1 / 16, sigma=4.0, steps=16_000))
     assert agrees(right, *epsilon(q=1 / 16, sigma=4.0, steps=1000, releases_per_step=16, clip="per_direction"))
     assert agrees(left_out, *epsilon(q=1 / 16, sigma=4.0, steps=1000))
 
 
 def test_tradeoff_in_the_corner() -> None:
-    (truth,) = said("accountants.md", r"for q=\.01, σ=\.8, T=5000; the truth is ([\de.-]+)\.")
+    (truth,) = said("reference/accountants.md", r"for q=\.01, σ=\.8, T=5000; the truth is ([\de.-]+)\.")
     stage = Stage(sampling_probability=0.01, noise_multiplier=0.8, steps=5000, sampling="poisson")
     band = tradeoff_curve(Ledger(stages=(stage,), relation=Relation.ADD_OR_REMOVE_ONE), [1e-5])
     assert agrees(truth, float(band.tpr_lower[0]), float(band.tpr_upper[0]))
@@ -159,16 +161,16 @@ def test_planning_heuristics() -> None:
         signal_strength,
     )
 
-    many, few = said("attacks.md", r"costs 5% of μ: ([\d,]+) at d = 100,000 and μ = 1, and (\d+) at d = 1,000")
+    many, few = said("howto/attacks.md", r"costs 5% of μ: ([\d,]+) at d = 100,000 and μ = 1, and (\d+) at d = 1,000")
     assert int(many.replace(",", "")) == recommended_canaries(100_000, 1.0)
     assert int(few) == recommended_canaries(1000, 1.0)
-    (jammed,) = said("attacks.md", r"releases_per_step=1\)` is (\d+)\.")
+    (jammed,) = said("howto/attacks.md", r"releases_per_step=1\)` is (\d+)\.")
     assert int(jammed) == recommended_canaries_zeroth_order(0.8, 0.0128, releases_per_step=1)
-    mu, auc = said("attacks.md", r"separates at μ = q√T/σ = ([\d.]+), an AUC of ([\d.]+)\.")
+    mu, auc = said("howto/attacks.md", r"separates at μ = q√T/σ = ([\d.]+), an AUC of ([\d.]+)\.")
     exact = 0.073 * 60**0.5 / 1.1
     assert agrees(mu, exact, exact) and agrees(auc, *[float(ndtr(exact / 2**0.5))] * 2)
     step, end = said(
-        "attacks.md", r"likelihood ratio separates at μ = ([\d.]+), the sum of projections, .*?, at ([\d.]+)\."
+        "howto/attacks.md", r"likelihood ratio separates at μ = ([\d.]+), the sum of projections, .*?, at ([\d.]+)\."
     )
     assert agrees(step, *[signal_strength(Q, T, SIGMA)] * 2)
     assert agrees(end, *[Q * T**0.5 / SIGMA] * 2)

@@ -1,6 +1,7 @@
 """A second set of faults held out: twenty-two further ideas, written after the second freeze of the detectors.
 
-Each expected name was written down before the examiner saw the fault; see docs/gallery.md for what it made of them.
+Each expected name was written down before the examiner saw the fault; docs/reference/gallery.md has what it made of
+them.
 """
 
 from __future__ import annotations

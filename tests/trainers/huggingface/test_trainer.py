@@ -387,7 +387,7 @@ def test_every_log_line_has_the_epsilon_so_far_rounded_up(tmp_path):
     run = trainer(tmp_path)
     output = run.train()
     told = [(row["step"], row["epsilon"]) for row in run.state.log_history if "epsilon" in row]
-    assert [step for step, _ in told] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in told] == [1, 2, 3, 4, 5, 5]  # the last line is of the end
     for step, epsilon in told:
         ledger = dataclasses.replace(PLAN.ledger(), stages=(PLAN.stage(step),))
         (exact,) = account(ledger, delta=PLAN.delta)
