@@ -1,9 +1,9 @@
 """dpaudit: make "this model was fine-tuned with differential privacy" checkable.
 
 Every command is a function here: :func:`init`, :func:`certify`, :func:`train`, :func:`attack`, :func:`audit`,
-:func:`account`, :func:`calibrate`, :func:`compare`, :func:`examine`, :func:`exposure` and :func:`verify`. They, and
-the sub-packages, are loaded when they are first asked for, so that importing dpaudit imports neither torch nor
-transformers. The privacy language lives here too: stages, ledgers, guarantees, errors.
+:func:`account`, :func:`calibrate`, :func:`compare`, :func:`examine`, :func:`exposure`, :func:`bundle` and
+:func:`verify`. They, and the sub-packages, are loaded when they are first asked for, so that importing dpaudit imports
+neither torch nor transformers. The privacy language lives here too: stages, ledgers, guarantees, errors.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ __all__ = [
     "account",
     "attack",
     "audit",
+    "bundle",
     "calibrate",
     "certify",
     "compare",
@@ -73,6 +74,7 @@ __all__ = [
 if TYPE_CHECKING:
     from dpaudit.accounting.account import account as account
     from dpaudit.accounting.compare import compare as compare
+    from dpaudit.certificates.bundle import bundle as bundle
     from dpaudit.certificates.verify.verify import verify_certificate as verify
     from dpaudit.runs.attack import attack as attack
     from dpaudit.runs.audit import audit as audit
@@ -87,6 +89,7 @@ _VERBS = {
     "account": ("accounting.account", "account"),
     "attack": ("runs.attack", "attack"),
     "audit": ("runs.audit", "audit"),
+    "bundle": ("certificates.bundle", "bundle"),
     "calibrate": ("runs.calibrate", "calibrate"),
     "certify": ("runs.certify", "certify"),
     "compare": ("accounting.compare", "compare"),

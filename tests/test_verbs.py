@@ -11,17 +11,8 @@ import dpaudit
 from tests import ROOT
 
 VERBS = (
-    "account",
-    "attack",
-    "audit",
-    "calibrate",
-    "certify",
-    "compare",
-    "examine",
-    "exposure",
-    "init",
-    "train",
-    "verify",
+    *("account", "attack", "audit", "bundle", "calibrate", "certify", "compare", "examine", "exposure", "init"),
+    *("train", "verify"),
 )
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
     "attack": "Scores for a model and its canaries or members.",
     "audit": "Scores in; empirical lower bounds, ceiling, power and verdict out.",
+    "bundle": "All evidence of a certificate in one file, which verify reads.",
     "calibrate": "The noise multiplier (or steps, or sampling probability) that meets a target ε.",
     "certify": "All of it: a TOML file or a run folder in, certificate and report out.",
     "compare": "Accountants side by side; says which is rigorous and which is wrong here.",

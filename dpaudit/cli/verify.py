@@ -16,7 +16,7 @@ from dpaudit.cli.common import emit, json_option
 @click.option("--max-megabytes", type=int, default=400, show_default=True, help="Memory that it may take.")
 @json_option
 def command(certificate: Path, policy: Path | None, max_seconds: float, max_megabytes: int, as_json: bool) -> None:
-    """Re-derive every number of CERTIFICATE (or a run folder) from its evidence, without the model.
+    """Re-derive every number of CERTIFICATE (or a run folder, or a bundle) from its evidence, without the model.
 
     Exit code: the verdict's (0 consistent, 1 violated or accounting_mismatch, 2 inconclusive), 3 when anything differs,
     1 when a policy is not met and 0 when it is met and accepts the verdict. What does not finish within the limits is
@@ -25,6 +25,7 @@ def command(certificate: Path, policy: Path | None, max_seconds: float, max_mega
     \b
     Example:
       dpaudit verify runs/first/release/certificate.json
+      dpaudit verify first.dpa.zip
       dpaudit verify certificate.json --policy policy.toml --json
     """
     from dpaudit.certificates.verify.verify import verify_certificate

@@ -56,7 +56,7 @@ def smaller(text: str) -> str:
     for pattern, value in (
         (r"public_size=[\d_]+", "public_size=40"),
         (r"expected_batch_size=[\d_]+", "expected_batch_size=8"),
-        (r"(\b|max_)steps=[\d_]+", r"\1steps=7"),
+        (r"(\b|max_)steps=[\d_]+", r"\1steps=14"),
         (r'report_to=\["mlflow"\]', "report_to=[], use_cpu=True"),
         (r'TrainingArguments\("out", per_device', 'TrainingArguments("out", use_cpu=True, report_to=[], per_device'),
     ):
@@ -125,7 +125,7 @@ def _zeroth_order() -> Space:
         "records": [r["input_ids"] for r in token_records()],
         "collate": lambda rows: pad_tokens(rows, length=8),
         "loss_fn": lambda model, batch: causal_lm_losses(model, **batch),
-        "path": "zo_log.jsonl",
+        "path": Path("zo_log.jsonl"),
     }
 
 

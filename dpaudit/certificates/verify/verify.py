@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.certificates.amend import amendment_steps, read_amendments
+from dpaudit.certificates.bundle import opened
 from dpaudit.certificates.faults import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
@@ -81,8 +82,8 @@ def verify_certificate(
     Parameters
     ----------
     path : path
-        ``certificate.json``, or the run folder or ``release/`` folder that holds it. Evidence beside it (ledger, plan,
-        scores, weights) is used where it is present.
+        ``certificate.json``, the run folder or ``release/`` folder that holds it, or a bundle of it. Evidence beside
+        it (ledger, plan, scores, weights) is used where it is present.
     policy : path, optional
         TOML file with the reader's own rules; see :func:`dpaudit.certificates.policy.read_policy`.
     limits : Limits, optional
@@ -103,8 +104,9 @@ def verify_certificate(
         folder = os.getcwd()
     except OSError:  # it was removed; an absolute path can be read all the same
         folder = os.sep
-    arguments = {"path": str(path), "policy": None if policy is None else str(policy), "folder": folder}
-    return VerificationReport.from_plain(call(_verify_for_another_process, arguments, limits))
+    with opened(Path(path), limits) as place:
+        arguments = {"path": str(place), "policy": None if policy is None else str(policy), "folder": folder}
+        return VerificationReport.from_plain(call(_verify_for_another_process, arguments, limits))
 
 
 def _verify_for_another_process(path: str, policy: str | None, folder: str) -> dict[str, Any]:
