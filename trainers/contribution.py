@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.distributed.shards import as_sharded, local
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +38,11 @@ class ClippedSum:
         return noise_multiplier * self.bound if noise_multiplier else 0.0
 
     def totals(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The sums in the order of ``parameters``; zeros where nothing was added, as for an empty draw."""
-        return [_empty(p) if p not in self.sums else self.sums[p].view(p.shape) for p in parameters]
+        """The sums in the order of ``parameters``; zeros where nothing was added, as for an empty draw.
+
+        Of a sharded parameter it is this process's shard.
+        """
+        return [_empty(p) if p not in self.sums else self.sums[p].view(local(p).shape) for p in parameters]
 
     def deliver(self) -> None:
         """Add the sums into ``p.grad``, which stays fp32 also for narrower weights."""
@@ -79,7 +83,7 @@ class Declared:
         for p in self._parameters:
             p.grad = None
         norms = self._clipper.backward(losses)
-        sums = {p: wide(p.grad.detach()) for p in self._parameters if p.grad is not None}
+        sums = {p: wide(local(p.grad.detach())) for p in self._parameters if p.grad is not None}
         for p in self._parameters:
             p.grad = None
         return ClippedSum(sums, norms.detach(), self._bound)
@@ -127,6 +131,17 @@ class RunningSum:
             mine = self._sums.get(p)
             self._sums[p] = total.detach() if mine is None else mine.add_(total.detach())
 
+    def clip(self, clipper: Summing, losses: Tensor, *, units: Tensor | None = None, counts: bool = True) -> None:
+        """Let a clipper add one micro-batch, in place where it can; without ``counts`` its norms are those of nobody.
+
+        A clipper that takes ``onto`` adds to the running sums itself, so that one whole gradient is alive and not two.
+        """
+        options: dict[str, Any] = {} if units is None else {"units": units}
+        if getattr(clipper, "adds_onto", False):
+            options["onto"], self._sums = self._sums, {}
+        part = clipper.clipped_sum(losses, **options)
+        self.add(part if counts else dataclasses.replace(part, norms=part.norms[:0]))
+
     def total(self, bound: float) -> ClippedSum:
         """The sum, handed over; ``bound`` is that of an empty draw, where no clipper was asked."""
         norms = torch.cat(self._norms) if self._norms else torch.zeros(0)
@@ -149,12 +164,12 @@ def wide(tensor: Tensor) -> Tensor:
 
 def _empty(parameter: nn.Parameter) -> Tensor:
     kind = parameter.dtype if parameter.dtype is torch.float64 else torch.float32
-    return torch.zeros(parameter.shape, dtype=kind, device=parameter.device)
+    return torch.zeros(local(parameter).shape, dtype=kind, device=parameter.device)
 
 
 def _deliver(parameter: nn.Parameter, total: Tensor) -> None:
     # Recorded inputs carry a graph; a sum that kept it would hold every activation until the next step.
-    total = total.detach().view(parameter.shape)
+    total = as_sharded(parameter, total.detach().view(local(parameter).shape))
     if parameter.grad is not None:
         parameter.grad.add_(total)
         return

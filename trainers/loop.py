@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
-from dpaudit.trainers.contribution import ClippedSum, Clipper, RunningSum, Summing, summing
+from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.counted import refuse_uncounted
+from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, refuse_unshared
+from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
+from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.observer import Canaries, Observers, contribution_of
@@ -32,8 +34,6 @@ from dpaudit.trainers.step import (
     Batch,
     LossFunction,
     PrivateStep,
-    Reduce,
-    accumulate,
     trainable,
 )
 from dpaudit.trainers.stopping import TrainingStopped, sealed
@@ -114,8 +114,7 @@ def train(
     sampler: Sampler | None = None,
     noise: Noise | None = None,
     clipper: Clipper | Summing | None = None,
-    reduce: Reduce | None = None,
-    adds_noise: bool = True,
+    reduction: Reduction | None = None,
     start_step: int = 0,
     optimizer_state: Mapping[str, Any] | None = None,
     units: Units | Iterable[Any] | None = None,
@@ -150,8 +149,9 @@ def train(
         ``private`` values is not free.
     sampler, noise, clipper : optional
         Injected for tests, planted faults and other methods; by default what the plan says.
-    reduce, adds_noise : optional
-        Sum over processes, and whether this process contributes the noise; see ``distributed_options``.
+    reduction : optional
+        What the processes of a run do together; see ``distributed_options``. With a sharded model (FSDP2), releases
+        and optimizer state are this process's shards.
     start_step, optimizer_state : optional
         Resume after ``start_step`` steps, which a journal on disk must have counted. The sampler and the noise start
         afresh, always.
@@ -161,7 +161,8 @@ def train(
         is an assumption that nothing checked.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
-        releases' energy. With several processes one of them has the canaries, and each records its own releases.
+        releases' energy. With several processes each records its own releases, and one of them has the canaries; with
+        a sharded model all have them, drawn in one process and owned, coordinate by coordinate, by all.
     preflight : bool, sequence or None
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
         them is refused (see :func:`preflight`); or the made-up records to take. By default they do, unless a clipper is
@@ -185,10 +186,14 @@ def train(
     refuse_uncounted(journal, start_step)
     settings = optimizer or OptimizerSettings()
     check(plan)
+    together = OneProcess() if reduction is None else reduction
+    if has_shards(model):
+        gather_nothing(model)
     refuse_wrapped(model)
     refuse_compiled(model)
     parameters = trainable(model)
-    updates = DPOptimizer(parameters.values(), settings)
+    refuse_unshared(model, together)
+    updates = DPOptimizer(together.owned(parameters.values()), settings)
     if optimizer_state is not None:
         updates.load_state_dict(dict(optimizer_state))
     contributors = draws_of(plan, countable(records), units)
@@ -206,6 +211,7 @@ def train(
             loss_fn=loss_fn,
             physical_batch_size=micro.size,
             wanted=clipper is None if preflight is None else preflight,
+            forward_only=together.shares_passes,
         )
     held: AbstractContextManager[Any] = nullcontext()
     if clipper is None:
@@ -219,20 +225,20 @@ def train(
     sums = RunningSum(trained)
     reason, failure = "interrupted", None
     with held:
-        release = Releaser(plan, clipper, source, reduce=reduce, adds_noise=adds_noise)
+        release = Releaser(plan, clipper, source, reduction=together)
         journal.begin(stage)
         try:
             for step in range(start_step, plan.steps):
                 for module, mode in modes.items():  # also of the modules that stand apart from the model's own
                     module.training = mode
                 indices = draws.draw().tolist()
-                journal.count()
+                drawn = Draw.of(records, contributors.rows(observers.records_of(indices)))
+                passes = count_together(journal, together, model, drawn.passes(micro.size))
                 executed += 1
                 bound = release.clipping_norm
                 private, total = clipped_sum(
                     model,
-                    records,
-                    contributors.rows(observers.records_of(indices)),
+                    drawn,
                     micro=micro,
                     collate=collate,
                     loss_fn=loss_fn,
@@ -241,6 +247,8 @@ def train(
                     bound=bound,
                     state=state,
                     reduction=plan.unit_reduction if plan.draws_units else None,
+                    passes=passes if together.shares_passes else None,
+                    stand_in=lambda: records[0],
                 )
                 totals = total.totals(trained)
                 observers.add_to(totals, indices, clipper, bound)
@@ -263,7 +271,7 @@ def train(
                             private=private,
                         )
                     )
-                    if told is True:
+                    if together.any(told is True):
                         break
             reason = "completed"
         except StorageFailed as error:
@@ -290,63 +298,14 @@ def _source(plan: PrivacyPlan) -> Noise:
     return NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
 
 
-def clipped_sum(
-    model: nn.Module,
-    records: Sequence[Any],
-    contributions: Sequence[Sequence[int]],
-    *,
-    micro: PhysicalBatch,
-    collate: Callable[[list[Any]], Batch],
-    loss_fn: LossFunction,
-    clipper: Summing,
-    sums: RunningSum,
-    bound: float,
-    state: ModelState | None = None,
-    reduction: str | None = None,
-) -> tuple[PrivateStep, ClippedSum]:
-    """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
+def count_together(journal: Journal, together: Reduction, model: nn.Module, passes: int) -> int:
+    """Count one step in every process's journal, then agree on its passes: nobody releases before rank 0 has counted.
 
-    ``contributions`` are the records of each, one, or with ``reduction`` those of a unit, which no micro-batch parts.
-    ``state`` is refreshed first, since what was written between steps came of releases, and then put back after every
-    micro-batch. ``bound`` is the sensitivity of an empty draw's sum.
+    A journal that cannot be written ends the step in all processes.
     """
-    if state is not None:
-        state.refresh()
-    device = next(model.parameters()).device
-    indices = [i for rows in contributions for i in rows]
-    while True:
-        sums.clear()
-        try:
-            with micro.measured(device, len(indices)):
-                batches = (
-                    (collate([records[i] for rows in part for i in rows]), [len(rows) for rows in part])
-                    for part in _parts(contributions, micro.size)
-                )
-                losses = accumulate(
-                    model, batches, loss_fn=loss_fn, clipper=clipper, into=sums, state=state, reduction=reduction
-                )
-        except torch.OutOfMemoryError:
-            if micro.size == 1:
-                raise
-        else:
-            total = sums.total(bound)
-            private = PrivateStep(
-                losses=torch.cat(losses) if losses else torch.zeros(0), norms=total.norms, indices=tuple(indices)
-            )
-            return private, total
-        # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
-        micro.halve()
-
-
-def _parts(contributions: Sequence[Sequence[int]], size: int) -> Iterator[list[Sequence[int]]]:
-    """Successive contributions of together at most ``size`` records, or a single larger one."""
-    part: list[Sequence[int]] = []
-    held = 0
-    for rows in contributions:
-        if part and held + len(rows) > size:
-            yield part
-            part, held = [], 0
-        part.append(rows)
-        held += len(rows)
-    if part:
-        yield part
+    try:
+        journal.count()
+    except BaseException:
+        together.begin(model, passes, failed=True)
+        raise
+    return together.begin(model, passes)

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dpaudit.privacy.errors import PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers.distributed.shards import local, refuse_other_shards
 
-_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
+_WRAPPERS = {
+    "DistributedDataParallel": "averages gradients before they are clipped; pass the plain model and"
+    " distributed_options()",
+    "DataParallel": "adds gradients up before they are clipped; pass the plain model, one process for each device, and"
+    " distributed_options()",
+    "FullyShardedDataParallel": "is FSDP1, which flattens layers into one parameter; apply fully_shard (FSDP2) instead",
+    "DeepSpeedEngine": "owns gradients and updates; pass the plain model, and apply fully_shard (FSDP2) where it does"
+    " not fit one device",
+    "ReplicateModule": "averages gradients before they are clipped; pass the plain model and distributed_options()",
+}
 
 
 def refuse_model(model: nn.Module) -> None:
@@ -30,27 +40,27 @@ def refuse_model(model: nn.Module) -> None:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse wrappers that reduce or shard gradients behind the clipper.
+    """Refuse wrappers that reduce gradients behind the clipper, and shards that are not data parallel.
 
     Raises
     ------
     PrivacyRefusal
-        For DataParallel, DistributedDataParallel, FSDP and sharded (DTensor) parameters.
+        For DataParallel, DistributedDataParallel, FSDP1, DeepSpeed, a ``device_map`` over several devices, and tensor
+        parallel (DTensor) parameters. FSDP2's ``fully_shard`` passes.
     """
     for name, module in model.named_modules():
         kinds = {kind.__name__ for kind in type(module).__mro__}
-        for wrapper in _WRAPPERS:
+        for wrapper, why in _WRAPPERS.items():
             if wrapper in kinds:
-                raise PrivacyRefusal(
-                    f"module {name or 'model'!r} is wrapped by {wrapper}, which would average or shard gradients before"
-                    " they are clipped; pass the plain model and distributed_options()."
-                )
-    for name, parameter in model.named_parameters():
-        if _is_sharded(parameter):
-            raise PrivacyRefusal(
-                f"parameter {name!r} is sharded over processes, and its per-example norm would need every shard; pass a"
-                " plain model, each process holding it whole."
-            )
+                raise PrivacyRefusal(f"module {name or 'model'!r} is wrapped by {wrapper}, which {why}.")
+    placed = getattr(model, "hf_device_map", None) or {}
+    if len(devices := sorted({str(device) for device in placed.values()})) > 1:
+        raise PrivacyRefusal(
+            f"device_map spreads the model over {', '.join(devices)}, where its layers wait for one another and hooks"
+            " move what they compute; load it without device_map, and apply fully_shard (FSDP2) in one process for each"
+            " device."
+        )
+    refuse_other_shards(model)
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -116,7 +126,7 @@ def refuse_broken_weights(model: nn.Module) -> None:
         Names the parameter; every loss would be NaN, which clipping turns into a run of noise alone.
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(local(parameter)).all()):
             raise UnsupportedModel(
                 f"parameter {name!r} holds values that are NaN or infinite, so that no loss is a number; load the"
                 " weights again."
@@ -152,7 +162,3 @@ def _computed(module: nn.Module) -> tuple[str, str, str] | None:
         if isinstance(value, Tensor) and value.requires_grad:
             return tensor, "a plain tensor", f"make {tensor!r} an nn.Parameter of the module"
     return None
-
-
-def _is_sharded(parameter: Any) -> bool:
-    return hasattr(parameter, "device_mesh") or hasattr(parameter, "placements")

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.clipping import AdaptiveFlat, Automatic, Clipping, Flat, PerLayer
 from dpaudit.trainers.contribution import ClippedSum, Clipper, Summing
+from dpaudit.trainers.distributed.reduction import OneProcess, Reduction
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.plan import PrivacyPlan
-from dpaudit.trainers.step import Reduce, noisy_mean
+from dpaudit.trainers.step import noisy_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +52,10 @@ class Releaser:
         clipper: Clipper | Summing,
         noise: Noise,
         *,
-        reduce: Reduce | None = None,
-        adds_noise: bool = True,
+        reduction: Reduction | None = None,
     ) -> None:
         self._plan, self._clipper, self._noise = plan, clipper, noise
-        self._reduce, self._adds_noise = reduce, adds_noise
+        self._together: Reduction = OneProcess() if reduction is None else reduction
         self._sigma = plan.stage(0).noise_multiplier
         if self._sigma and math.isinf(plan.clipping_norm):
             raise InvalidValue(
@@ -79,8 +79,8 @@ class Releaser:
             noise=self._noise,
             noise_std=std,
             normaliser=plan.normaliser,
-            reduce=self._reduce,
-            adds_noise=self._adds_noise,
+            reduce=self._together.add_up,
+            adds_noise=self._together.adds_noise,
         )
         self._adapt(total.norms, gradients[0].device)
         return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=total.bound)
@@ -92,10 +92,9 @@ class Releaser:
             return
         assert self._plan.quantile_sigma is not None  # the plan required it
         count = torch.tensor(rule.count(norms), dtype=torch.float32, device=device)
-        if self._adds_noise:
+        if self._together.leads:  # one count of all records, so that one process noises it, sharded or not
             count += self._noise.sample((), self._plan.quantile_sigma, device)
-        if self._reduce is not None:
-            self._reduce([count])
+        self._together.add_up_number(count)
         clipper.clipping = rule.updated(float(count), self._plan.normaliser)
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 _INTERNAL = frozenset(vars(nn.Module()))
 """Attributes of every module: its registers, hooks and mode."""
+_COMPOSABLE = "__composable_api_state_key"
+"""Start of the attribute in which torch keeps the state of ``fully_shard``: its buffers, and no part of the model."""
 _PLAIN = (int, bool, str, bytes, type(None))
 _DEPTH = 5
 _LONGEST = 4096
@@ -161,7 +163,7 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, dict[Any, Any], Any, Any, se
         for key, value in list(module._buffers.items()):
             yield dot + key, module._buffers, key, value, seen
         for key, value in list(vars(module).items()):
-            if key not in _INTERNAL:
+            if key not in _INTERNAL and not key.startswith(_COMPOSABLE):
                 yield dot + key, vars(module), key, value, seen
 
 

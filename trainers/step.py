@@ -70,7 +70,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def accumulate(
     model: nn.Module,
-    micro_batches: Iterable[tuple[Batch, Sequence[int]]],
+    micro_batches: Iterable[tuple[Batch, Sequence[int], bool]],
     *,
     loss_fn: LossFunction,
     clipper: Summing,
@@ -81,24 +81,25 @@ def accumulate(
     """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
     ``micro_batches`` gives each collated batch with the records of each contribution that it was collated from, one
-    after the other: ones, or with ``reduction`` the sizes of units, whose mean or summed losses are clipped as one.
+    after the other (ones, or with ``reduction`` the sizes of units, whose mean or summed losses are clipped as one), and
+    whether it counts: one that does not is run with losses of zero, and adds nothing.
     What the forward pass of a micro-batch writes into the model is put back as ``state`` has it, so that the next does
     not see its records.
     """
     device = next(model.parameters()).device
     losses = []
-    for batch, sizes in micro_batches:
+    for batch, sizes, counts in micro_batches:
         with torch.enable_grad(), contextlib.nullcontext() if state is None else state:
             each = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=sum(sizes))
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):
-                if reduction is None:
-                    into.add(clipper.clipped_sum(each))
-                else:
+                of = None
+                if reduction is not None:
                     of = torch.repeat_interleave(torch.tensor(sizes, device=each.device))
                     each = unit_losses(each, of, len(sizes), reduction=reduction)
-                    into.add(clipper.clipped_sum(each, units=of))
-        losses.append(each.detach())
+                into.clip(clipper, each if counts else each * 0, units=of, counts=counts)
+        if counts:
+            losses.append(each.detach())
     return losses
 
 

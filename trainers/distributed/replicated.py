@@ -5,28 +5,26 @@ from __future__ import annotations
 from typing import TypedDict
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dpaudit import Journal, MemoryJournal, Sampling
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.trainers.distributed.reduction import Reduction, reduction_for
+from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, is_sharded
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import PoissonSampler, Sampler
-from dpaudit.trainers.step import Reduce
-
-_BUCKET = 2**24  # elements that one collective carries
+from dpaudit.trainers.step import trainable
 
 
 class DistributedOptions(TypedDict):
     """Keyword arguments of ``train`` for one of several processes."""
 
     sampler: Sampler
-    reduce: Reduce
-    adds_noise: bool
+    reduction: Reduction
     journal: Journal
 
 
@@ -55,15 +53,17 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
 
         train(model, records, plan, ..., **distributed_options(model, plan, len(records), journal=journal))
 
-    The model is made equal to rank 0's. Rank 0 counts every step in ``journal`` and adds the noise, once and at full
-    scale, to its own sum before the sums are added up: no process sees the noise alone, and no step is released before
-    it is counted. The others keep a journal in memory. ``plan`` is the global plan in every process: q, L and σ are
-    those of the whole run.
+    A plain model is made equal to rank 0's, and rank 0 adds the noise, once and at full scale, to its own sum before
+    the sums are added up: no process sees the noise alone. A model to which ``fully_shard`` (FSDP2) was applied stays
+    sharded: sums are brought to the owners of their coordinates, and each owner adds the noise of its own.
+
+    Rank 0 counts every step in ``journal``, and no step is released before it is counted. The others keep a journal in
+    memory. ``plan`` is the global plan in every process: q, L and σ are those of the whole run.
 
     Raises
     ------
     PrivacyRefusal
-        If no process group exists, the plan's sampling couples shards, or the model is wrapped.
+        If no process group exists, the plan's sampling couples shards, or the model is wrapped or sharded otherwise.
     """
     if not dist.is_available() or not dist.is_initialized():
         raise PrivacyRefusal(
@@ -74,28 +74,15 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
         raise PrivacyRefusal(
             f"sampling={str(plan.sampling)!r} would need the processes to agree on a draw; use sampling='poisson'."
         )
+    if has_shards(model):
+        gather_nothing(model)
     refuse_model(model)
     rank, world = dist.get_rank(), dist.get_world_size()
     for tensor in [*model.parameters(), *model.buffers()]:
-        dist.broadcast(tensor.data, src=0)
+        if not is_sharded(tensor):
+            dist.broadcast(tensor.data, src=0)
     return DistributedOptions(
         sampler=ShardSampler(n_records, plan.sampling_probability, rank=rank, world=world),
-        reduce=sum_over_processes,
-        adds_noise=rank == 0,
+        reduction=reduction_for(model, list(trainable(model).values())),
         journal=journal if rank == 0 else MemoryJournal(),
     )
-
-
-def sum_over_processes(tensors: list[Tensor]) -> None:
-    """Add tensors up over all processes, in place, a bucket at a time."""
-    bucket: list[Tensor] = []
-    for tensor in [*tensors, None]:
-        full = bucket and (tensor is None or sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET)
-        if full or (bucket and tensor is not None and tensor.dtype != bucket[0].dtype):
-            flat = torch.cat([t.reshape(-1) for t in bucket])
-            dist.all_reduce(flat)
-            for member, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
-                member.copy_(part.view(member.shape))
-            bucket = []
-        if tensor is not None:
-            bucket.append(tensor)

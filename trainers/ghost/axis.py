@@ -7,7 +7,7 @@ apart: the batch's axis grows and the table's does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,10 +26,14 @@ class BatchAxis:
     model : nn.Module
     sites : iterable of Site
         The layers whose inputs are watched.
+    together : callable, optional
+        Whether any process says so, where the processes of a sharded model must run every pass together.
     """
 
-    def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, sites: Iterable[Site], *, together: Callable[[bool], bool] | None = None
+    ) -> None:
+        self._model, self._together = model, together
         self._call: tuple[Any, Any] | None = None
         self._size = 0
         self._given: set[int] = set()
@@ -55,12 +59,17 @@ class BatchAxis:
             Names a parameter of the layer.
         """
         call, size, doubtful = self._call, self._size, self._doubtful
-        if call is None or size < 2:
+        mine = enough = call is not None and size >= 2
+        if self._together is not None and self._handles:
+            doubtful, enough = self._together(mine and doubtful), self._together(mine)
+        if not enough or call is None:
             return
         self._call = None
         if doubtful:
-            before, after = self._lengths(call), self._lengths(tree_map(self._with_one_more, call))
-            if before is not None and after is not None and len(before) == len(after):
+            # A process whose batch of one shows nothing runs the passes with the others all the same.
+            more = tree_map(self._with_one_more, call) if mine else call
+            before, after = self._lengths(call), self._lengths(more)
+            if mine and before is not None and after is not None and len(before) == len(after):
                 for (site, one), (_, two) in zip(before, after, strict=True):
                     if one == two == size:
                         raise site.refusal(f"sees a first axis of {size} that is not the batch's")
@@ -97,7 +106,8 @@ class BatchAxis:
         devices = [p.device for p in self._model.parameters() if p.is_cuda][:1]
         try:
             with torch.random.fork_rng(devices=devices), ModelState(self._model):
-                self._model.forward(*call[0], **call[1])
+                # A sharded model gathers its weights in the hooks of its call; ours do nothing without gradients.
+                (self._model.forward if self._together is None else self._model)(*call[0], **call[1])
             return self._counted
         except Exception:  # a model for one batch size, say; there is nothing to compare
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 import torch
@@ -26,14 +27,6 @@ class Phase(Enum):
     SUMS = "sums"  # the factor is known: add to the sum, drop the use
 
 
-class NeedsPairs(Exception):
-    """A parameter is used twice although its first use was dropped; repeat the pass keeping it."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        super().__init__()
-        self.parameter = parameter
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class Book:
     """One backward pass over B examples.
@@ -52,6 +45,10 @@ class Book:
         Write G down everywhere; Gram matrices cancelled too much.
     factors : Tensor, optional
         (L, B), in phase SUMS.
+    sums : dict, optional
+        Running sums, to which those of phase SUMS and of :meth:`settle` are added.
+    ready : callable, optional
+        Takes, in phase SUMS, every parameter whose sum is complete: one that is not paired, at its use.
     """
 
     size: int
@@ -61,10 +58,12 @@ class Book:
     exact: bool = False
     factors: Tensor | None = None
     uses: dict[nn.Parameter, list[Use]] = dataclasses.field(default_factory=dict)
-    seen: set[nn.Parameter] = dataclasses.field(default_factory=set)
+    seen: dict[nn.Parameter, None] = dataclasses.field(default_factory=dict)
+    lost: set[nn.Parameter] = dataclasses.field(default_factory=set)
     squares: list[tuple[int, Tensor]] = dataclasses.field(default_factory=list)
     scales: list[Tensor] = dataclasses.field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = dataclasses.field(default_factory=dict)
+    ready: Callable[[nn.Parameter, Tensor | None], None] | None = None
     grams: Grams = dataclasses.field(default_factory=Grams)
     _silent: bool | None = None
 
@@ -72,6 +71,8 @@ class Book:
         """Enter one use."""
         if self.phase is Phase.SUMS:
             self._sum(parameter, [use])
+            if self.ready is not None and parameter not in self.paired:
+                self.ready(parameter, self.sums.pop(parameter))
             return
         if isinstance(use, MatrixUse):
             _, length, inputs = use.a.shape
@@ -81,8 +82,10 @@ class Book:
             use.exact = self.exact
         earlier = self.uses.setdefault(parameter, [])
         if parameter in self.seen and not earlier:
-            raise NeedsPairs(parameter)
-        self.seen.add(parameter)
+            # Its first use was dropped, and its cross terms with it: the pass has to be made again, keeping them. It
+            # goes on to its end, since a sharded model would not recover from an exception inside it.
+            self.lost.add(parameter)
+        self.seen[parameter] = None
         layer = self.layer_of[parameter]
         for other in earlier:
             part = cross(other, use)
@@ -116,14 +119,22 @@ class Book:
                 squares[self.layer_of[parameter], row] += full.square().sum()
         return squares
 
-    def settle(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
-        """The clipped sums, given (L, B) factors, from the uses that were kept."""
+    def settle(self, factors: Tensor, order: Iterable[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+        """The clipped sums, given (L, B) factors, from the uses that were kept: one parameter at a time, in ``order``.
+
+        A parameter that no example used has None. The uses of a parameter are gone once its sum was given, so that one
+        whole sum is alive at a time.
+        """
         self.factors = factors
-        for parameter in list(self.uses):
+        for parameter in order:
             # Matrix products first: they can write a fresh sum, the others add into it.
-            uses = self.uses.pop(parameter)
-            self._sum(parameter, sorted(uses, key=lambda use: not isinstance(use, MatrixUse | HeadUse | UnitHeadUse)))
-        return self.sums
+            uses = sorted(
+                self.uses.pop(parameter, ()), key=lambda use: not isinstance(use, MatrixUse | HeadUse | UnitHeadUse)
+            )
+            if uses:
+                self._sum(parameter, uses)
+            del uses
+            yield parameter, self.sums.pop(parameter, None)
 
     def _sum(self, parameter: nn.Parameter, uses: list[Use]) -> None:
         assert self.factors is not None

@@ -13,7 +13,7 @@ norm is known, and a second pass over the same graph gives the sum.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +24,10 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers.contribution import ClippedSum
+from dpaudit.trainers.distributed.shards import InOrder, Scatter, any_process, first_process, gather_nothing, has_shards
 from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.axis import BatchAxis
-from dpaudit.trainers.ghost.book import Book, NeedsPairs, Phase
+from dpaudit.trainers.ghost.book import Book, Phase
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers.ghost.rules import sites_of
@@ -130,6 +131,8 @@ class GhostClipping:
     every hook off the model.
     """
 
+    adds_onto = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -155,6 +158,9 @@ class GhostClipping:
         self._size: int | None = None
         self._handles: list[Any] = []
         self._restore: list[Callable[[], None]] = []
+        self._sharded = has_shards(model)
+        if self._sharded:
+            gather_nothing(model)
         refuse_model(model)
         self._names = {p: n for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
@@ -177,17 +183,22 @@ class GhostClipping:
                 raise UnsupportedModel(f"parameter {name} has no per-example rule; freeze it.")
             _check_dtype(name, parameter)
         self._paired = {p for p, count in owners.items() if count > 1}
+        self._whole: set[nn.Parameter] = set()
+        self._order: list[nn.Parameter] | None = None
         self._attach(sites)
 
     # -- life cycle ---------------------------------------------------------------------------------------------
     def _attach(self, sites: list[Site]) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._announce, with_kwargs=True, prepend=True))
-        self._sites, self._axis = sites, BatchAxis(self.model, sites)
+        self._sites, self._axis = sites, BatchAxis(self.model, sites, together=any_process if self._sharded else None)
         for parameter, name in self._names.items():
             self._handles.append(_hook(parameter, self._bypass(name)))
         for site in sites:
             self._handles.append(site.module.register_forward_pre_hook(site.before, with_kwargs=True))
-            self._handles.append(site.module.register_forward_hook(site.after, with_kwargs=True, always_call=True))
+            # Where weights are sharded, outputs are tapped before FSDP2 hangs its own backward hook on them.
+            self._handles.append(
+                site.module.register_forward_hook(site.after, with_kwargs=True, always_call=True, prepend=self._sharded)
+            )
             if isinstance(site, RelativeBiasSite):
                 owner: Any = self.model.get_submodule(site.name.rpartition(".")[0])
                 owner.compute_bias = site.wrap(owner.compute_bias)
@@ -229,6 +240,17 @@ class GhostClipping:
     def announce(self, size: int) -> None:
         """A forward pass of B examples begins that does not go through the model's own call."""
         self._size = size
+
+    def held(self, module: nn.Module, owned: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """The parameters that a module holds at this moment: the owned ones, or whole ones gathered from shards."""
+        if not self._sharded:
+            return owned
+        found = {local: module.get_parameter(local) for local in owned}
+        for local, parameter in found.items():
+            if parameter.requires_grad and parameter not in self._whole:
+                self._whole.add(parameter)
+                self._handles.append(_hook(parameter, self._bypass(self._names[owned[local]])))
+        return found
 
     def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record``."""
@@ -295,7 +317,13 @@ class GhostClipping:
         found.deliver()
         return found.norms
 
-    def clipped_sum(self, losses: Tensor, *, units: Tensor | None = None) -> ClippedSum:
+    def clipped_sum(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        onto: Mapping[nn.Parameter, Tensor] | None = None,
+    ) -> ClippedSum:
         """Σ_u c_u g_u with its norms and its sensitivity; ``p.grad`` is not touched.
 
         Parameters
@@ -305,39 +333,71 @@ class GhostClipping:
             default every row of the forward pass is a unit.
         units : Tensor or None
             (R,) integers in [0, U): the unit of each row of the forward pass, in any order and of any size.
+        onto : mapping of nn.Parameter to Tensor, optional
+            Running sums of earlier micro-batches, handed over: this one's are added to them in place, so that one
+            whole gradient is alive.
 
         Returns
         -------
         ClippedSum
+            Of a sharded model (FSDP2), each process has its own shard of the sum over all processes' examples, and
+            the norms of its own examples.
         """
         self._check(losses, units)
         bound = self.clipping.sensitivity
         wide = torch.float64 if losses.dtype == torch.float64 else torch.float32
         if len(losses) == 0:
-            return ClippedSum({}, losses.detach().to(wide), bound)
+            return ClippedSum(dict(onto or {}), losses.detach().to(wide), bound)
         self._units = self._rows_of(losses, units)
         try:
             with torch.autocast(losses.device.type, enabled=False):
-                norms, sums = self._clipped(losses)
+                norms, sums = self._clipped(losses, dict(onto or {}))
         finally:
             self._book, self._size, self._units = None, None, None
-        return ClippedSum({p: total.detach().view(p.shape) for p, total in sums.items()}, norms.to(wide), bound)
+        return ClippedSum({p: total.detach() for p, total in sums.items()}, norms.to(wide), bound)
 
     def _rows_of(self, losses: Tensor, units: Tensor | None) -> UnitRows | None:
         if units is not None:
             return UnitRows.assigned(units.to(losses.device), len(losses))
         return UnitRows.blocks(len(losses), self.group, losses.device) if self.group > 1 else None
 
-    def _clipped(self, losses: Tensor) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    def _clipped(self, losses: Tensor, onto: dict[nn.Parameter, Tensor]) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         squares, book = self._measure(losses)
         norms = squares.sum(0).clamp_min(0).sqrt()
         if isinstance(self.clipping, PerLayer):
             factors = self.clipping.factors(squares.clamp_min(0).sqrt())
         else:
             factors = self.clipping.factors(norms).expand(len(self.layers), -1)
-        if self.lean:
-            return norms, self._pass(losses, Phase.SUMS, factors=factors, last=True).sums
-        return norms, book.settle(factors)
+        if self._sharded:
+            self._scatter(losses, book, factors, onto)
+        elif self.lean:
+            self._pass(losses, Phase.SUMS, factors=factors, sums=onto, last=True)
+        else:
+            book.sums = onto
+            onto = {p: total for p, total in book.settle(factors, self._names) if total is not None}
+        return norms, onto
+
+    def _scatter(self, losses: Tensor, book: Book, factors: Tensor, onto: dict[nn.Parameter, Tensor]) -> None:
+        """Bring the sums of a sharded model to their owners, one parameter at a time, in one order on every process."""
+        sending = Scatter(onto)
+        if not self.lean:
+            for parameter, total in book.settle(factors, self._names):
+                sending.give(parameter, total)
+            sending.settle()
+            return
+        if (
+            self._order is None
+        ):  # as the first process's backward pass comes to them; shared parameters wait for the end
+            alone = [p for p in book.seen if p not in self._paired]
+            found = first_process([self._names[p] for p in alone])
+            named = {name: p for p, name in self._names.items()}
+            self._order = [*(named[name] for name in found), *(p for p in self._names if self._names[p] not in found)]
+        line = InOrder(self._order, sending.give)
+        after = self._pass(losses, Phase.SUMS, factors=factors, ready=line.offer, last=True)
+        for parameter, total in after.sums.items():
+            line.offer(parameter, total)
+        line.finish()
+        sending.settle()
 
     def _measure(self, losses: Tensor) -> tuple[Tensor, Book]:
         """(L, B) squared norms, and the book that holds the uses (empty in the lean mode)."""
@@ -349,7 +409,9 @@ class GhostClipping:
                 " output while the clipper is open."
             )
         squares, rows = book.norms(len(self.layers))
-        if len(rows):
+        # A second pass gathers weights again, so that the processes of a sharded model make it together.
+        doubt = any_process(bool(len(rows))) if self.lean and self._sharded else bool(len(rows))
+        if doubt:
             if self.lean:
                 again = self._pass(losses, phase, exact=True)
                 squares[:, rows] = again.norms(len(self.layers))[0][:, rows]
@@ -364,19 +426,22 @@ class GhostClipping:
         *,
         exact: bool = False,
         factors: Tensor | None = None,
+        sums: dict[nn.Parameter, Tensor] | None = None,
+        ready: Callable[[nn.Parameter, Tensor | None], None] | None = None,
         last: bool = False,
     ) -> Book:
         while True:
-            book = Book(len(losses), phase, self._layer_of, self._paired, exact=exact, factors=factors)
+            book = Book(len(losses), phase, self._layer_of, self._paired, exact=exact, factors=factors, ready=ready)
+            if sums is not None:
+                book.sums = sums
             self._book = book
             try:
                 torch.autograd.backward(losses, torch.ones_like(losses), retain_graph=not last)
-            except NeedsPairs as error:
-                self._paired.add(error.parameter)
-            else:
-                return book
             finally:
                 self._book = None
+            if not book.lost:
+                return book
+            self._paired |= book.lost
 
     def _check(self, losses: Tensor, units: Tensor | None) -> None:
         if not self._handles:
@@ -389,6 +454,11 @@ class GhostClipping:
         if units is not None and self.group > 1:
             raise InvalidValue(f"units and group={self.group} both say which rows are one unit; give one of them.")
         if len(losses) == 0:
+            if self._sharded:
+                raise InvalidValue(
+                    "losses of length 0 would leave the other processes of a sharded model waiting; run any one record"
+                    " and give losses * 0, whose sum is zero."
+                )
             return
         if not losses.requires_grad:
             raise InvalidValue(
@@ -406,9 +476,11 @@ class GhostClipping:
                 " before; say of every row of the last forward pass with gradients which unit it belongs to."
             )
         self._axis.verify()
-        current = {p for p in self.model.parameters() if p.requires_grad}
-        if current - self._names.keys():
-            name = next(n for n, p in self.model.named_parameters() if p in current - self._names.keys())
+        known = set(self._names.values())
+        for name, p in self.model.named_parameters():
+            # A gathered weight is another object than its shard, under the same name.
+            if not p.requires_grad or (name in known if self._sharded else p in self._names):
+                continue
             raise PrivacyRefusal(f"parameter {name} was unfrozen after the clipper was made; make a new GhostClipping.")
 
     # -- hooks on the model -----------------------------------------------------------------------------------------

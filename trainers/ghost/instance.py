@@ -88,10 +88,10 @@ def is_elementwise(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
                 x = draw(2, *middle, shape[0])
                 values = {k: draw(2, shape[0]) for k in own}
                 together = {k: v.view(2, *[1] * len(middle), -1) for k, v in values.items()}
-                both = torch.func.functional_call(module, together, (x,))
+                # Past the module's hooks: those of FSDP2 would gather weights and take the module for the root.
+                both = module_call(module, together, (x,), {})
                 alone = [
-                    torch.func.functional_call(module, {k: v[i] for k, v in values.items()}, (x[i : i + 1],))
-                    for i in range(2)
+                    module_call(module, {k: v[i] for k, v in values.items()}, (x[i : i + 1],), {}) for i in range(2)
                 ]
                 if not isinstance(both, Tensor) or not torch.allclose(both, torch.cat(alone), rtol=1e-2, atol=1e-2):
                     return False
@@ -128,7 +128,7 @@ class InstanceSite(Site):
         for i in outs:
             self.leading(flat_out[i])
         chosen = {n: p for n, p in self.parameters.items() if id(p) in active}
-        module = self.module
+        live, module = self.live, self.module
 
         def record(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
             rows: dict[str, list[Tensor]] = {n: [] for n in chosen}
@@ -137,7 +137,7 @@ class InstanceSite(Site):
                 for slot, value in zip(slots, inputs, strict=True):
                     leaves[slot] = value[i : i + 1] if value.dim() and value.shape[0] == size else value
                 own_args, own_kwargs = tree_unflatten(leaves, spec_in)
-                own = {n: p.detach().requires_grad_(True) for n, p in chosen.items()}
+                own = {n: live[n].detach().requires_grad_(True) for n in chosen}
                 with torch.enable_grad():
                     again = tree_flatten(module_call(module, own, own_args, own_kwargs))[0]
                     again = [again[j] for j in outs]

@@ -69,40 +69,53 @@ class Engine(Protocol):
     def add(self, parameter: nn.Parameter, use: Use) -> None:
         """Enter one use of a parameter into the book."""
 
+    def held(self, module: nn.Module, owned: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """The parameters that a module holds at this moment, for those that it owned when the clipper was made."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Site:
-    """One module and its rule; ``parameters`` maps its local names to its own parameters."""
+    """One module and its rule; ``parameters`` maps its local names to its own parameters.
+
+    Under FSDP2 a module owns a shard, and holds another parameter, the whole one, while it runs. ``live`` are the
+    parameters of the forward pass now running; without sharding they are the owned ones.
+    """
 
     name: str
     module: nn.Module
     engine: Engine
     parameters: dict[str, nn.Parameter]
     flattened: bool = False
-    asleep: list[nn.Parameter] = dataclasses.field(default_factory=list)
+    asleep: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    live: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
 
     # -- the two hooks ------------------------------------------------------------------------------------------
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: put the parameters to sleep."""
         if module is not self.module or not self.engine.listening:
             return
-        self.asleep = [p for p in self.parameters.values() if p.requires_grad]
-        for parameter in self.asleep:
+        self.asleep = self.awake()
+        for parameter in self.asleep.values():
             parameter.requires_grad_(False)
+
+    def awake(self) -> dict[str, nn.Parameter]:
+        """The module's parameters at this moment that are trained, by local name; all are remembered as live."""
+        self.live = self.engine.held(self.module, self.parameters)
+        return {local: p for local, p in self.live.items() if p.requires_grad}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook (also after an exception): wake the parameters and tap the output."""
         if module is not self.module:
             return None
-        active, self.asleep = self.asleep, []
-        for parameter in active:
+        active, self.asleep = self.asleep, {}
+        for parameter in active.values():
             parameter.requires_grad_(True)
         if not active or output is None:
             return None
-        return self.tapped({id(p) for p in active}, args, kwargs, output)
+        return self.tapped({id(self.parameters[local]) for local in active}, args, kwargs, output)
 
     def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """The output with its tap; ``active`` are the ids of the trainable parameters."""
+        """The output with its tap; ``active`` are the ids of the owned parameters that are trained."""
         raise NotImplementedError
 
     # -- shapes -------------------------------------------------------------------------------------------------
@@ -183,7 +196,8 @@ class LinearSite(Site):
         x = self.input(args, kwargs)
         if self.leading(x).shape[0] != x.shape[0] == 1:
             x, output = self.leading(x), self.leading(output)
-        return self.engine.tap_linear(x, output, weight, transposed=transposed, needs_x=with_weight, record=record)
+        held = self.live["weight"]
+        return self.engine.tap_linear(x, output, held, transposed=transposed, needs_x=with_weight, record=record)
 
     def losses(self, hidden: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         """(B,) losses of this layer as a language-model head, without its logits; see :mod:`.head`."""
@@ -238,7 +252,7 @@ class SpiedEmbeddingSite(EmbeddingSite):
     spy: _LookupSpy | None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is self.module and self.engine.listening and self.parameters["weight"].requires_grad:
+        if module is self.module and self.engine.listening and self.awake():
             self.spy = _LookupSpy(self)
             self.spy.__enter__()  # type: ignore[no-untyped-call]
 
@@ -259,7 +273,7 @@ class _LookupSpy(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        weight = self.site.parameters["weight"]
+        weight = self.site.live["weight"]
         if func is F.embedding and len(args) > 1 and args[1] is weight:
             rows = func(args[0], weight.detach(), *args[2:], **kwargs)
             return self.site.tap_rows(rows, args[0])
@@ -306,7 +320,7 @@ class GainSite(Site):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self.module or not self.engine.listening:
             return
-        self.asleep = [p for p in self.parameters.values() if p.requires_grad]
+        self.asleep = self.awake()
         if not self.asleep:
             return
         x = self.input(args, kwargs)
@@ -314,10 +328,9 @@ class GainSite(Site):
             raise self.refusal("sees an input whose examples are not on the first axis")
         size = self.engine.batch(x.shape[0])
         self.leading(x)
-        for local, parameter in self.parameters.items():
-            if not parameter.requires_grad:
-                continue
-            copies = parameter.detach().view(*([1] * (x.dim() - 1)), -1).expand(size, *([-1] * (x.dim() - 1)))
+        for local, held in self.asleep.items():
+            parameter = self.parameters[local]
+            copies = held.detach().view(*([1] * (x.dim() - 1)), -1).expand(size, *([-1] * (x.dim() - 1)))
 
             def record(gradient: Tensor, parameter: nn.Parameter = parameter) -> None:
                 self.engine.add(parameter, DirectUse(gradient.reshape(len(gradient), *parameter.shape)))
@@ -327,8 +340,8 @@ class GainSite(Site):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if module is self.module and self.asleep:
-            self.asleep = []
-            module._parameters.update(self.parameters)
+            self.asleep = {}
+            module._parameters.update(self.live)
         return None
 
 
@@ -391,9 +404,9 @@ class RelativeBiasSite(EmbeddingSite):
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if module is self.module and self.asleep:
             self.buckets = None if output is None else self.input(args, kwargs)
-            for parameter in self.asleep:
+            for parameter in self.asleep.values():
                 parameter.requires_grad_(True)
-            self.asleep = []
+            self.asleep = {}
         return None
 
     def wrap(self, compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -23,6 +23,7 @@ from dpaudit.privacy.protocols import seal_reason
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.contribution import RunningSum
+from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
@@ -34,7 +35,6 @@ from dpaudit.trainers.huggingface.continuation import (
 )
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
-from dpaudit.trainers.loop import clipped_sum
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
@@ -329,8 +329,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         trained: list[Any] = self._updates.parameters
         self.private_step, total = clipped_sum(
             model,
-            inputs.records,
-            [[i] for i in range(len(inputs.records))],
+            Draw.of(inputs.records, [[i] for i in range(len(inputs.records))]),
             micro=self._micro,
             collate=self._collator(),
             loss_fn=self._autocast_loss,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
+from dpaudit.trainers.distributed.shards import gather_nothing, local
 from dpaudit.trainers.preflight.company import Company
 from dpaudit.trainers.preflight.independence import (
     Alone,
@@ -274,11 +275,12 @@ def _clipped_sum(evaluation: Evaluation, batches: Sequence[Any], make: MakeClipp
 @contextmanager
 def _left_as_found(model: nn.Module, loss_fn: Any) -> Iterator[list[ModelState]]:
     """Gradients, modes, buffers, attributes and random state come back afterwards; products are in full precision."""
+    gather_nothing(model)
     roots = [model, loss_fn] if isinstance(loss_fn, nn.Module) else [model]
     modes = {module: module.training for root in roots for module in root.modules()}
     kept, states = {p: p.grad for p in model.parameters()}, [ModelState(root) for root in roots]
     few = sum(p.numel() for p in kept) <= _FEW
-    weights = {p: p.detach().clone() for p in kept} if few else {}
+    weights = {p: local(p).detach().clone() for p in kept} if few else {}
     precision = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
@@ -293,8 +295,8 @@ def _left_as_found(model: nn.Module, loss_fn: Any) -> Iterator[list[ModelState]]
         for state in states:
             state.restore()
         for p, weight in weights.items():
-            if not torch.equal(p.detach(), weight):
-                p.data.copy_(weight)
+            if not torch.equal(local(p).detach(), weight):
+                local(p).data.copy_(weight)
 
 
 @contextmanager

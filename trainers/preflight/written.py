@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.trainers.distributed.shards import local
 from dpaudit.trainers.preflight.randomness import still_randomness
 from dpaudit.trainers.state import ModelState
 
@@ -89,5 +90,5 @@ def _print(parameter: Tensor) -> tuple[float, float]:
     """Two sums that tell a changed tensor from an unchanged one, without a copy of it."""
     if parameter.numel() == 0 or not parameter.is_floating_point():
         return 0.0, 0.0
-    wide = parameter.detach()
+    wide = local(parameter).detach()
     return float(wide.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(wide, dtype=torch.float64))

@@ -1,0 +1,145 @@
+"""The records of one draw, cut into micro-batches, and their clipped sum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.contribution import ClippedSum, RunningSum, Summing
+from dpaudit.trainers.lengths import length_of
+from dpaudit.trainers.physical import PhysicalBatch
+from dpaudit.trainers.state import ModelState
+from dpaudit.trainers.step import Batch, LossFunction, PrivateStep, accumulate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draw:
+    """What was drawn for one step, the longest first.
+
+    Records of like length share a micro-batch, so that little is computed on padding, and memory runs out at the first
+    pass or not at all. No sum depends on the order.
+
+    Parameters
+    ----------
+    rows : tuple of list
+        The records of each contribution: one, or those of a unit, which no micro-batch parts.
+    order : tuple of int
+        Place of each contribution in the order in which it was drawn.
+    indices : tuple of int
+        Numbers of the records, as they were drawn.
+    """
+
+    rows: tuple[list[Any], ...]
+    order: tuple[int, ...]
+    indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[Any], contributions: Sequence[Sequence[int]]) -> Draw:
+        """The records of contributions, given by their numbers."""
+        rows = [[records[i] for i in members] for members in contributions]
+        lengths = [max((length_of(record) for record in members), default=0) for members in rows]
+        order = sorted(range(len(rows)), key=lambda place: -lengths[place])
+        return cls(
+            tuple(rows[place] for place in order), tuple(order), tuple(i for members in contributions for i in members)
+        )
+
+    def parts(self, size: int) -> Iterator[list[list[Any]]]:
+        """Successive contributions of together at most ``size`` records, or a single larger one."""
+        part: list[list[Any]] = []
+        held = 0
+        for members in self.rows:
+            if part and held + len(members) > size:
+                yield part
+                part, held = [], 0
+            part.append(members)
+            held += len(members)
+        if part:
+            yield part
+
+    def passes(self, size: int) -> int:
+        """Micro-batches of at most ``size`` records."""
+        return sum(1 for _ in self.parts(size))
+
+
+def clipped_sum(
+    model: nn.Module,
+    draw: Draw,
+    *,
+    micro: PhysicalBatch,
+    collate: Callable[[list[Any]], Batch],
+    loss_fn: LossFunction,
+    clipper: Summing,
+    sums: RunningSum,
+    bound: float,
+    state: ModelState | None = None,
+    reduction: str | None = None,
+    passes: int | None = None,
+    stand_in: Callable[[], Any] | None = None,
+) -> tuple[PrivateStep, ClippedSum]:
+    """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
+
+    Parameters
+    ----------
+    bound : float
+        Sensitivity of an empty draw's sum.
+    state : ModelState, optional
+        Refreshed first, since what was written between steps came of releases, and then put back after every
+        micro-batch.
+    reduction : str, optional
+        How the losses of a unit's records become one; without it every record is a contribution.
+    passes : int, optional
+        Micro-batches that every process of a sharded model makes; those left over run ``stand_in``, which adds nothing.
+
+    Raises
+    ------
+    InvalidValue
+        If memory runs out while ``passes`` are shared: the other processes cannot repeat a pass that one has lost.
+    """
+    if state is not None:
+        state.refresh()
+    device = next(model.parameters()).device
+    while True:
+        sums.clear()
+        try:
+            with micro.measured(device, len(draw.indices)):
+                taken = _collated(draw, micro.size, collate, passes, stand_in)
+                losses = accumulate(
+                    model, taken, loss_fn=loss_fn, clipper=clipper, into=sums, state=state, reduction=reduction
+                )
+        except torch.OutOfMemoryError as error:
+            if passes is not None:
+                raise InvalidValue(
+                    f"physical_batch_size={micro.size} does not fit the memory of one of several processes, which"
+                    f" cannot repeat a pass alone; resume with {max(1, micro.size // 2)}."
+                ) from error
+            if micro.size == 1:
+                raise
+        else:
+            total, found = sums.total(bound), torch.cat(losses) if losses else torch.zeros(0)
+            back = torch.tensor(draw.order, dtype=torch.long).argsort()
+            total = dataclasses.replace(total, norms=total.norms[back.to(total.norms.device)])
+            return PrivateStep(losses=found[back.to(found.device)], norms=total.norms, indices=draw.indices), total
+        # Outside the handler, so that the failed pass's frames and tensors are gone before the next try.
+        micro.halve()
+
+
+def _collated(
+    draw: Draw,
+    size: int,
+    collate: Callable[[list[Any]], Batch],
+    passes: int | None,
+    stand_in: Callable[[], Any] | None,
+) -> Iterator[tuple[Batch, list[int], bool]]:
+    """Micro-batches with the sizes of their contributions, and whether they count."""
+    made = 0
+    for part in draw.parts(size):
+        yield collate([record for members in part for record in members]), [len(members) for members in part], True
+        made += 1
+    while passes is not None and stand_in is not None and made < passes:
+        yield collate([stand_in()]), [1], False
+        made += 1
