@@ -10,6 +10,9 @@ from dpaudit.trainers.clipping import AdaptiveFlat as AdaptiveFlat
 from dpaudit.trainers.clipping import Automatic as Automatic
 from dpaudit.trainers.clipping import Flat as Flat
 from dpaudit.trainers.clipping import PerLayer as PerLayer
+from dpaudit.trainers.distributed.checkpoint import load_sharded as load_sharded
+from dpaudit.trainers.distributed.checkpoint import save_sharded as save_sharded
+from dpaudit.trainers.distributed.replicated import distributed_options as distributed_options
 from dpaudit.trainers.ghost.clipper import GhostClipping as GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments as PrivacyArguments
 from dpaudit.trainers.huggingface.losses import per_example_losses as per_example_losses
@@ -94,7 +97,9 @@ __all__ = [
     "causal_lm_losses",
     "charged_mean",
     "classification_losses",
+    "distributed_options",
     "dpzero",
+    "load_sharded",
     "masked_prompt_losses",
     "mezo",
     "noise_statement",
@@ -109,6 +114,7 @@ __all__ = [
     "read_zo_log",
     "replay",
     "sampler_for",
+    "save_sharded",
     "sequence_classification_losses",
     "train",
     "trainable",

@@ -1,4 +1,4 @@
-"""Checkpoints of sharded runs: one part from each process, read back by any number of processes; whole weights at the end.
+"""Checkpoints of sharded runs: a part from each process, read back by any number of them; whole weights at the end.
 
 Tensors go through torch.distributed.checkpoint, numbers into JSON; nothing is pickled, and neither noise nor sampler
 state is ever written.
@@ -34,7 +34,7 @@ def save_sharded(folder: Path | str, model: nn.Module, optimizer_state: Mapping[
     optimizer_state : mapping
         ``TrainingResult.optimizer_state`` of this process.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def save_sharded(folder: Path | str, model: nn.Module, optimizer_state: Mapping[
         for key, value in values.items()
         if isinstance(value, Tensor)
     }
-    dcp.save({"model": _weights(model), "optimizer": moments}, checkpoint_id=str(folder))
+    save({"model": _weights(model), "optimizer": moments}, checkpoint_id=str(folder))
     if dist.get_rank() == 0:
         numbers = {
             "param_groups": optimizer_state["param_groups"],
@@ -75,7 +75,7 @@ def load_sharded(folder: Path | str, model: nn.Module) -> dict[str, Any]:
     InvalidEvidence
         If the folder holds no checkpoint of this model.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     path = Path(folder) / NUMBERS
     if not path.exists():
@@ -91,7 +91,7 @@ def load_sharded(folder: Path | str, model: nn.Module) -> dict[str, Any]:
         empty = torch.empty_like(local(parameter), dtype=getattr(torch, kind), requires_grad=False)
         moments[key] = _like(parameter, empty)
     weights = _weights(model)
-    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
+    load({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
     state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
         values = dict(numbers["state"].get(name, {}))

@@ -8,7 +8,7 @@ gets noise exactly once, at full scale, from the entropy of the process that add
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -153,10 +153,10 @@ class Sharded:
         self._parameters = tuple(parameters)
         self._device = local(self._parameters[0]).device
         self.leads = dist.get_rank() == 0
-        firsts = {is_first_replica(p) for p in self._parameters}
-        if len(firsts) != 1:
+        spread: list[Any] = list(self._parameters)
+        if len({p.device_mesh for p in spread}) != 1:
             raise PrivacyRefusal("the model's parts are sharded over different meshes; shard all of it over one mesh.")
-        self.adds_noise = firsts.pop()
+        self.adds_noise = is_first_replica(self._parameters[0])
         self._refuse_holes()
 
     def _refuse_holes(self) -> None:

@@ -36,12 +36,14 @@ def refuse_other_shards(model: nn.Module) -> None:
     PrivacyRefusal
         Names the parameter and the remedy.
     """
-    named = list(model.named_parameters())
-    some = any(is_sharded(p) for _, p in named)
-    for name, p in named:
+    states: list[Any] = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
+    held = [p for module in states for group in _groups(module._get_fsdp_state()) for p in group.fsdp_params]
+    shards = {id(p.sharded_param) for p in held if not p.is_dtensor}  # what was a DTensor before is tensor parallel
+    gathered = {id(p._unsharded_param) for p in held if hasattr(p, "_unsharded_param") and not p.is_dtensor}
+    for name, p in model.named_parameters():
         if is_sharded(p):
-            _check_placements(name, p)
-        elif some and p.requires_grad:
+            _check_placements(name, p, known=id(p) in shards)
+        elif held and p.requires_grad and id(p) not in gathered:
             raise PrivacyRefusal(
                 f"parameter {name!r} is whole in every process while others are sharded, so that its sum would be"
                 " released once a process; apply fully_shard to the whole model, last."
@@ -55,10 +57,10 @@ def _groups(state: Any) -> list[Any]:
     return [group for group in found if group is not None]
 
 
-def _check_placements(name: str, parameter: Any) -> None:
+def _check_placements(name: str, parameter: Any, *, known: bool) -> None:
     kinds = [type(placement).__name__ for placement in parameter.placements]
     dims = [getattr(placement, "dim", 0) for placement in parameter.placements]
-    if kinds in (["Shard"], ["Replicate", "Shard"]) and dims[-1] == 0:
+    if known and kinds in (["Shard"], ["Replicate", "Shard"]) and dims[-1] == 0:
         return
     placed = ", ".join(str(placement) for placement in parameter.placements)
     raise PrivacyRefusal(
@@ -70,10 +72,10 @@ def _check_placements(name: str, parameter: Any) -> None:
 
 def gather_nothing(model: nn.Module) -> None:
     """Give every gathered weight back, so that the model's parameters are the shards and the next pass gathers anew."""
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state") and any(not g.is_sharded for g in _groups(module._get_fsdp_state())):
-            gathered: Any = module
-            gathered.reshard()
+    states: list[Any] = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
+    for module in states:
+        if any(not group.is_sharded for group in _groups(module._get_fsdp_state())):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
