@@ -81,8 +81,8 @@ def accumulate(
     """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
     ``micro_batches`` gives each collated batch with the records of each contribution that it was collated from, one
-    after the other (ones, or with ``reduction`` the sizes of units, whose mean or summed losses are clipped as one), and
-    whether it counts: one that does not is run with losses of zero, and adds nothing.
+    after the other (ones, or with ``reduction`` the sizes of units, whose losses are clipped as one), and whether it
+    counts: one that does not is run with losses of zero, and adds nothing.
     What the forward pass of a micro-batch writes into the model is put back as ``state`` has it, so that the next does
     not see its records.
     """
