@@ -33,7 +33,7 @@ def model_card(certificate: Statement) -> str:
             for row in observer_rows(body)
         ]
     mechanism = body.mechanism
-    for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "noise_source"):
+    for key in ("algorithm", "clipping_norm", "normaliser", "sampler", "units", "noise_source"):
         if mechanism.get(key) is not None:
             rows.append((key.replace("_", " ").capitalize(), escape(plain_value(mechanism[key]))))
     if body.ledger:

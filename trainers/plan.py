@@ -127,6 +127,9 @@ class PrivacyPlan:
             releases_per_step: int = 1,
             clip: Clip | str | None = None,
             secure_noise: bool = False,
+            sampling_unit: str = "record",
+            records_per_unit: int | None = None,
+            unit_reduction: str = "mean",
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import CertificateEvidence, build_certificate
+from dpaudit.certificates.build import LIMITS, CertificateEvidence, build_certificate
 from dpaudit.certificates.control_file import binding_of, foreign_control, read_control_file
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
+from dpaudit.certificates.limits import unit_premise
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy import validate
 from dpaudit.privacy.claim import Claim
@@ -170,6 +171,7 @@ def certify_run(
         subjects=_subjects(release),
         provenance={"ledger_source": source or OWN_JOURNAL, **(provenance or {})},
         deviations=[*ledger_deviations(record.reasons), *deviations],
+        limits=(*LIMITS, *unit_premise(claim.unit, claim.max_records_per_unit, mechanism)),
         reproduction=reproduction,
         run_status=status,
         **audited,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dpaudit.certificates.statement import Predicate
 from dpaudit.privacy.delta import delta_limit
 
+UNITS = "units"
+"""Key of a mechanism that says which column told the units of privacy, and how their records were bounded."""
 _LEAST_SUPPORT = 8.0  # standard deviations; a Gaussian has mass 1.2e-15 beyond
 
 
@@ -32,3 +37,15 @@ def derived_limits(body: Predicate) -> list[str]:
         if (limit := delta_limit(claim.delta, max(sizes, default=None))) is not None:
             limits.append(f"The claimed {limit}")
     return limits
+
+
+def unit_premise(unit: str, max_records: int, mechanism: Mapping[str, Any]) -> tuple[str, ...]:
+    """The premise on the unit of privacy that nothing checked, as a sentence; empty where a column told the units."""
+    stated = mechanism.get(UNITS)
+    if isinstance(stated, Mapping) and stated.get("column"):
+        return ()
+    most = "one record" if max_records == 1 else f"{max_records} records"
+    return (
+        f"That no {unit} has more than {most} in the data is an assumption: no column told which records belong"
+        " together, and nothing counted them.",
+    )

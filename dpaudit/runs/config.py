@@ -103,6 +103,14 @@ class Data(_Section):
     """Tables only: keep rows whose ``source_column`` has this value."""
     source_column: str = Field(default="source", min_length=1)
     """Tables only: column that ``source`` looks at."""
+    unit_column: str | None = Field(default=None, min_length=1, examples=["author"])
+    """Tables only: column that names each record's unit of privacy, such as its author. The records of each unit are
+    then counted and bounded, and a share of public records is chosen by unit. Without it the certificate lists as an
+    assumption that no unit has more than ``claim.max_records_per_unit`` records. Names that differ in case or blanks
+    are one unit."""
+    max_records_rule: Literal["refuse", "choose"] = "refuse"
+    """What becomes of a unit with more records than ``claim.max_records_per_unit``: the run is refused, or so many of
+    them are chosen at random, before anything else is drawn, by each record's own text and the public seed."""
 
 
 class Privacy(_Section):
@@ -115,6 +123,14 @@ class Privacy(_Section):
     public_size: PositiveInt = Field(examples=[2000])
     """Number of private records as it may be published. q, σ and the normaliser derive from it (and from half of the
     canary copies) and are published with the ledger, so it is declared and never counted from the records."""
+    sampling_unit: Literal["record", "unit"] = "record"
+    """record: records are drawn and clipped one by one, and a unit with k of them costs what k records cost. unit:
+    whole units of ``data.unit_column`` are drawn, and the gradient of a unit's records is clipped as one; public size
+    and expected batch size then count units, and ``claim.max_records_per_unit`` is 1."""
+    records_per_unit: PositiveInt | None = Field(default=None, examples=[4])
+    """With ``sampling_unit = "unit"``: records of a drawn unit that a step takes, at random where it has more."""
+    unit_reduction: Literal["mean", "sum"] = "mean"
+    """With ``sampling_unit = "unit"``: learn from the mean or the sum of a unit's losses. Privacy is the same."""
     expected_batch_size: PositiveFloat = Field(examples=[200])
     """Expected number of records of a minibatch: q times the public size, and the constant that sums are divided by.
     Larger batches drown the noise better and cost more computing."""
@@ -230,6 +246,7 @@ class Config(_Section):
                 f"privacy.expected_batch_size={self.privacy.expected_batch_size:g} must be <= privacy.public_size="
                 f"{self.privacy.public_size}; lower the batch, or declare the size of the whole data set"
             )
+        self._check_units()
         if self.privacy.calibrate_with not in self.privacy.accountants:
             raise ValueError(
                 f"privacy.calibrate_with={self.privacy.calibrate_with!r} must be one of privacy.accountants"
@@ -245,6 +262,34 @@ class Config(_Section):
                 " learnt; use canaries.kind='random-token', or model.trainable='all'"
             )
         return self
+
+    def _check_units(self) -> None:
+        """Keys on units of privacy that contradict each other or have no effect."""
+        data, privacy = self.data, self.privacy
+        if data.unit_column is None and data.max_records_rule != "refuse":
+            raise ValueError(
+                f"data.max_records_rule={data.max_records_rule!r} chooses among the records of a unit, which"
+                " data.unit_column would tell; add it"
+            )
+        if (privacy.sampling_unit == "unit") != (privacy.records_per_unit is not None):
+            raise ValueError(
+                f"privacy.records_per_unit={privacy.records_per_unit} with privacy.sampling_unit="
+                f"{privacy.sampling_unit!r}: set both to draw whole units, or neither to draw records"
+            )
+        if privacy.sampling_unit == "unit":
+            if data.unit_column is None:
+                raise ValueError("privacy.sampling_unit='unit' draws units, which data.unit_column would tell; add it")
+            if self.claim.max_records_per_unit != 1:
+                raise ValueError(
+                    f"claim.max_records_per_unit={self.claim.max_records_per_unit} must be 1 with"
+                    " privacy.sampling_unit='unit', where a unit contributes one clipped gradient whatever it holds;"
+                    " privacy.records_per_unit bounds the records of a step"
+                )
+        if data.unit_column is not None and self.audit.holdout_fraction:
+            raise ValueError(
+                f"audit.holdout_fraction={self.audit.holdout_fraction:g} puts single records to a coin, and"
+                f" data.unit_column={data.unit_column!r} makes whole units the unit of privacy; leave one of them out"
+            )
 
 
 def read_config(path: Path) -> Config:

@@ -29,6 +29,7 @@ from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.records import Records
 from dpaudit.runs.sources import load_model
+from dpaudit.runs.units import draws_units, unit_names, units_of_canary
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.run_folder import RunFolder, read_json
 
@@ -117,10 +118,14 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
         )
     canaries = make_canaries(config, prepared.tokenizer, prepared.public)
     coins = flip_coins(len(canaries))
-    ids = commit(canaries, coins, draw_nonce(), config.canaries.copies).ids
+    ids = commit(canaries, coins, draw_nonce(), units_of_canary(config)).ids
     # As many stand-ins as were declared: the control's scores are published, and may not tell the private count.
     rows = [i % len(prepared.public) for i in range(expected_size(config))]
     stand_in: Records = prepared.public.take(rows)
+    units = None
+    if draws_units(config):  # a stand-in is a unit of its own
+        named = dataclasses.replace(stand_in, units=tuple(f"stand-in {i}" for i in range(len(stand_in))))
+        units = unit_names(config, named, int(coins.sum()))
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
     classes = prepared.public.classes
@@ -135,6 +140,7 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
         collate=collator(prepared),
         loss_fn=loss_function(prepared),
         journal=MemoryJournal(),
+        units=units,
         optimizer=OptimizerSettings(
             algorithm="adamw",
             learning_rate=options.learning_rate,

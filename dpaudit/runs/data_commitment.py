@@ -31,9 +31,11 @@ def commit_data(config: Config, folder: RunFolder, private: Records) -> None:
 
 
 def data_hmac(key: bytes, private: Records) -> str:
-    """Hexadecimal HMAC-SHA-256 of texts and labels in their order."""
-    content = canonical_json({"texts": list(private.texts), "labels": private.labels})
-    return hmac.new(key, content, hashlib.sha256).hexdigest()
+    """Hexadecimal HMAC-SHA-256 of texts, labels and units in their order."""
+    content: dict[str, object] = {"texts": list(private.texts), "labels": private.labels}
+    if private.units is not None:
+        content["units"] = private.units
+    return hmac.new(key, canonical_json(content), hashlib.sha256).hexdigest()
 
 
 def same_data(folder: RunFolder, private: Records) -> bool:

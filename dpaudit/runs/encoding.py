@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.runs.config import Config
 from dpaudit.runs.records import Records
+from dpaudit.runs.units import unit_names
 
 if TYPE_CHECKING:
     from dpaudit.runs.prepare import Prepared
@@ -26,6 +27,11 @@ def private_records(prepared: Prepared) -> list[dict[str, Any]]:
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records += inserted(prepared.secret.canaries, prepared.secret.coins, config.canaries.copies, supervise=supervise)
     return records
+
+
+def private_units(prepared: Prepared) -> Sequence[Any] | None:
+    """Name of the unit of each of :func:`private_records`, None where no column tells them."""
+    return unit_names(prepared.config, prepared.private, int(prepared.secret.coins.sum()))
 
 
 def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.privacy.errors import RunInterrupted, StorageFailed
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
 from dpaudit.runs.config import Config
-from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, public_quality
+from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, private_units, public_quality
 from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
 from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
 from dpaudit.runs.resume import refuse_lost_steps, whole_run
@@ -215,6 +215,7 @@ def _first_order(
             collate=collator(prepared),
             loss_fn=loss_function(prepared),
             journal=journal,
+            units=private_units(prepared),
             optimizer=OptimizerSettings(
                 algorithm="adamw",
                 learning_rate=options.learning_rate,

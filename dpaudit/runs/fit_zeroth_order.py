@@ -57,7 +57,7 @@ def segment(
 
     The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
     """
-    from dpaudit.runs.encoding import collator, loss_function
+    from dpaudit.runs.encoding import collator, loss_function, private_units
     from dpaudit.runs.segment import Segment
     from dpaudit.trainers import TrainingStopped
     from dpaudit.trainers.zeroth_order.log import ZOLogWriter
@@ -83,6 +83,7 @@ def segment(
             start=(index, span[0]),
             stop=(index, span[1]),
             state=state,
+            units=private_units(prepared),
             preflight=False,  # check_sensitivity did it once for all segments
         )
     except TrainingStopped as stopped:

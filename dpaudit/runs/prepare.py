@@ -18,6 +18,7 @@ from dpaudit.runs.membership import Split, expected_size, hold_out_records
 from dpaudit.runs.records import Records, private_and_public, refuse_empty
 from dpaudit.runs.resume import discard_preparation, drew_private_records
 from dpaudit.runs.sources import load_tokenizer
+from dpaudit.runs.units import draws_units, units_of_canary
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.journal import DiskJournal
 from dpaudit.storage.run_folder import RunFolder, read_json, write_json
@@ -82,9 +83,11 @@ class _Joint:
 def public_size(config: Config) -> int:
     """Size that q and the normaliser derive from, fixed before any coin is flipped and counted from no record.
 
-    Declared records (those put to a coin counted half) plus half of the canary copies.
+    Declared records (those put to a coin counted half) plus half of the canary copies; or declared units plus half of
+    the canaries, where whole units are drawn.
     """
-    return expected_size(config) + round(config.canaries.count * config.canaries.copies / 2)
+    copies = 1 if draws_units(config) else config.canaries.copies
+    return expected_size(config) + round(config.canaries.count * copies / 2)
 
 
 def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
@@ -107,6 +110,9 @@ def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
         target_epsilon=claim.epsilon,
         noise_multiplier=privacy.noise_multiplier,
         secure_noise=privacy.secure_noise,
+        sampling_unit=privacy.sampling_unit,
+        records_per_unit=privacy.records_per_unit,
+        unit_reduction=privacy.unit_reduction,
         releases_per_step=zeroth.directions if zeroth else 1,
         clip=zeroth.clip if zeroth and zeroth.directions > 1 else None,
     )
@@ -203,15 +209,15 @@ def _fix(
         config.claim.epsilon,
         config.claim.delta,
         config.audit.alpha,
-        config.canaries.copies,
+        units_of_canary(config),
         relation=config.claim.relation,
         unit=config.claim.unit,
         attack=config.audit.attack,
         attack_parameters={"canaries": canaries.generator, "generator_digest": canaries.generator_digest},
         group_claim=group_claim(config, planned_ledger(plans)),
-        coin_commitment=commit(canaries, coins, nonce, config.canaries.copies).commitment,
+        coin_commitment=commit(canaries, coins, nonce, units_of_canary(config)).commitment,
     )
-    secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, config.canaries.copies)
+    secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, units_of_canary(config))
     split = hold_out_records(config, folder, private)
     commit_data(config, folder, private)
     write_json(folder.audit_plan, plan.to_dict())
@@ -264,10 +270,12 @@ def refuse_overspending(config: Config, ledger: Ledger, *, counted: int = 0) -> 
 
 
 def group_claim(config: Config, ledger: Ledger) -> float | None:
-    """ε that k copies of one canary may reach: what a k-copy canary tests instead of the claim."""
-    if config.canaries.copies == 1:
-        return None
-    return smallest_upper(account_for(config, ledger, group_size=config.canaries.copies))
+    """ε that k copies of one canary may reach: what a k-copy canary tests instead of the claim.
+
+    Copies that one unit of privacy may have are covered by the claim itself.
+    """
+    units = units_of_canary(config)
+    return None if units == 1 else smallest_upper(account_for(config, ledger, group_size=units))
 
 
 def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:

@@ -16,6 +16,7 @@ from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
+from dpaudit.runs.units import draws_units, units_statement
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.files import write_atomically
 from dpaudit.storage.journal import JournalRecord, read_journal
@@ -162,12 +163,13 @@ def _evidence(
     secret: Any,
     exposure: Mapping[str, Any],
 ) -> Any:
-    from dpaudit.certificates.build import CertificateEvidence
+    from dpaudit.certificates.build import LIMITS, CertificateEvidence
     from dpaudit.certificates.deviations import ledger_deviations
+    from dpaudit.certificates.limits import unit_premise
     from dpaudit.privacy.claim import Claim
     from dpaudit.runs.attempts import attempt_deviations, attempts_of
 
-    facts = record.facts
+    facts, told = record.facts, mechanism(config, ledger)
     examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
     status = {"test": "test", "completed": "complete"}.get(str(facts.get("training_status")), "unfinished")
     deviations = (
@@ -189,7 +191,7 @@ def _evidence(
         release_scope="the last iterate (model weights) and the files of release/",
         ledger=ledger,
         ledger_head=journal.head,
-        mechanism=mechanism(config, ledger),
+        mechanism=told,
         guarantees=guarantees,
         audit_plan=plan.to_dict(),
         audit_plan_digest=sha256_file(folder.audit_plan),
@@ -221,6 +223,7 @@ def _evidence(
             },
         },
         deviations=deviations,
+        limits=(*LIMITS, *unit_premise(config.claim.unit, config.claim.max_records_per_unit, told)),
         reproduction=reproduction(folder),
         run_status=status,
     )
@@ -234,6 +237,7 @@ def reproduction(folder: RunFolder) -> str:
 
 def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
     """What was done to the private records, in words and numbers."""
+    from dpaudit.certificates.limits import UNITS
     from dpaudit.trainers import noise_statement
 
     stage = ledger.stages[0]
@@ -245,12 +249,14 @@ def mechanism(config: Config, ledger: Ledger) -> dict[str, Any]:
     return {
         "algorithm": algorithm,
         "clipping_norm": stage.clipping_norm,
-        "clipping_rule": "flat, factor min(1, C/norm) per record"
+        "clipping_rule": f"flat, factor min(1, C/norm) per {'unit' if draws_units(config) else 'record'}"
         if config.privacy.method == "dp-adam"
         else str(stage.clip),
         "normaliser": f"constant {stage.expected_batch_size:g} (q times the public size), never the realised batch",
         **noise_statement(secure=config.privacy.secure_noise),
-        "sampler": "Poisson: every record independently with probability q at every step",
+        "sampler": f"Poisson: every {'unit' if draws_units(config) else 'record'} independently with probability q at"
+        " every step",
+        UNITS: units_statement(config),
         "precision": "fp32 sums, noise and moments"
         if config.privacy.method == "dp-adam"
         else "fp64 sums and noise, fp32 weights",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,11 +33,14 @@ class Records:
     ----------
     classes : tuple of str or None
         Names of the classes, in the order of their numbers.
+    units : tuple of str or None
+        Name of each record's unit of privacy, where a column tells it.
     """
 
     texts: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
+    units: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,7 +48,8 @@ class Records:
     def take(self, indices: list[int]) -> Records:
         """The records at these positions."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
-        return Records(tuple(self.texts[i] for i in indices), labels, self.classes)
+        units = None if self.units is None else tuple(self.units[i] for i in indices)
+        return Records(tuple(self.texts[i] for i in indices), labels, self.classes, units)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class RawRecords:
     texts: tuple[str, ...]
     labels: tuple[str, ...] | None
     places: tuple[str, ...]
+    units: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,17 +69,18 @@ class RawRecords:
         """The records at these positions."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
         places = tuple(self.places[i] for i in indices)
-        return RawRecords(self.name, tuple(self.texts[i] for i in indices), labels, places)
+        units = None if self.units is None else tuple(self.units[i] for i in indices)
+        return RawRecords(self.name, tuple(self.texts[i] for i in indices), labels, places, units)
 
     def numbered(self, classes: tuple[str, ...] | None) -> Records:
         """The labels as positions among the classes; one that is not among them is refused with its place."""
         if self.labels is None or classes is None:
-            return Records(self.texts)
+            return Records(self.texts, units=self.units)
         number = {name: i for i, name in enumerate(classes)}
         for label, place in zip(self.labels, self.places, strict=True):
             if label not in number:
                 raise InvalidValue(_unknown(self.name, place, label, classes))
-        return Records(self.texts, tuple(number[label] for label in self.labels), classes)
+        return Records(self.texts, tuple(number[label] for label in self.labels), classes, self.units)
 
 
 def read_records(data: Data, path: Path, *, needs_labels: bool) -> RawRecords:
@@ -100,7 +107,8 @@ def read_records(data: Data, path: Path, *, needs_labels: bool) -> RawRecords:
     try:
         return _lines(data, path, needs_labels) if kind == "text" else _rows(data, path, needs_labels)
     except InvalidEvidence as error:
-        column = " (data.text_column and data.label_column name others)" if "has no column" in str(error) else ""
+        missing = "has no column" in str(error)
+        column = " (data.text_column, data.label_column and data.unit_column name others)" if missing else ""
         raise InvalidValue(f"data file {str(error).rstrip('.')}{column}.") from None
 
 
@@ -116,10 +124,12 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
     if data.heldout is not None:
         other = resolve(data.heldout, base, key="data.heldout")
         _refuse_same(path, other)
-        public = read_records(data.model_copy(update={"sha256": None}), other, needs_labels=needs_labels)
+        public = read_records(
+            data.model_copy(update={"sha256": None, "unit_column": None}), other, needs_labels=needs_labels
+        )
     else:
         private, public = split_by_text(private, data.heldout_fraction, config.run.seed)
-    private = limited(private, data, config.run.seed)
+    private = bounded(limited(private, data, config.run.seed), config)
     classes = class_names(data, public) if needs_labels else None
     return private.numbered(classes), public.numbered(classes)
 
@@ -211,6 +221,30 @@ def limited(records: RawRecords, data: Data, seed: int) -> RawRecords:
     return records.take(sorted(sorted(range(len(marks)), key=marks.__getitem__)[: data.limit]))
 
 
+def bounded(records: RawRecords, config: Config) -> RawRecords:
+    """The records that stay when no unit has more than the claim says; unchanged where no column tells the units.
+
+    Which records of a unit stay follows from their own texts and the public seed, so that no unit moves another's.
+
+    Raises
+    ------
+    InvalidValue
+        When a unit has more, and the rule is to refuse.
+    """
+    if records.units is None or config.privacy.sampling_unit == "unit":
+        return records
+    from dpaudit.trainers import bound_records
+
+    kept = bound_records(
+        records.units,
+        config.claim.max_records_per_unit,
+        rule=config.data.max_records_rule,
+        unit=config.claim.unit,
+        marks=[_mark(config.run.seed, text) for text in records.texts],
+    )
+    return records.take(kept.tolist())
+
+
 def limit_rule(data: Data) -> str:
     """How ``data.limit`` chooses: as declared, else the first rows, or at random where a share is public."""
     return data.limit_by or ("first" if data.heldout is not None else "random")
@@ -219,8 +253,9 @@ def limit_rule(data: Data) -> str:
 def split_by_text(whole: RawRecords, fraction: float, seed: int) -> tuple[RawRecords, RawRecords]:
     """Private and public records of one file: a record is public where the digest of seed and text lies below a share.
 
-    The side of a record depends on that record alone: were the shares drawn over positions or counts, adding one
-    private record would move others, and the public evaluation would tell.
+    Where a column tells units of privacy, the digest of a unit's name decides for all its records. The side of a record
+    depends on that record, or its unit, alone: were the shares drawn over positions or counts, adding one private
+    record would move others, and the public evaluation would tell.
 
     Parameters
     ----------
@@ -231,7 +266,7 @@ def split_by_text(whole: RawRecords, fraction: float, seed: int) -> tuple[RawRec
     seed : int
         Public seed.
     """
-    marks = [_mark(seed, text) for text in whole.texts]
+    marks = [_mark(seed, key) for key in (whole.texts if whole.units is None else whole.units)]
     private = [i for i, mark in enumerate(marks) if mark >= fraction]
     return whole.take(private), whole.take([i for i, mark in enumerate(marks) if mark < fraction])
 
@@ -248,6 +283,11 @@ def _lines(data: Data, path: Path, needs_labels: bool) -> RawRecords:
         )
     if data.source is not None:
         raise InvalidValue(f"data.source chooses rows of a table and {path.name} is plain text; leave it out.")
+    if data.unit_column is not None:
+        raise InvalidValue(
+            f"data.unit_column={data.unit_column!r} names a column of a table and {path.name} is plain text; give a"
+            " table with a column of authors, or leave it out."
+        )
     text = read_text(read_bytes(path, limit=RECORDS.bytes), name=path.name, limit=2 * RECORDS.bytes)
     lines = text_lines(text, name=path.name)
     if not lines:
@@ -262,6 +302,7 @@ def _rows(data: Data, path: Path, needs_labels: bool) -> RawRecords:
     columns = [data.text_column]
     columns += [data.label_column] if needs_labels else []
     columns += [data.source_column] if data.source is not None else []
+    columns += [data.unit_column] if data.unit_column is not None else []
     table = load_table(path, columns=columns, limits=RECORDS)
     if data.source is not None:
         cells = table.columns[data.source_column]
@@ -272,7 +313,8 @@ def _rows(data: Data, path: Path, needs_labels: bool) -> RawRecords:
     texts = _texts(table, data.text_column)
     labels = _labels(table, data.label_column) if needs_labels else None
     places = tuple(table.place(i) for i in range(len(table)))
-    return RawRecords(f"data file {path.name}", texts, labels, places)
+    units = None if data.unit_column is None else _units(table, data.unit_column)
+    return RawRecords(f"data file {path.name}", texts, labels, places, units)
 
 
 def _texts(table: Table, column: str) -> tuple[str, ...]:
@@ -297,6 +339,20 @@ def _labels(table: Table, column: str) -> tuple[str, ...]:
                 f"data file {table.name}, {table.place(i)} has no label in {column!r}; fill it or remove the record."
             )
         names.append(name)
+    return tuple(names)
+
+
+def _units(table: Table, column: str) -> tuple[str, ...]:
+    """Names of the units, alike where they differ in case or blanks: two names for one person would break the bound."""
+    names = []
+    for i, cell in enumerate(table.columns[column]):
+        name = label_text(cell)
+        if name is None:
+            raise InvalidValue(
+                f"data file {table.name}, {table.place(i)} names no unit of privacy in {column!r}; fill it, with a name"
+                " of its own where the record belongs to nobody else."
+            )
+        names.append(" ".join(unicodedata.normalize("NFKC", name).casefold().split()))
     return tuple(names)
 
 

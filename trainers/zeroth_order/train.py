@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.target import check
+from dpaudit.trainers.units import Units, draws_of, unit_losses
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
@@ -208,6 +209,7 @@ def zo_train(
     start: tuple[int, int] = (0, 0),
     stop: tuple[int, int] | None = None,
     state: Mapping[str, Any] | None = None,
+    units: Units | Iterable[Any] | None = None,
     canaries: ScalarCanaries | None = None,
     recorder: ReleaseRecorder | None = None,
     preflight: bool | Sequence[Any] = True,
@@ -253,6 +255,8 @@ def zo_train(
         Run from ``start`` (inclusive) up to ``stop`` (exclusive; default: the end), for checkpoints and resumes.
     state : mapping or None
         ``ZOResult.state`` of the call before, when ``start`` is inside the run.
+    units : iterable, optional
+        Name of each record's unit of privacy, as in ``train``; a drawn unit's loss differences are clipped as one.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and have known loss differences, and a record of the
         releases' energy (its one block has the step's P scalars). They belong to the first process of a world.
@@ -269,11 +273,12 @@ def zo_train(
     """
     plan = as_plan(stages)
     refuse_data_dependent(directions)
+    known = units if isinstance(units, Units) or units is None else Units.named(units, records=countable(records))
     validate.integer_at_least(1, physical_batch_size=physical_batch_size)
     for stage in plan.stages:
         stage.plan.stage()  # σ is known and the sampler can be named, before anything runs
         if sampler is None:
-            sampler_for(stage.plan, countable(records))
+            sampler_for(stage.plan, draws_of(stage.plan, countable(records), known).count)
     check(plan)
     trainable_parameters(model)  # refuses weights of a type that no step can move, before the preflight runs them
     with _evaluating(model):
@@ -305,9 +310,10 @@ def zo_train(
         for index, first, last in _spans(plan, start, stop):
             stage = plan.stages[index]
             base = sum(earlier.plan.steps for earlier in plan.stages[:index])
-            watched = Watched(stage, countable(records), canaries=canaries, recorder=recorder)
+            contributors = draws_of(stage.plan, countable(records), known)
+            watched = Watched(stage, contributors.count, canaries=canaries, recorder=recorder)
             draws = sampler_for(stage.plan, watched.drawn_from) if sampler is None else sampler
-            is_test = is_test or draws.is_test
+            is_test = is_test or draws.is_test or contributors.is_test
             schedule = stage.schedule()
             weights.begin(index, schedule, done=first, step=base + first)
             writer.stage(
@@ -331,7 +337,10 @@ def zo_train(
                     if world.rank == 0:
                         journal.count()
                     count += 1
-                    own_records = watched.records_of(indices)
+                    # Which of a unit's records take part is chosen once, for every process.
+                    chosen = contributors.rows(watched.records_of(indices)) if world.rank == 0 else None
+                    rows: list[list[int]] = world.share(chosen)
+                    own_records = [i for unit in rows for i in unit]
                     chunks = list(_chunks(records, own_records, collate, physical_batch_size, pad_batches))
                     forwards.refresh()
                     own = range(world.rank, stage.plan.releases_per_step, world.size)
@@ -345,6 +354,8 @@ def zo_train(
                         scale=stage.scale,
                         state=forwards,
                     )
+                    if stage.plan.draws_units:
+                        found, losses = of_units(found, losses, rows, reduction=stage.plan.unit_reduction)
                     differences = world.gather(found, stage.plan.releases_per_step)
                     joined = watched.joined(step, differences, indices)
                     released = world.share(_release(stage, joined, source) if world.rank == 0 else None)
@@ -418,6 +429,15 @@ def rebuild(log: ZOLog, model: nn.Module) -> ZOWeights:
             weights.apply(entry.values, step=entry.step)
             done += 1
     return weights
+
+
+def of_units(
+    differences: Tensor, losses: Tensor, rows: Sequence[Sequence[int]], *, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Differences (P, U) and losses (U,) of units, from those of their rows: a difference is linear in the losses."""
+    of = torch.repeat_interleave(torch.tensor([len(unit) for unit in rows], dtype=torch.long))
+    each = [unit_losses(row, of, len(rows), reduction=reduction) for row in (*differences, losses)]
+    return torch.stack(each[:-1]) if len(differences) else differences.new_zeros(0, len(rows)), each[-1]
 
 
 def _release(stage: ZOStage, differences: Tensor, noise: Noise) -> list[float]:
