@@ -18,15 +18,20 @@ from dpaudit.attacks.canaries.in_run import draw_in_run_canaries as draw_in_run_
 from dpaudit.attacks.canaries.secret import Secret as Secret
 from dpaudit.attacks.canaries.secret import read_secret as read_secret
 from dpaudit.attacks.canaries.secret import write_secret as write_secret
+from dpaudit.attacks.examiner.adapter import Role as Role
 from dpaudit.attacks.examiner.adapter import StepAdapter as StepAdapter
 from dpaudit.attacks.examiner.adapters import FirstOrderAdapter as FirstOrderAdapter
-from dpaudit.attacks.examiner.adapters import LoopAdapter as LoopAdapter
 from dpaudit.attacks.examiner.adapters import ZerothOrderAdapter as ZerothOrderAdapter
+from dpaudit.attacks.examiner.causes import explain as explain
 from dpaudit.attacks.examiner.examine import examine as examine
 from dpaudit.attacks.examiner.examine import examine_stages as examine_stages
+from dpaudit.attacks.examiner.footing import NotExamined as NotExamined
+from dpaudit.attacks.examiner.loop import LoopAdapter as LoopAdapter
+from dpaudit.attacks.examiner.loss_factors import LossFactors as LossFactors
 from dpaudit.attacks.examiner.opacus import OpacusAdapter as OpacusAdapter
 from dpaudit.attacks.examiner.plan import ExamPlan as ExamPlan
 from dpaudit.attacks.examiner.values import ExamFinding as ExamFinding
+from dpaudit.attacks.examiner.values import Excluded as Excluded
 from dpaudit.attacks.examiner.values import Findings as Findings
 from dpaudit.attacks.extraction import CandidateSecrets as CandidateSecrets
 from dpaudit.attacks.extraction import Extraction as Extraction
@@ -52,6 +57,7 @@ __all__ = [
     "CandidateSecrets",
     "ExamFinding",
     "ExamPlan",
+    "Excluded",
     "Extraction",
     "Findings",
     "FirstOrderAdapter",
@@ -59,7 +65,10 @@ __all__ = [
     "InRunCanaries",
     "InRunDesign",
     "LoopAdapter",
+    "LossFactors",
+    "NotExamined",
     "OpacusAdapter",
+    "Role",
     "Secret",
     "StepAdapter",
     "ZerothOrderAdapter",
@@ -69,6 +78,7 @@ __all__ = [
     "draw_in_run_canaries",
     "examine",
     "examine_stages",
+    "explain",
     "flip_coins",
     "guess_candidates",
     "hold_out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,29 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 Batch = Sequence[int]
 
+
+class Role(StrEnum):
+    """What an adversarial record stands for."""
+
+    LARGE = "large loss"
+    HUGE = "huge loss"
+    INFINITE = "infinite loss"
+    UNDEFINED = "undefined loss"
+
+
 FACTORS: dict[str, float] = {
-    "large loss": 1e3,
-    "huge loss": 1e6,
-    "infinite loss": math.inf,
-    "undefined loss": math.nan,
+    Role.LARGE: 1e3,
+    Role.HUGE: 1e6,
+    Role.INFINITE: math.inf,
+    Role.UNDEFINED: math.nan,
 }
-"""Adversarial records that every task has: one of the task's records, its loss multiplied by a factor."""
+"""Roles of adversarial records that every task has: one of the task's records, its loss multiplied by a factor."""
+
+UNDEFINED = (Role.INFINITE, Role.UNDEFINED)
+"""Roles whose contribution must be zero."""
+
+SCALED = (Role.LARGE, Role.HUGE)
+"""Roles whose contribution must be clipped, in the order of their loss."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,17 +70,22 @@ class StepAdapter:
     size : int or None
         Number of ordinary records, numbered from 0.
     adversaries : mapping of str to int
-        Numbers of extra, adversarial records by name.
+        Numbers of extra, adversarial records. Those named by a :class:`Role` are used in that role; any other
+        name serves for a record that is to be clipped like the rest.
     blocks : sequence of (str, int), or None
         Names and numbers of coordinates of the released vector's parts, in order; one part where None.
     ledger_path : path or None
         Where the run keeps its ledger on disk, if it does.
+    rounding : float
+        Largest L2 error of a released vector by rounding, such as that of the weights it is read from; 0 where the
+        vector is handed over as it is.
     """
 
     size: int | None = None
     adversaries: Mapping[str, int] = {}
     blocks: Sequence[tuple[str, int]] | None = None
     ledger_path: Path | None = None
+    rounding: float = 0.0
 
     def snapshot(self) -> Any:
         """Everything that a checkpoint holds: weights and optimizer state, and never noise or sampler state."""
@@ -83,6 +105,22 @@ class StepAdapter:
 
     def clean(self, indices: Batch, /) -> Vector:
         """The release with the noise off and all else the same."""
+        raise NotImplementedError
+
+    def load(self, state: Any, /) -> None:
+        """Put a snapshot back within one run: the weights alone, while noise and sampler go on."""
+        raise NotImplementedError
+
+    def fix(self, key: int, /) -> None:
+        """Make the next step's public randomness, as dropout masks or directions, a function of key and record."""
+        raise NotImplementedError
+
+    def weights(self) -> Vector:
+        """The weights as they are now, (d,), in the order of the released vector."""
+        raise NotImplementedError
+
+    def state(self) -> Mapping[str, Vector]:
+        """Tensors beside the weights that are released with them, such as running statistics, by name."""
         raise NotImplementedError
 
     def run(self, batches: Sequence[Batch], /) -> Vector:

@@ -1,4 +1,4 @@
-"""What the examiner sees of a training step, and ready adapters: our trainers, and a plain PyTorch loop."""
+"""Ready adapters for this library's trainers, handed in as callables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpaudit import Ledger, MemoryJournal
-from dpaudit.attacks.examiner.adapter import FACTORS, Batch, Movement, StepAdapter, Vector
+from dpaudit.attacks.examiner.adapter import FACTORS, Batch, Movement, Vector
 from dpaudit.privacy.errors import InvalidValue
 
 
@@ -426,84 +426,3 @@ class ZerothOrderAdapter(_TrainerAdapter):
             **extra,
         }  # fmt: skip
         return self._train(model, rows, [stage], journal=journal, **arguments)
-
-
-class LoopAdapter(StepAdapter):
-    """A plain PyTorch loop as a step: two functions and a model whose weights show the release.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The released vector is (weights before − weights after) / ``learning_rate``: use plain SGD.
-    step : callable
-        ``step(indices)`` trains one step on these records, its own noise included.
-    draw : callable
-        ``draw()`` gives the record numbers of the run's next minibatch.
-    size : int
-        Number of ordinary records.
-    clean_step : callable or None
-        ``step`` with the noise off.
-    restart : callable or None
-        Called when a snapshot is put back, to draw afresh what a new process draws afresh.
-    adversaries : mapping
-        Numbers of adversarial records (beyond ``size``) by name.
-    **more
-        Any optional method of :class:`StepAdapter`, such as ``resized`` or ``ledger``.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        step: Callable[[Batch], None],
-        draw: Callable[[], Batch],
-        *,
-        size: int,
-        clean_step: Callable[[Batch], None] | None = None,
-        restart: Callable[[], None] | None = None,
-        learning_rate: float = 1.0,
-        adversaries: Mapping[str, int] | None = None,
-        **more: Callable[..., Any],
-    ) -> None:
-        self.model, self.size = model, size
-        self._step, self._draw, self._clean_step, self._restart = step, draw, clean_step, restart
-        self._rate = learning_rate
-        self.adversaries = dict(adversaries or {})
-        self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.blocks = tuple((name, p.numel()) for name, p in self._moving.items())
-        if clean_step is not None:
-            setattr(self, "clean", self._clean)  # noqa: B010  # offered only where it was given
-        for name, method in more.items():
-            if name not in ("resized", "ledger", "published", "resume", "run", "draws"):
-                raise InvalidValue(f"method {name!r} is unknown to the examiner; see StepAdapter for the names.")
-            setattr(self, name, method)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the weights and buffers."""
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-
-    def restore(self, state: Mapping[str, Tensor], /) -> None:
-        """Load them, and restart what a new process restarts."""
-        self.model.load_state_dict(state)
-        if self._restart is not None:
-            self._restart()
-
-    def draw(self) -> Batch:
-        """The loop's next minibatch."""
-        return self._draw()
-
-    def release(self, indices: Batch, /) -> Vector:
-        """One step."""
-        return self._moved(self._step, indices)
-
-    def _clean(self, indices: Batch, /) -> Vector:
-        assert self._clean_step is not None
-        return self._moved(self._clean_step, indices)
-
-    def _moved(self, step: Callable[[Batch], None], indices: Batch) -> Vector:
-        before = self._flat()
-        step(indices)
-        return (before - self._flat()) / self._rate
-
-    def _flat(self) -> Vector:
-        parts = [p.detach().double().flatten() for p in self._moving.values()]
-        return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit import Ledger, Stage
+from dpaudit.attacks.examiner.footing import Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
@@ -29,7 +30,7 @@ SLACK = 1e-3
 
 
 def ledger(
-    probe: Probe, plan: ExamPlan, accountant: Accountant | None
+    probe: Probe, plan: ExamPlan, base: Footing, accountant: Accountant | None
 ) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Deterministic tests of the bookkeeping; also returns what could not be tested."""
     begun = probe.used()
@@ -42,13 +43,13 @@ def ledger(
     if probe.limit - probe.used() < 16 * probe.cost:
         return findings, tests, [*untested, "ledger and resume: 16 steps do not fit what is left of the budget"]
     if probe.has("ledger"):
-        findings += _counted(probe, plan)
+        findings += _counted(probe, plan, base)
         tests.append(_test("ledger", "released steps against those counted, in one run", "an uncounted step"))
     else:
         untested.append("ledger: the adapter has no ledger()")
     if probe.has("resume"):
         probe.rewind()
-        counted = probe.adapter.resume(3, 4).steps
+        counted = probe.called("resume", 3, 4).steps
         probe.releases += 7
         if counted < 7:
             text = f"3 steps and 4 after a resume were counted as {counted}"
@@ -82,15 +83,18 @@ def _claim(plan: ExamPlan, accountant: Accountant | None) -> Iterator[ExamFindin
         yield _book("claimed_epsilon", text, measured=accounted, bound=plan.epsilon)
 
 
-def _counted(probe: Probe, plan: ExamPlan) -> Iterator[ExamFinding]:
-    before = probe.adapter.ledger().steps
+def _counted(probe: Probe, plan: ExamPlan, base: Footing) -> Iterator[ExamFinding]:
+    before = probe.called("ledger").steps
     # an epoch and a little more where the budget has it: a count may stop with the first
     longer = min(math.ceil(1.2 / max(plan.stage.sampling_probability, 1e-9)), 200, probe.affordable(0.5, probe.cost))
-    batches: list[tuple[int, ...]] = [(), (0,), (0, 1), (), (1,), (2, 3), ()]
-    batches += [()] * (longer - len(batches))
+    plain = () if base.empty in ("", "usable") and base.asks_empty else base.usual
+    batches: list[tuple[int, ...]] = [plain, (0,), (0, 1), plain, (1,), (2, 3), plain]
+    if base.fixed or not base.single:
+        batches = [base.usual] * len(batches)
+    batches += [plain] * (longer - len(batches))
     ran = len(batches)
     probe.run(batches)
-    book = probe.adapter.ledger()
+    book = probe.called("ledger")
     if book.steps - before < ran:
         if before and book.steps <= max(before, ran) and book.stages and book.stages[-1].steps >= ran:
             text = f"{before} steps were counted before a run of {ran}, and {book.steps} after it"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from dpaudit.attacks.examiner.adapter import Vector
+from dpaudit.attacks.examiner.empty import ask_empty
+from dpaudit.attacks.examiner.evidence import FEWEST, Evidence, collect, normal
+from dpaudit.attacks.examiner.few_values import few_values
+from dpaudit.attacks.examiner.footing import Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
-from dpaudit.attacks.examiner.probe import Probe, StepRaised, set_public_seeds
+from dpaudit.attacks.examiner.probe import Probe
+from dpaudit.attacks.examiner.seeding import FEW
 from dpaudit.attacks.examiner.statistics import (
     autocorrelation,
+    binomial_lower,
+    binomial_upper,
     chi2_lower,
     chi2_upper,
     cosine_two_sided,
@@ -27,86 +33,85 @@ from dpaudit.attacks.examiner.statistics import (
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
 from dpaudit.privacy.rounding import lower_text
 
-COORDINATES = 20_000
-"""Noise values wanted from empty minibatches: a 5% shortfall is then convicted almost surely."""
-
-LOADED = 3_000
-"""Noise values wanted from minibatches of each size tried."""
-
 LAW = 200_000
 """Noise values whose law is looked at."""
 
-WIDE = 300_000
-"""Coordinates from which fewer steps are taken, for the memory's sake."""
+LATTICE = 0.01
+"""Rounding of what the noise is read from, over its deviation, above which its law is not looked at."""
 
-FEWEST = 10
-"""Steps without which nothing is said about noise."""
+EQUAL = 8
+"""Values of noise that are the same to rounding, which no chance makes them."""
+
+FREE = 12
+"""Steps whose noise must come back where its coordinates are not independent: a few may do so by chance."""
+
+TAILS = (2.5, 3.0, 3.5)
+"""Deviations from the middle beyond which values are counted."""
 
 MISSING = 1e-4
 """Mean square below this share of the plan's (deviation below 1% of it) is called missing."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Evidence:
-    """Standard normal under the null: noise over its planned deviation (through its law, for Laplace)."""
-
-    empty: Vector
-    """(steps, d): one run on empty minibatches."""
-    again: Vector
-    """(steps', d): a second run under the same public seeds, steps' <= steps."""
-    loaded: dict[int, Vector]
-    """Batch size to (repetitions, d)."""
-
-
-def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
+def noise(
+    probe: Probe, plan: ExamPlan, base: Footing, alpha: float
+) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Statistical tests of the noise, with a false alarm of at most ``alpha`` together."""
-    try:
-        first = probe.release(())
-    except StepRaised as error:
-        return [found("empty_batch", f"it raised {error}")], [], []
-    if first.size == 0 or not np.isfinite(first).all():
-        return [found("empty_batch", "its release is empty or not finite", deterministic=True)], [], []
-    if not first.any() and probe.size and (probe.release((0,)) != probe.release((0,))).any():
-        return [found("empty_batch", "the weights stand still, without noise, where no record was drawn")], [], []
-    if first.size != plan.stage.releases_per_step and plan.stage.clip is not None:
-        return [], [], ["noise: the step releases another number of values than the plan says"]
-    if probe.has("clean"):
-        moved = float(np.linalg.norm(probe.clean(()))) * plan.normaliser / plan.sensitivity
-        if not moved <= 1e-3:
-            return [found("empty_batch", f"without noise it moves the sum by {moved:.3g} C", measured=moved)], [], []
+    findings = ask_empty(probe, plan, base)
     untested: list[str] = []
-    evidence = _collect(probe, plan, first, untested)
+    if base.empty == "dead":
+        why = "the step does not run any more after an empty minibatch; hand in remake= to make it anew"
+        return findings, [], [f"noise: {why}"]
+    d = probe.release(base.usual).size
+    if d != plan.stage.releases_per_step and plan.stage.clip is not None:
+        return findings, [], ["noise: the step releases another number of values than the plan says"]
+    evidence = collect(probe, plan, base, d, untested)
     if evidence is None:
-        return [], [], [f"noise: {FEWEST} steps do not fit its part of the budget ({probe.words(probe.part)})"]
+        return findings, [], [*untested, f"noise: {FEWEST} steps do not fit its part ({probe.words(probe.part)})"]
     each = alpha / 12
-    worth = _worth(evidence.empty, each)
+    findings += _judged(probe, plan, base, evidence, each, untested)
+    return findings, _tests(evidence, each), untested
+
+
+def _judged(
+    probe: Probe, plan: ExamPlan, base: Footing, evidence: Evidence, each: float, untested: list[str]
+) -> list[ExamFinding]:
+    """What the evidence says, the cause of all before what it brings with it."""
+    worth = _worth(evidence.rows, each)
     findings = list(_scale(probe, evidence, each, worth))
-    fatal = any(f.name == "noise_missing" for f in findings)
-    if not fatal:
-        rows = _standard(evidence.empty, probe.blocks(first.size))
-        level = _level(rows)
-        joint = list(_coordinates(level, each))
-        steps_too = list(_steps(rows, level, each))
-        if joint and steps_too and steps_too[0].name == "noise_correlated_steps":
-            # each brings the other with it, faintly: steps that are all but parallel are the cause
-            joint = steps_too if abs(steps_too[0].detail["measured"]) > 0.9 else joint
-        else:
-            joint += steps_too
-        joint += _public(evidence, each, clear=0.9 if joint else 0.0)
-        if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
-            findings = joint
-        else:
-            findings += _loaded(evidence, each, worth)
-            findings += _carried(probe, plan, each, untested)
-            clear = not any(f.status == "violated" for f in findings)
-            findings += list(_law(evidence, each, plan.laplace)) if clear else []
-    steps, d = evidence.empty.shape
+    if any(finding.name == "noise_missing" for finding in findings):
+        return findings
+    rows = _standard(evidence.rows, probe.blocks(evidence.rows.shape[1]))
+    level = _level(rows)
+    joint = list(_coordinates(level, each))
+    steps_too = list(_steps(rows, level, each))
+    if joint and steps_too and steps_too[0].name == "noise_correlated_steps":
+        # each brings the other with it, faintly: steps that are all but parallel are the cause
+        joint = steps_too if abs(steps_too[0].detail["measured"]) > 0.9 else joint
+    else:
+        joint += steps_too
+    seeded = list(_public(evidence, each, clear=0.9 if joint else 0.0))
+    joint += seeded or _tried(evidence, each, 0.9 if joint else 0.0)
+    if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
+        return joint
+    findings += few_values(evidence, plan)
+    findings += _loaded(evidence, plan, each, worth, untested)
+    if evidence.empty and base.exact:
+        findings += _carried(probe, plan, each, untested)
+    if not any(finding.status == "violated" for finding in findings):
+        findings += _law(evidence, rows, each, plan.laplace, untested)
+    return findings
+
+
+def _tests(evidence: Evidence, each: float) -> list[ExamTest]:
+    steps, d = evidence.rows.shape
     count = steps * d
     shrink = excluded_shrink(count, each)
+    where = "empty minibatches" if evidence.empty else f"minibatches of {evidence.records} records"
     tests = [
         ExamTest(
-            name="noise_scale", group="noise", evidence=f"{count} values of {steps} steps on empty minibatches",
+            name="noise_scale", group="noise", evidence=f"{count} values of {steps} steps on {where}",
             alpha=3 * each, excludes=f"noise below {lower_text(shrink, 3)} of the plan's", power=0.99,
+            size=shrink, unit="sigma",
         ),
         ExamTest(
             name="noise_law_and_independence", group="noise", alpha=6 * each,
@@ -117,81 +122,15 @@ def noise(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFinding]
     if evidence.loaded:
         fewest = min(v.size for v in evidence.loaded.values())
         sizes = ", ".join(map(str, evidence.loaded))
+        least = excluded_shrink(fewest, each / len(evidence.loaded))
         tests.append(
             ExamTest(
                 name="noise_with_records", group="noise", alpha=3 * each,
                 evidence=f"at least {fewest} values on minibatches of {sizes} records",
-                excludes=(
-                    f"noise below {lower_text(excluded_shrink(fewest, each / len(evidence.loaded)), 3)} of the"
-                    " plan's"
-                ),
-                power=0.99,
+                excludes=f"noise below {lower_text(least, 3)} of the plan's", power=0.99,
             )
         )  # fmt: skip
-    return findings, tests, untested
-
-
-def _collect(probe: Probe, plan: ExamPlan, first: Vector, untested: list[str]) -> _Evidence | None:
-    d = first.size
-    cost = _measure(probe, first)
-    wanted = max(32 if d < WIDE else 12, math.ceil(COORDINATES / d))
-    steps = min(wanted, 4000, probe.affordable(0.4, cost))
-    again = max(2, min(steps, math.ceil(400 / d), probe.affordable(0.1, cost)))
-    if steps + again < FEWEST:
-        return None
-    quiet = probe.clean(()) if probe.has("clean") else np.zeros(d)
-    set_public_seeds(1)
-    empty = probe.run([()] * steps) - quiet
-    set_public_seeds(1)
-    second = probe.run([()] * again) - quiet
-    return _Evidence(
-        empty=_normal(plan, empty), again=_normal(plan, second),
-        loaded=dict(_with_records(probe, plan, d, cost, untested)),
-    )  # fmt: skip
-
-
-def _measure(probe: Probe, first: Vector) -> float:
-    """Budget of one step on an empty minibatch, and of looking at what it releases."""
-    begun = probe.used()
-    probe.run([()] * 2)
-    ran = probe.used() - begun
-    autocorrelation(first[None, :])  # the dearest part of the look, of which there are about three like it
-    return ran / 2 + 3 * (probe.used() - begun - ran)
-
-
-def _with_records(
-    probe: Probe, plan: ExamPlan, d: int, cost: float, untested: list[str]
-) -> Iterator[tuple[int, Vector]]:
-    """Residuals on usual, small and large minibatches: against the clean step, or of two releases."""
-    size, known = probe.size or 0, probe.has("clean")
-    usual = max(2, round(plan.normaliser)) if plan.normaliser < size else max(2, size // 4)
-    sizes = [n for n in dict.fromkeys((usual, 1, min(size, 4 * usual))) if 0 < n <= size]
-    wanted = max(6 if d < WIDE else 2, math.ceil(LOADED / d))
-    for number, n in enumerate(sizes):
-        batch = tuple(range(n))
-        if probe.left() < 2 * probe.expected(n):
-            untested.append(f"noise on minibatches of {n} records: the noise's part of the budget does not reach")
-            continue
-        begun = probe.used()
-        steady = probe.clean(batch) if known else probe.release(batch)
-        each = (probe.used() - begun) * (1 if known else 2)
-        share = 0.8 / (len(sizes) - number)  # of what is left, so that the last test of the group has its part
-        repeats = max(1, min(wanted, int(share * probe.left() / max(each, cost / 2, 1e-6))))
-        rows = []
-        for _ in range(repeats):
-            if known:
-                rows.append(probe.release(batch) - steady)
-            else:
-                rows.append((probe.release(batch) - probe.release(batch)) / math.sqrt(2))
-        yield n, _normal(plan, np.stack(rows))
-
-
-def _normal(plan: ExamPlan, residual: Vector) -> Vector:
-    scaled = residual / plan.noise_std
-    if not plan.laplace:
-        return scaled
-    tail = 0.5 * np.exp(-math.sqrt(2) * np.abs(scaled))
-    return np.asarray(-np.sign(scaled) * ndtri(np.clip(tail, 1e-300, 0.5)), dtype=np.float64)
+    return tests
 
 
 def _mean_square(values: Vector) -> float:
@@ -213,9 +152,9 @@ def _worth(rows: Vector, alpha: float) -> float:
     return min(1.0, 2 / max(fourth - 1, 1e-9))
 
 
-def _scale(probe: Probe, evidence: _Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
+def _scale(probe: Probe, evidence: Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
     """Mean squares: all in all, by parameter, and by step."""
-    rows = evidence.empty
+    rows = evidence.rows
     steps, d = rows.shape
     ratio = _mean_square(rows)
     p = chi2_lower(ratio * rows.size * worth, rows.size * worth)
@@ -288,18 +227,45 @@ def _level(rows: Vector) -> Vector:
     return np.asarray(np.divide(rows, sizes, out=np.zeros_like(rows), where=sizes > MISSING), dtype=np.float64)
 
 
-def _public(evidence: _Evidence, alpha: float, *, clear: float) -> Iterator[ExamFinding]:
+def _public(evidence: Evidence, alpha: float, *, clear: float) -> Iterator[ExamFinding]:
     """Two runs under the same public seeds must not share their noise; beside other dependence, a correlation above
     ``clear`` is asked for, since such noise has few values that are free to differ."""
-    first, second = evidence.empty[: len(evidence.again)].ravel(), evidence.again.ravel()
-    if (length := float(np.linalg.norm(second))) == 0:
+    first, second = evidence.rows[: len(evidence.again)].ravel(), evidence.again.ravel()
+    if (length := float(np.linalg.norm(second))) == 0 or (clear and len(evidence.again) < FREE):
         return
     first = first / max(1.0, math.sqrt(_mean_square(first)))
     p = gaussian_two_sided(float(first @ second) / length)
     cosine = float(first @ second) / length / max(float(np.linalg.norm(first)), 1e-300)
     if p <= alpha and cosine >= clear:
         text = f"a second run under the same public seeds has noise of correlation {cosine:.4f} with the first's"
-        yield found("noise_public_seed", text, p, measured=cosine, bound=0.0, records=(), without=())
+        witness: dict[str, Any] = {"measured": cosine, "bound": 0.0, "records": (), "without": ()}
+        if _same(first, evidence.other.ravel(), alpha, clear):
+            text = f"{text}, and so has a run under other public seeds: the step sets its seed itself"
+            yield found("noise_public_seed", text, p, status="violated", **witness)
+        else:
+            yield found("noise_public_seed", text, p, **witness)
+
+
+def _tried(evidence: Evidence, alpha: float, clear: float) -> Iterator[ExamFinding]:
+    """Whether the noise follows seeds that the step sets by itself and that can be tried."""
+    if evidence.forced is None or max(evidence.seeds) >= FEW or (clear and len(evidence.forced) < FREE):
+        return
+    first = evidence.rows[: len(evidence.forced)].ravel()
+    forced = evidence.forced.ravel()
+    if len(first) >= EQUAL and np.allclose(first, forced, rtol=1e-4, atol=1e-6):
+        bits = max(evidence.seeds).bit_length()
+        text = f"the step sets seeds of {bits} bits, and with these set again the noise is the same"
+        yield found("noise_public_seed", text, alpha, measured=1.0, bound=0.0, records=(), without=())
+
+
+def _same(first: Vector, other: Vector, alpha: float, clear: float) -> bool:
+    """Whether a run under other public seeds has the same noise as well."""
+    length = float(np.linalg.norm(other))
+    if not length:
+        return False
+    dot = float(first[: other.size] @ other)
+    cosine = dot / length / max(float(np.linalg.norm(first[: other.size])), 1e-300)
+    return gaussian_two_sided(dot / length) <= alpha and cosine >= max(clear, 0.5)
 
 
 def _steps(rows: Vector, level: Vector, alpha: float) -> Iterator[ExamFinding]:
@@ -372,9 +338,11 @@ def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
         yield found("noise_correlated_coordinates", text, p, measured=rho, bound=0.0, lag=lag)
 
 
-def _loaded(evidence: _Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
+def _loaded(
+    evidence: Evidence, plan: ExamPlan, alpha: float, worth: float, untested: list[str]
+) -> Iterator[ExamFinding]:
     """The noise on minibatches with records is that on empty ones."""
-    base, count = _mean_square(evidence.empty), evidence.empty.size
+    base, count = _mean_square(evidence.rows), evidence.rows.size
     tries = max(len(evidence.loaded), 1)
     for n, rows in evidence.loaded.items():
         ratio = _mean_square(rows)
@@ -388,6 +356,13 @@ def _loaded(evidence: _Evidence, alpha: float, worth: float) -> Iterator[ExamFin
         }
         if apart > alpha:
             continue
+        if ratio > base > 0.9 and plan.stage.clip is not None:
+            untested.append(
+                f"noise on minibatches with records: with {n} records residuals spread {math.sqrt(ratio / base):.3g}"
+                " times as much as without, as where clean() and release() take other directions; make directions a"
+                " function of the step, or give the adapter fix()"
+            )
+            return
         text = f"with {n} records the deviation is {math.sqrt(ratio):.3g} of the plan's, without {math.sqrt(base):.3g}"
         missing = ratio < MISSING and low <= alpha
         yield found("noise_missing_on_steps" if missing else "noise_depends_on_batch", text, apart, **detail)
@@ -413,7 +388,7 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
     sums, repeats = np.zeros(4), 0
     while repeats < 200 and (repeats < 4 or probe.left() > 2.2 * probe.cost):
         pair = probe.run([batch, ()])
-        own, later = _normal(plan, pair[0] - direction), _normal(plan, pair[1])
+        own, later = normal(plan, pair[0] - direction), normal(plan, pair[1])
         sums += later @ direction, own @ later, own @ own, pair[1] @ direction
         repeats += 1
     along = float(sums[0]) / (length * math.sqrt(repeats))
@@ -425,11 +400,60 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
         yield found("carried_over", words, p, records=(batch, ()), without=((), ()), measured=share, bound=0.0)
 
 
-def _law(evidence: _Evidence, alpha: float, laplace: bool) -> Iterator[ExamFinding]:
-    """Kolmogorov's distance from the standard normal law (Laplace noise was mapped to it)."""
-    values = evidence.empty.ravel()[:LAW]
-    distance, p = kolmogorov(values)
-    if p <= alpha:
-        law = "Laplace" if laplace else "Gaussian"
+def _law(evidence: Evidence, rows: Vector, alpha: float, laplace: bool, untested: list[str]) -> Iterator[ExamFinding]:
+    """Kolmogorov's distance from the standard normal law (Laplace noise was mapped to it).
+
+    Values are brought to the plan's scale where they are larger: more noise than planned is no other law. The distance
+    from a law whose scale was taken from the values is smaller than from one given beforehand, so p-values hold.
+    """
+    if evidence.lattice > LATTICE:
+        untested.append(
+            f"law of the noise: the weights that it is read from are rounded to {evidence.lattice:.2g} of its deviation"
+        )
+        return
+    loud = _mean_square(evidence.rows) > 1 + 4 * math.sqrt(2 / evidence.rows.size)
+    if laplace:  # the map to the normal law is of the plan's own scale
+        values = evidence.rows.ravel()[:LAW]
+        distance, p = kolmogorov(_rescaled_laplace(values) if loud else values)
+    else:
+        values = (_even(rows) if loud else evidence.rows).ravel()[:LAW]
+        distance, p = kolmogorov(values)
+    law = "Laplace" if laplace else "Gaussian"
+    if p > alpha / 2:
+        yield from _tails(values, law, alpha / 2)
+    else:
         text = f"distance {distance:.4f} from the {law} law over {values.size} values"
         yield found("noise_not_gaussian", text, p, measured=distance, bound=0.0, values=values.size)
+
+
+def _tails(values: Vector, law: str, alpha: float) -> Iterator[ExamFinding]:
+    """How many values lie beyond a few deviations: a law that is cut off has none."""
+    spread = math.sqrt(_mean_square(values))
+    # values that were brought to one scale have it to within its error; neither tail is blamed for that
+    slack = 4 / math.sqrt(2 * values.size)
+    for bound in TAILS:
+        beyond = int((np.abs(values) > bound * max(spread, 1e-300)).sum())
+        few = binomial_lower(beyond, values.size, 2 * float(ndtr(-bound * (1 + slack))))
+        many = binomial_upper(beyond, values.size, 2 * float(ndtr(-bound * (1 - slack))))
+        p = 2 * min(few, many) * len(TAILS)
+        if p <= alpha:
+            text = f"{beyond} of {values.size} values are more than {bound:g} deviations out, unlike the {law} law"
+            yield found("noise_not_gaussian", text, p, measured=beyond, bound=0.0, values=values.size)
+            return
+
+
+def _even(rows: Vector) -> Vector:
+    """Rows of one scale where steps differ in scale and none falls short of the plan's."""
+    if rows.shape[1] < 64:
+        return rows
+    squares = np.square(rows).mean(axis=1)
+    spread = float(np.std(squares)) / math.sqrt(2 / rows.shape[1])
+    return _level(rows) if spread > 3 else rows
+
+
+def _rescaled_laplace(values: Vector) -> Vector:
+    """Normal values of Laplace noise, brought to scale 1 in the Laplace domain and mapped again."""
+    tail = np.maximum(ndtr(-np.abs(values)), 1e-300)
+    size = -np.log(2 * tail)
+    size /= max(float(size.mean()), 1e-300)
+    return np.asarray(np.sign(values) * -ndtri(np.clip(0.5 * np.exp(-size), 1e-300, 0.5)), dtype=np.float64)

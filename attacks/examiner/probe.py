@@ -50,12 +50,21 @@ class Probe:
     counted : bool
         Whether ``limit`` counts released steps, so that no machine's speed decides what is observed; a minibatch that
         is drawn alone counts as a twentieth of a step.
+    remake : callable or None
+        Makes the adapter anew, for a step that an empty minibatch breaks.
     """
 
-    def __init__(self, adapter: StepAdapter, limit: float, *, counted: bool = False) -> None:
+    def __init__(
+        self,
+        adapter: StepAdapter,
+        limit: float,
+        *,
+        counted: bool = False,
+        remake: Callable[[], StepAdapter] | None = None,
+    ) -> None:
         self.adapter: Any = adapter
         self.limit, self.counted = limit, counted
-        self.start = adapter.snapshot()
+        self.start = self._snapshot()
         self.releases, self.drawn = 0, 0
         self.known: dict[int, float] = {}
         """Budget of one step by the size of its minibatch, as last seen."""
@@ -65,15 +74,20 @@ class Probe:
         """Budget kept back for the accountant's last word."""
         self.clock = Clock()
         self.part = self.until = limit
+        self.factory = remake
 
-    def warm(self) -> None:
+    def _snapshot(self) -> Any:
+        with _of_the_step():
+            return self.adapter.snapshot()
+
+    def warm(self, batch: Batch) -> None:
         """Two steps before the budget begins: the first pays for imports and caches, the second tells the cost."""
         try:
-            self.release((0,))
+            self.release(batch)
             self.clock, self.releases = Clock(), 0
-            self.release((0,))
+            self.release(batch)
         except StepRaised:
-            return  # the tests will say so by name
+            return  # what comes next says so
         finally:
             self.part = self.until = self.limit
         self.cost = max(self.used(), 1e-6)
@@ -105,7 +119,24 @@ class Probe:
 
     def rewind(self) -> None:
         """Back to the state in which the examination began."""
-        self.adapter.restore(self.start)
+        with _of_the_step():
+            self.adapter.restore(self.start)
+
+    def remake(self) -> bool:
+        """Make the adapter anew, with a new state to begin from; whether that was possible."""
+        if self.factory is None:
+            return False
+        try:
+            self.adapter = self.factory()
+            self.start = self._snapshot()
+        except Exception:  # a factory that fails is as good as none, and the caller says what was not tested
+            return False
+        return True
+
+    def called(self, name: str, *arguments: Any) -> Any:
+        """The value of an optional method; what it raises is the adapter's."""
+        with _of_the_step():
+            return getattr(self.adapter, name)(*arguments)
 
     def release(self, indices: Batch) -> Vector:
         """One noisy step from the start."""
@@ -120,9 +151,46 @@ class Probe:
         self.rewind()
         self.releases += 1
         with _of_the_step():
+            self._fix()
             released = np.asarray(step(indices), dtype=np.float64)
         self.known[len(indices)] = self.used() - begun
         return released
+
+    def _fix(self) -> None:
+        """Hold public randomness still, where the adapter can."""
+        if self.has("fix"):
+            self.adapter.fix(0)
+
+    def residuals(self, batch: Batch, count: int, *, seeds: int | None = None) -> Vector:
+        """Noise of consecutive steps on one minibatch, (count, d): each release less its clean twin from that state.
+
+        In one run where the adapter has ``load``; else every step is the first of its own run.
+
+        Parameters
+        ----------
+        seeds : int, optional
+            Public seeds are set to this number and the step's place before each twin, for a step whose clean release
+            follows them.
+        """
+        rows: list[Vector] = []
+        self.rewind()
+        self.releases += 2 * count
+        with _of_the_step():
+            for place in range(count):
+                state = self.adapter.snapshot() if self.has("load") else self.start
+                self._twin(seeds, place)
+                quiet = np.asarray(self.adapter.clean(batch), dtype=np.float64)
+                (self.adapter.load if self.has("load") else self.adapter.restore)(state)
+                self._twin(seeds, place)
+                rows.append(np.asarray(self.adapter.release(batch), dtype=np.float64) - quiet)
+                if not self.has("load"):
+                    self.adapter.restore(state)
+        return np.stack(rows)
+
+    def _twin(self, seeds: int | None, place: int) -> None:
+        if seeds is not None:
+            set_public_seeds(1000 * seeds + place)
+        self._fix()
 
     def expected(self, n: int) -> float:
         """Budget of a step on n records, from the next larger minibatch known, or in proportion to the largest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,14 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
     again = min(steps // 2, max(8, math.ceil(400 / max(n * q, 1e-9))))
     set_public_seeds(2)
     second = probe.draws(again)
+    set_public_seeds(8)
+    other = probe.draws(again)
     each = alpha / 6
     findings = list(_inside(draws))
     if plan.stage.sampling is Sampling.NONE:
         findings += _full(draws, n)
-        test = ExamTest(name="sampler", group="sampler", evidence=f"{steps} minibatches of all {n} records")
+        evidence = f"{steps} minibatches of all {n} records"
+        test = ExamTest(name="sampler", group="sampler", evidence=evidence, size=1.0, unit="q")
         return findings, [test], []
     rate = list(_rate(draws, n, q, each))
     shared = list(_together(draws, n, q, each, whole=not (findings or rate))) if plan.poisson else []
@@ -60,14 +64,14 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
     findings += (rate and _why_rate(draws, n, each)) or rate or uneven
     findings += shared
     if plan.poisson:
-        findings += _seeded(draws, second, n, q, each)
+        findings += _seeded(draws, (second, other), n, q, each)
         findings += [] if rate else _sizes(draws, n, q, each)
     count = steps * n * q
     off = (normal_quantile(1 - each / 2) + normal_quantile(0.99)) * math.sqrt((1 - q) / count)
     test = ExamTest(
         name="sampler", group="sampler", alpha=alpha, power=0.99,
         evidence=f"{steps} minibatches of {n} records, {sum(map(len, draws))} participations",
-        excludes=f"a sampling probability above {upper_text(1 + off)} q",
+        excludes=f"a sampling probability above {upper_text(1 + off)} q", size=1 + off, unit="q",
     )  # fmt: skip
     return findings, [test], []
 
@@ -160,12 +164,19 @@ def _together(draws: Draws, n: int, q: float, alpha: float, *, whole: bool) -> I
     yield found(cause, text, p, measured=shared, bound=expected, lag=lag)
 
 
-def _seeded(draws: Draws, second: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+def _seeded(draws: Draws, later: tuple[Draws, Draws], n: int, q: float, alpha: float) -> Iterator[ExamFinding]:
+    """Records drawn again by a second run, under the same public seeds and under others."""
+    second, other = later
     shared = _overlap(draws[: len(second)], second)
     p = binomial_upper(shared, n * len(second), q * q)
     if p <= alpha and shared > 0.5 * sum(map(len, second)):
         text = f"a second run under the same public seeds draws {shared} of {sum(map(len, second))} records again"
-        yield found("sampling_public_seed", text, p, measured=shared, bound=n * len(second) * q * q)
+        witness: dict[str, Any] = {"measured": shared, "bound": n * len(second) * q * q}
+        if _overlap(draws[: len(other)], other) > 0.5 * sum(map(len, other)):
+            text = f"{text}, and so does one under other public seeds: the run sets its seed itself"
+            yield found("sampling_public_seed", text, p, status="violated", **witness)
+        else:
+            yield found("sampling_public_seed", text, p, **witness)
 
 
 def _sizes(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]:

@@ -17,9 +17,11 @@ import numpy as np
 from scipy.special import betaincinv, ndtri, stdtr
 
 from dpaudit.attacks.examiner.adapter import Vector
+from dpaudit.attacks.examiner.causes import CAUSES
+from dpaudit.attacks.examiner.footing import Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
-from dpaudit.attacks.examiner.values import CAUSES, ExamFinding, ExamTest
+from dpaudit.attacks.examiner.values import ExamFinding, ExamTest
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
 
 STEPS = 1_000
@@ -39,7 +41,8 @@ class StepAudit:
     Parameters
     ----------
     mu_lower : float
-        Lower bound on μ of one step at 95% confidence, for a record that takes part; at least 0.
+        Lower bound on μ of one step at 95% confidence, for a record that takes part; at least 0. Half of it where one
+        record was swapped for another, which moves the sum by up to twice the sensitivity.
     """
 
     findings: list[ExamFinding]
@@ -47,12 +50,17 @@ class StepAudit:
     mu_lower: float
 
 
-def step_audit(probe: Probe, plan: ExamPlan, alpha: float) -> StepAudit | str:
+def step_audit(probe: Probe, plan: ExamPlan, base: Footing, alpha: float) -> StepAudit | str:
     """Coins for one canary; a sentence where the budget does not reach or the canary has nothing to show."""
     canary = probe.adversaries.get("large loss", (probe.size or 1) - 1)
     rest = tuple(i for i in range(min(4, probe.size or 4)) if i != canary)
+    whole, planned = (*rest, canary), plan.mu
+    if base.fixed or not base.single:
+        # one record of the usual minibatch is the canary or another: a swap, held against twice the sensitivity
+        rest = tuple(i for i in base.usual if i != canary)
+        whole, planned = (*rest[:-1], canary), 2 * plan.mu
     begun = probe.used()
-    out, joined = probe.clean(rest), probe.clean((*rest, canary))
+    out, joined = probe.clean(rest), probe.clean(whole)
     each = max((probe.used() - begun) / 2, 1e-6)
     shift = joined - out
     length = float(np.linalg.norm(shift))
@@ -66,28 +74,28 @@ def step_audit(probe: Probe, plan: ExamPlan, alpha: float) -> StepAudit | str:
     wrong, total = [0, 0], [0, 0]
     for _ in range(steps):
         coin = secrets.randbits(1)
-        seen = float(probe.release((*rest, canary) if coin else rest) @ direction)
+        seen = float(probe.release(whole if coin else rest) @ direction)
         total[coin] += 1
         wrong[coin] += (seen > middle) != bool(coin)
     mu = _mu_lower(wrong, total, 1 - CONFIDENCE)
     strict = _mu_lower(wrong, total, alpha)
     findings = []
-    if strict > plan.mu:
-        shown = lower_text(strict, 3, beyond=plan.mu)
-        text = f"{sum(wrong)} of {steps} coins guessed wrong, so μ ≥ {shown}; the plan's is {exact_text(plan.mu)}"
+    if strict > planned:
+        shown = lower_text(strict, 3, beyond=planned)
+        text = f"{sum(wrong)} of {steps} coins guessed wrong, so μ ≥ {shown}; the plan's is {exact_text(planned)}"
         findings.append(
             ExamFinding(
                 name="step_audit", status="violated", claim="declared mechanism", p_value=alpha,
                 text=f"{CAUSES['step_audit']} Measured: {text} (p ≤ {upper_text(alpha, 2)} for a correct step).",
-                detail={"records": (*rest, canary), "without": rest, "measured": strict, "bound": plan.mu},
+                detail={"records": whole, "without": rest, "measured": strict, "bound": planned},
             )
         )  # fmt: skip
-    factor = _convicted(steps, plan.mu, alpha)
+    factor = _convicted(steps, planned, alpha)
     test = ExamTest(
         name="step_audit", group="step_audit", evidence=f"{steps} steps with a fair coin each", alpha=alpha,
-        excludes=f"a step with μ above {upper_text(factor, 3)} (plan {nearest_text(plan.mu, 3)})", power=0.99,
+        excludes=f"a step with μ above {upper_text(factor, 3)} (plan {nearest_text(planned, 3)})", power=0.99,
     )  # fmt: skip
-    return StepAudit(findings, [test], max(mu, 0.0))
+    return StepAudit(findings, [test], max(mu, 0.0) * plan.mu / planned)
 
 
 def _mu_lower(wrong: list[int], total: list[int], alpha: float) -> float:
@@ -111,9 +119,11 @@ def _convicted(steps: int, mu: float, alpha: float) -> float:
 
 
 def paired_sensitivity(
-    probe: Probe, plan: ExamPlan, alpha: float
+    probe: Probe, plan: ExamPlan, base: Footing, alpha: float
 ) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Sensitivity from noisy steps alone: half of the pairs find the direction, the other half measure along it."""
+    if base.fixed or not base.single:
+        return [], [], ["paired sensitivity: minibatches of one size cannot leave a record out; give clean()"]
     rest = tuple(range(min(3, probe.size or 3)))
     ordinary = [i for i in range(probe.size or 4) if i not in rest][:1]
     candidates = [*ordinary, *(i for n, i in probe.adversaries.items() if "loss" in n and n.startswith(("la", "hu")))]
@@ -122,14 +132,12 @@ def paired_sensitivity(
     if pairs < 8:
         return [], [], [f"paired sensitivity: 8 pairs a record do not fit the budget ({probe.words(probe.part)})"]
     findings = list(_moved(probe, rest, candidates, pairs, bound, alpha))
-    size = probe.release(()).size
+    size = probe.release(rest).size
     spread = math.sqrt(2) * plan.noise_std / math.sqrt(pairs / 2)
+    largest = 1 + (6 + math.sqrt(size)) * spread / bound
     test = ExamTest(
         name="paired_sensitivity", group="replay", alpha=alpha, evidence=f"{pairs} pairs of noisy steps a record",
-        excludes=(
-            f"a contribution above about {upper_text(1 + (6 + math.sqrt(size)) * spread / bound, 3)}"
-            " C"
-        ), power=0.99,
+        excludes=f"a contribution above about {upper_text(largest, 3)} C", power=0.99, size=largest, unit="C",
     )  # fmt: skip
     return findings, [test], []
 

@@ -26,19 +26,19 @@ def update(probe: Probe, plan: ExamPlan) -> tuple[list[ExamFinding], list[ExamTe
         return findings, [], ["update: 8 steps do not fit what is left of the budget"]
     probe.rewind()
     probe.releases += 5
-    for number, step in enumerate(probe.adapter.movements(3)):
+    for number, step in enumerate(probe.called("movements", 3)):
         if cause := _departure(step):
             words = f"at step {number} the weights move by {_norm(step.moved):.3g} where {_norm(step.along):.3g} is due"
             findings.append(found(cause, words, status="note", claim="declared mechanism", step=number))
             break
     probe.rewind()
-    ratio = probe.adapter.executed_scale()
+    ratio = probe.called("executed_scale")
     if abs(ratio - 1) > 0.05:
         words = f"the two evaluations are {ratio:.4g} times as far apart as planned"
         findings.append(
             found("scale_schedule", words, status="note", claim="declared mechanism", measured=ratio, bound=1.0)
         )
-    elif (last := plan.stage.releases_per_step - 1) and abs((ratio := probe.adapter.executed_scale(last)) - 1) > 0.05:
+    elif (last := plan.stage.releases_per_step - 1) and abs((ratio := probe.called("executed_scale", last)) - 1) > 0.05:
         words = f"along direction {last} the two evaluations are {ratio:.4g} times as far apart as planned"
         findings.append(
             found("update_direction", words, status="note", claim="declared mechanism", measured=ratio, bound=1.0)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dpaudit.attacks.examiner.causes import CAUSES, RANK, TABLE
 from dpaudit.privacy import validate
 from dpaudit.privacy.rounding import upper_text
 
-STATUSES = ("violated", "accounting_mismatch", "note")
-"""``violated``: the step function breaks its plan; ``accounting_mismatch``: the bookkeeping does; ``note``: a
+STATUSES = ("violated", "accounting_mismatch", "conditional", "note")
+"""``violated``: the step function breaks its plan; ``accounting_mismatch``: the bookkeeping does; ``conditional``: the
+guarantee fails under a condition that the step alone does not decide, which convicts nobody by itself; ``note``: a
 departure from the plan that costs no privacy."""
+
+CONVICTING = ("violated", "accounting_mismatch")
+"""Statuses that convict."""
+
+PARTS = ("replay", "noise", "sampler")
+"""Groups of tests that an examination in full has run to their end."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +29,7 @@ class ExamFinding:
     Attributes
     ----------
     name : str
-        Cause in the examiner's vocabulary, such as ``noise_scale``; see :data:`CAUSES`.
+        Cause in the examiner's vocabulary, such as ``noise_scale``; see :data:`dpaudit.attacks.examiner.causes.TABLE`.
     status : str
         One of :data:`STATUSES`.
     claim : str
@@ -37,6 +45,8 @@ class ExamFinding:
     detail : mapping
         The witness: the two data sets (as record numbers), the measured number, the bound. PRIVATE when the records
         are a user's: only ``name`` may leave ``private/``.
+    repeated : tuple of str
+        Names that were found too and that this cause explains.
     """
 
     name: str
@@ -48,6 +58,7 @@ class ExamFinding:
     power: float | None = None
     excludes: str = ""
     detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    repeated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         validate.one_of(STATUSES, status=self.status)
@@ -57,11 +68,22 @@ class ExamFinding:
         """Plain JSON value with the keys of an audit's finding."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["detail"] = dict(self.detail)
+        values["repeated"] = list(self.repeated)
         return values
 
     def public(self) -> dict[str, Any]:
-        """What may leave ``private/``: the name of the cause and its standing text, no number of the witness."""
-        return {"name": self.name, "status": self.status, "claim": self.claim, "text": CAUSES[self.name]}
+        """What may leave ``private/``: the name of the cause and its standing text, no number of the witness.
+
+        A conditional finding stands there as a note with its ``condition``.
+        """
+        conditional = self.status == "conditional"
+        status = "note" if conditional else self.status
+        value: dict[str, Any] = {"name": self.name, "status": status, "claim": self.claim, "text": CAUSES[self.name]}
+        if conditional:
+            value["condition"] = TABLE[self.name].condition
+        if self.repeated:
+            value["repeated"] = list(self.repeated)
+        return value
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +102,11 @@ class ExamTest:
         Fault that a clean result excludes with probability ``power``.
     power : float or None
         At least this, for the fault named in ``excludes``.
+    size : float or None
+        The size of that fault as a number, in ``unit``.
+    unit : str
+        "sigma" (share of the planned noise), "C" (contribution over the clipping norm), "q" (sampling probability over
+        the plan's), or empty.
     """
 
     name: str
@@ -88,10 +115,55 @@ class ExamTest:
     alpha: float = 0.0
     excludes: str = ""
     power: float | None = None
+    size: float | None = None
+    unit: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Excluded:
+    """Fault sizes that an examination would have named with probability 0.99 or more; None where nothing was tested.
+
+    Attributes
+    ----------
+    noise : float or None
+        Noise below this share of the plan's σ. None: the noise test did not run.
+    contribution : float or None
+        A contribution above this many C, on the records replayed. None: nothing was replayed without noise.
+    sampling : float or None
+        A sampling probability above this multiple of the plan's q. None: the sampler was not observed.
+    """
+
+    noise: float | None = None
+    contribution: float | None = None
+    sampling: float | None = None
+
+    @classmethod
+    def by(cls, tests: Sequence[ExamTest]) -> Excluded:
+        """What the tests of one step exclude: the smallest fault of each kind that any of them would name."""
+        sizes: dict[str, list[float]] = {"sigma": [], "C": [], "q": []}
+        for test in tests:
+            if test.size is not None:
+                sizes[test.unit].append(test.size)
+        return cls(
+            noise=max(sizes["sigma"], default=None), contribution=min(sizes["C"], default=None),
+            sampling=min(sizes["q"], default=None),
+        )  # fmt: skip
+
+    def worst(self, other: Excluded) -> Excluded:
+        """What both exclude: the examination of several stages is that of its worst."""
+        return Excluded(
+            noise=_both(min, self.noise, other.noise),
+            contribution=_both(max, self.contribution, other.contribution),
+            sampling=_both(max, self.sampling, other.sampling),
+        )
+
+
+def _both(choose: Callable[[float, float], float], first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else choose(first, second)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +180,10 @@ class Findings:
         What could not be tested, and why. Never to be read as passed.
     alpha : float
         Probability, at most, that a correct step function gets any statistical finding.
+    excluded : Excluded
+        Fault sizes, in σ, C and q, that the tests exclude.
+    partial : tuple of str
+        Those of "replay", "noise" and "sampler" that were cut off, lacked a method of the adapter, or did not fit.
     epsilon_lower : float or None
         ε that the step-level audit's lower bound on μ composes to, by the accountant handed in.
     seconds : float
@@ -118,6 +194,8 @@ class Findings:
     tests: tuple[ExamTest, ...]
     untested: tuple[str, ...]
     alpha: float
+    excluded: Excluded = Excluded()
+    partial: tuple[str, ...] = PARTS
     epsilon_lower: float | None = None
     mu_lower: float | None = None
     seconds: float = 0.0
@@ -129,8 +207,19 @@ class Findings:
 
     @property
     def violated(self) -> bool:
-        """Whether any finding is more than a note."""
-        return any(finding.status != "note" for finding in self.findings)
+        """Whether any finding convicts: a note and a conditional finding do not."""
+        return any(finding.status in CONVICTING for finding in self.findings)
+
+    @property
+    def noise_tested(self) -> bool:
+        """Whether the tests of the noise's scale ran."""
+        return self.excluded.noise is not None
+
+    @property
+    def in_full(self) -> bool:
+        """Whether replays, noise and sampler were all tested to the end: no finding then excludes what is listed."""
+        known = (self.excluded.noise, self.excluded.contribution, self.excluded.sampling)
+        return not self.partial and None not in known
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -140,65 +229,14 @@ class Findings:
             "tests": [test.to_dict() for test in self.tests],
             "untested": list(self.untested),
             "alpha": self.alpha,
+            "excluded": dataclasses.asdict(self.excluded),
+            "noise_tested": self.noise_tested,
+            "in_full": self.in_full,
+            "partial": list(self.partial),
             "mu_lower": self.mu_lower,
             "epsilon_lower": self.epsilon_lower,
             "seconds": self.seconds,
         }
-
-
-CAUSES: dict[str, str] = {
-    # replay
-    "step_failed": "The training step raised an error on records that it must accept.",
-    "ledger_directions": "A step releases more numbers than the plan's directions.",
-    "carried_over": "A step's release still holds records of an earlier step.",
-    "empty_batch": "An empty minibatch is not released like any other step.",
-    "non_finite": "A record with a non-finite loss or gradient reaches the release; its contribution must be zero.",
-    "normaliser_realised_batch": "The sum is divided by the realised batch size, which one record changes.",
-    "normaliser_data_size": "The divisor of the sum follows the number of records, which differs between neighbours.",
-    "clipped_after_averaging": "The clip acts on several records at once and not on each record's own gradient.",
-    "unclipped_parameter": "The gradient of a parameter escapes the clip and grows with the record's loss.",
-    "unclipped": "A record's contribution is not clipped: it grows with the record's loss.",
-    "norm_underestimated": "The clip bounds a norm that is smaller than the contribution's true norm.",
-    "coupled_examples": "A record's contribution depends on the other records in its batch.",
-    "sensitivity": "One record moves the released sum by more than the clipping norm.",
-    "private_output": "A published value depends on the records and carries no noise.",
-    # noise
-    "noise_missing": "The release carries no noise.",
-    "noise_missing_on_steps": "Some steps are released with too little noise or none.",
-    "noise_missing_on_parameter": "Some parameters are released without noise.",
-    "noise_scale_parameter": "Some parameters are released with less noise than the plan says.",
-    "noise_repeated": "The same noise is added at more than one step, so that differences of releases carry none.",
-    "noise_correlated_coordinates": "Coordinates share their noise, so that some combinations carry none.",
-    "noise_correlated_steps": "The noise of one step depends on the noise of another.",
-    "noise_public_seed": "The noise is a function of public seeds, so that anyone can subtract it.",
-    "noise_depends_on_batch": "The noise's scale changes with the records in the batch.",
-    "noise_scale": "The noise is smaller than the plan says.",
-    "noise_not_gaussian": "The noise does not follow the declared distribution.",
-    "noise_scale_high": "The noise is larger than the plan says, which costs utility and no privacy.",
-    # sampler
-    "sampling_rate": "Records take part more or less often than the plan's q.",
-    "sampling_repeats_in_batch": "A record stands more than once in one minibatch.",
-    "sampling_unequal": "Some records take part more often than others.",
-    "sampling_without_replacement": "Consecutive minibatches avoid each other's records, as shuffled epochs do.",
-    "sampling_repeated_batches": "Minibatches come back: two releases of one minibatch are one with less noise.",
-    "sampling_batch_size": "The spread of the batch sizes is not that of the declared sampling.",
-    "sampling_public_seed": "The minibatches are a function of public seeds.",
-    # ledger
-    "claimed_epsilon": "The certified accountant finds a larger ε than the claim.",
-    "claimed_delta": "The claimed δ is not smaller than 1/N.",
-    "ledger_steps": "The ledger counts fewer steps than were released.",
-    "ledger_stage": "The ledger's stage differs from the plan that it should record.",
-    "ledger_resume": "Steps after a resume do not add to those before it.",
-    "ledger_chain": "The ledger's chain of digests is broken.",
-    # step-level audit
-    "step_audit": "A record's presence in a step shows more clearly than the plan's noise allows.",
-    # plan fidelity without privacy cost
-    "update_missing": "The release does not reach the weights.",
-    "update_direction": "The weights move along other directions than those that were evaluated.",
-    "proximal_missing": "The proximal pull towards the stage's anchor is not applied.",
-    "scale_schedule": "The perturbation scale differs from the plan's schedule.",
-}
-"""Every cause the examiner names, with its standing text; order is the order of reporting, root causes first."""
 
 
 def found(
@@ -207,7 +245,7 @@ def found(
     p_value: float | None = None,
     /,
     *,
-    status: str = "violated",
+    status: str = "",
     claim: str = "step function",
     deterministic: bool | None = None,
     **witness: Any,
@@ -216,7 +254,7 @@ def found(
     chance = "" if p_value is None else f" (p ≤ {upper_text(p_value, 2)} for a correct step)"
     return ExamFinding(
         name=name,
-        status=status,
+        status=status or ("conditional" if TABLE[name].condition else "violated"),
         claim=claim,
         text=f"{CAUSES[name]} Measured: {words}{chance}.",
         deterministic=p_value is None if deterministic is None else deterministic,
@@ -225,12 +263,22 @@ def found(
     )
 
 
-_ORDER = {name: rank for rank, name in enumerate(CAUSES)}
+def by_root_cause(findings: Sequence[ExamFinding]) -> tuple[ExamFinding, ...]:
+    """Causes in the order of :data:`TABLE`, those that convict first, the first witness of each cause alone.
 
-
-def by_root_cause(findings: list[ExamFinding]) -> tuple[ExamFinding, ...]:
-    """Violations before notes, causes in the order of :data:`CAUSES`, the first witness of each cause alone."""
+    A name that another cause found explains is listed under that one and not beside it.
+    """
     first: dict[str, ExamFinding] = {}
     for finding in findings:
         first.setdefault(finding.name, finding)
-    return tuple(sorted(first.values(), key=lambda f: (f.status == "note", _ORDER[f.name])))
+    grade = {"conditional": 1, "note": 2}
+    ordered = sorted(first.values(), key=lambda f: (grade.get(f.status, 0), RANK[f.name]))
+    roots: list[ExamFinding] = []
+    for finding in ordered:
+        for place, root in enumerate(roots):
+            if root.status in CONVICTING and finding.name in TABLE[root.name].explains:
+                roots[place] = dataclasses.replace(root, repeated=(*root.repeated, finding.name, *finding.repeated))
+                break
+        else:
+            roots.append(finding)
+    return tuple(roots)

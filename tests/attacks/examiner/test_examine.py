@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from dpaudit.accounting import epsilon_upper
-from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, examine, examine_stages
+from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, NotExamined, examine, examine_stages
+from dpaudit.attacks.examiner.causes import CAUSES
 from dpaudit.attacks.examiner.examine import _budget, read_budget
 from dpaudit.attacks.examiner.noise import _coordinates, _level, _steps, _worth
 from dpaudit.attacks.examiner.statistics import (
@@ -21,7 +22,7 @@ from dpaudit.attacks.examiner.statistics import (
     excluded_shrink,
     lag_p_values,
 )
-from dpaudit.attacks.examiner.values import CAUSES, by_root_cause, found
+from dpaudit.attacks.examiner.values import by_root_cause, found
 from dpaudit.privacy.errors import InvalidValue
 from tests.faults import catalogue, examine_case, held_out, held_out_2
 from tests.faults._innocents import INNOCENTS
@@ -107,7 +108,7 @@ def test_the_step_audit_bounds_mu_from_below(monkeypatch):
     coins = random.Random(5)
     monkeypatch.setattr("dpaudit.attacks.examiner.step_audit.secrets.randbits", coins.getrandbits)
     result = audited(Repeatable(3))
-    assert result.tests[-1].evidence.startswith("451 steps")
+    assert result.tests[-1].evidence.startswith("438 steps")
     assert 0.2 < result.mu_lower < 1.0 and result.epsilon_lower > 0
     loud = type("Loud", (Repeatable,), {"noise_std": 0.1 * 0.5})(3)
     result = examine(loud.adapter(), loud.plan(), budget="500 steps", groups=("step_audit",))
@@ -157,14 +158,15 @@ def test_stages_share_the_budget_and_the_false_alarms():
     assert result.alpha <= 1e-3 and any(test.name == "noise_scale (stage 0)" for test in result.tests)
 
 
-def test_a_step_that_raises_is_a_finding_and_no_traceback():
+def test_a_step_that_raises_on_ordinary_records_is_refused_and_no_finding():
     loop = PlainLoop(0)
 
     def burst(indices):
         raise RuntimeError("burst")
 
     adapter = LoopAdapter(loop.model, burst, loop.draw, size=60, clean_step=burst)
-    assert examine(adapter, loop.plan(), budget=BUDGET).violated
+    with pytest.raises(NotExamined, match="burst"):
+        examine(adapter, loop.plan(), budget=BUDGET)
 
 
 def test_the_examiner_leaves_weights_and_global_randomness_as_they_were():
@@ -188,7 +190,7 @@ def test_only_the_name_of_a_finding_is_public():
 def test_root_causes_come_first_and_notes_last():
     first, second, note = (
         ExamFinding(name=n, status=s, claim="step function", text="")
-        for n, s in (("non_finite", "violated"), ("noise_scale", "violated"), ("noise_scale_high", "note"))
+        for n, s in (("unclipped", "violated"), ("noise_scale", "violated"), ("noise_scale_high", "note"))
     )
     assert by_root_cause([note, second, first, second]) == (first, second, note)
 
