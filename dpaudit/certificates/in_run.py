@@ -91,6 +91,8 @@ def _weaknesses(body: Predicate, result: Mapping[str, Any]) -> list[str]:
     if not result.get("m"):
         reason = str(planned.get("reason") or "the plan has none")
         return [f"there are no in-run canaries ({reason}), and the energy of the releases alone is no audit"]
+    if missing := _missing_releases(body, result):
+        return [missing]
     if result.get("alive") is not True:
         return ["the in-run canaries' scores do not tell inserted from left-out ones as the recorded steps must"]
     control = result.get("control")
@@ -104,6 +106,19 @@ def _weaknesses(body: Predicate, result: Mapping[str, Any]) -> list[str]:
             f" {ENOUGH_POWER:g} that a verdict needs"
         ]
     return []
+
+
+def _missing_releases(body: Predicate, result: Mapping[str, Any]) -> str:
+    """Sentence on counted steps without a recorded release, where no unclean stop explains them."""
+    recorded = result.get("steps")
+    counted = 0 if body.ledger is None else sum(int(stage["steps"]) for stage in body.ledger.stages)
+    stopped = any("stopped uncleanly" in text or "a crash lost" in text for text in body.deviations)
+    if not isinstance(recorded, int) or recorded >= counted or stopped:
+        return ""
+    return (
+        f"{counted - recorded} of {counted} counted steps have no recorded release, and no unclean stop explains it:"
+        " what those steps released is not known"
+    )
 
 
 def power_text(result: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def recompute_in_run(folder: Path, body: Predicate, guarantees: Recomputed) -> R
     made = attempt("in_run.result", lambda: _again(body, section, plan, seen, guarantees))
     if made.value is None:
         return RecomputedInRun(result=None, steps=(*steps, _failed(made, "in_run.result")))
-    found = attempt("in_run.result", lambda: _compare(body, section.result, made.value or {}))
+    found = attempt("in_run.result", lambda: result_steps(body, section.result, made.value or {}))
     steps += found.value or [_failed(found, "in_run.result")]
     return RecomputedInRun(result=made.value, steps=tuple(steps))
 
@@ -169,7 +169,8 @@ def _again(
     return fresh
 
 
-def _compare(body: Predicate, stated: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[Step]:
+def result_steps(body: Predicate, stated: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[Step]:
+    """The stated result against the one made again: every number, and every finding."""
     own = written_here(body)
     hard: list[str] = []
     soft: list[str] = []
