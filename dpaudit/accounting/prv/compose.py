@@ -57,10 +57,67 @@ class Tilted:
     relative: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Weighted:
+    """A law under a tilt: weights that add up to one, and what they rest on.
+
+    Attributes
+    ----------
+    index : array of int
+        Lattice points of the atoms.
+    exponent : array
+        Log masses times the tilt; ``weight`` is exp(exponent − norm).
+    norm : float
+        What was divided by, as a logarithm; any number would do, as long as the same one is added again.
+    centre : int
+        Lattice point nearest to the mean: sums taken from there have small phases.
+    error : float
+        Relative error of a path through frequent atoms, for one step.
+    stray : float
+        Mass of far atoms whose own error is not counted so, for one step.
+    """
+
+    index: Integers
+    exponent: Array
+    weight: Array
+    norm: float
+    centre: int
+    error: float
+    stray: float
+
+
 def log_sum(values: Array) -> float:
     """log Σ e^values without overflow."""
     top = float(values.max())
     return top + math.log(float(np.exp(values - top).sum()))
+
+
+def weigh(law: Law, theta: float, h: float) -> Weighted:
+    """The law under the tilt ``theta``, normalised."""
+    exponent = law.log_mass + (theta * h) * law.index
+    norm = log_sum(exponent)
+    weight = np.exp(exponent - norm)
+    with np.errstate(invalid="ignore"):
+        rounding = UNIT * (6 + np.abs(law.log_mass) + abs(theta * h) * np.abs(law.index) + abs(norm))
+        error = law.error + rounding
+    # One factor covers every path through these atoms; the few in the far tails are charged by their mass.
+    common = weight > 1e-25
+    stray = float(np.minimum(weight[~common] * 1e3, 1e-22).sum())
+    # Centring keeps the phases small where the spectrum matters, so that T·angle stays accurate.
+    centre = round(float(weight @ law.index))
+    return Weighted(law.index, exponent, weight, norm, centre, float(error[common].max()), stray)
+
+
+def wrapping(
+    laws: Sequence[Weighted], times: Sequence[int], h: float, first: int, size: int, slopes: tuple[float, float]
+) -> float:
+    """Chernoff's bound on the composed tilted mass outside the window of ``size`` points from ``first`` on."""
+    over = under = 1e-14 * sum(times)  # the sums of exponentials are right to some dozens of units of round-off
+    for law, count in zip(laws, times):
+        over += count * (log_sum(law.exponent + slopes[0] * h * law.index) - law.norm)
+        under += count * (log_sum(law.exponent - slopes[1] * h * law.index) - law.norm)
+    last = first + size
+    return math.exp(min(0.0, over - slopes[0] * h * last)) + math.exp(min(0.0, under + slopes[1] * h * first))
 
 
 def compose(
@@ -86,24 +143,13 @@ def compose(
     half = size // 2 + 1
     fft_error = FFT_CONSTANT * math.log2(size) * UNIT
     log_size, ceiling, phase = np.zeros(half), np.zeros(half), np.zeros(half)
-    log_norm, relative, over, under, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
-    stray = 0.0
-    for law, times in laws:
-        exponent = law.log_mass + (theta * h) * law.index
-        norm = log_sum(exponent)
-        weight = np.exp(exponent - norm)
-        with np.errstate(invalid="ignore"):
-            rounding = UNIT * (6 + np.abs(law.log_mass) + abs(theta * h) * np.abs(law.index) + abs(norm))
-            error = law.error + rounding
-        # One factor covers every path through these atoms; the few in the far tails are charged by their mass.
-        common = weight > 1e-25
-        relative += times * float(error[common].max())
-        stray += times * float(np.minimum(weight[~common] * 1e3, 1e-22).sum())
-        over += times * (log_sum(exponent + slopes[0] * h * law.index) - norm)
-        under += times * (log_sum(exponent - slopes[1] * h * law.index) - norm)
-        # Centring keeps the phases small where the spectrum matters, so that T·angle stays accurate.
-        centre = round(float(weight @ law.index))
-        spectrum = np.fft.rfft(np.bincount((law.index - centre) % size, weights=weight, minlength=size))
+    log_norm, relative, stray, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    each = [weigh(law, theta, h) for law, _ in laws]
+    for (law, times), tilted in zip(laws, each):
+        relative += times * tilted.error
+        stray += times * tilted.stray
+        place = (tilted.index - tilted.centre) % size
+        spectrum = np.fft.rfft(np.bincount(place, weights=tilted.weight, minlength=size))
         modulus = np.abs(spectrum)
         logs = np.log(np.maximum(modulus, 1e-300))
         log_size += times * logs
@@ -112,8 +158,8 @@ def compose(
         angle[needed] = np.arctan2(spectrum.imag[needed], spectrum.real[needed])
         phase += times * angle
         ceiling += times * (np.log(modulus + fft_error) + 4 * UNIT * (2 + np.abs(logs) + np.abs(angle)))
-        log_norm += times * norm
-        shift += times * centre
+        log_norm += times * tilted.norm
+        shift += times * tilted.centre
         offset += times * law.origin
         offset_error += 2 * UNIT * (abs(times * law.origin) + abs(offset))
     alive = log_size > _NEGLIGIBLE
@@ -126,8 +172,7 @@ def compose(
     lost[alive] = highest[alive] * -np.expm1(np.minimum(log_size[alive] - ceiling[alive], 0.0))
     sup = 2 / size * (float(lost.sum()) + (fft_error + 8 * UNIT) * float(modulus.sum()))
     mass = np.roll(np.fft.irfft(spectrum, size), -((first - shift) % size))
-    last = first + size
-    wrapped = math.exp(min(0.0, over - slopes[0] * h * last)) + math.exp(min(0.0, under + slopes[1] * h * first))
+    wrapped = wrapping(each, [times for _, times in laws], h, first, size, slopes)
     offset_error += 4 * UNIT * h * (abs(first) + size)
     relative = math.expm1(min(relative, 50.0))
     return Tilted(theta, h, first, offset, offset_error, log_norm, mass, sup, stray + 1.01 * wrapped, relative)

@@ -21,7 +21,7 @@ def largest_window(runs: int) -> int:
     return int(min(LARGEST_WINDOW, max(4096, _WORK / max(runs, 1))))
 
 
-def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
+def above_law(cut: Cells, direction: int) -> tuple[Law, float, float]:
     """Dominating law of the first member, log of its mass where the second has none, and κ of its tails."""
     none = np.zeros(len(cut.above_index))
     if direction > 0:
@@ -30,7 +30,7 @@ def _above(cut: Cells, direction: int) -> tuple[Law, float, float]:
     return Law(-cut.above_index, log_q, none, -cut.origin), cut.log_q_at_infinity, cut.kappa_reverse
 
 
-def _below(cut: Cells, direction: int) -> tuple[Law, Law]:
+def below_laws(cut: Cells, direction: int) -> tuple[Law, Law]:
     """Dominated laws of the first and of the second member, as laws of one label."""
     start = direction * (cut.origin + cut.h / 2)
     p = Law(direction * cut.below_index, cut.below_log_p, cut.below_error, start)
@@ -86,7 +86,7 @@ def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
     """Composed tails of the pair from above."""
     laws, log_infinite, raised = [], -math.inf, 0.0
     for step, times in runs:
-        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
+        law, lost, kappa = above_law(cells(step, h, growth, aim.reach), aim.direction)
         laws.append((law, times))
         log_infinite = _log_add(log_infinite, lost + math.log(times))
         raised += times * kappa
@@ -130,7 +130,7 @@ def _moments(runs: Sequence[Run], aim: Aim, h: float, growth: float, thetas: Arr
     """log E e^{θL} of the dominating laws, log of the mass at infinity, and what round-off adds."""
     total, log_infinite, raised = np.zeros(len(thetas)), -math.inf, 0.0
     for step, times in runs:
-        law, lost, kappa = _above(cells(step, h, growth, aim.reach), aim.direction)
+        law, lost, kappa = above_law(cells(step, h, growth, aim.reach), aim.direction)
         losses = law.origin + h * law.index
         total += times * np.array([log_sum(law.log_mass + theta * losses) for theta in thetas])
         log_infinite = _log_add(log_infinite, lost + math.log(times))
@@ -147,7 +147,7 @@ def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
     """Composed tails of the pair from below."""
     firsts, seconds = [], []
     for step, times in runs:
-        p, q = _below(cells(step, h, growth, aim.reach), aim.direction)
+        p, q = below_laws(cells(step, h, growth, aim.reach), aim.direction)
         firsts.append((p, times))
         seconds.append((q, times))
     first, size, pivot = _window(firsts, aim, h)
@@ -161,13 +161,18 @@ def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
 
 def spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
     """Lattice width whose two discretisations differ by about ``tolerance`` in ε, on a grid shared between calls."""
-    steps = sum(times for _, times in runs)
     widest = (aim.high - aim.low) / 200
-    h = min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), widest)
+    h = wanted_spacing(runs, aim, tolerance)
     # Where most mass lies within one cell of the loss's lower end, far wider cells lose as little.
     while h < widest and _predicted_width(runs, aim, 1.5 * h) <= tolerance:
         h = min(1.5 * h, widest)
     return max(on_grid(h), (aim.high - aim.low) / (largest_window(len(runs)) - 4))
+
+
+def wanted_spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
+    """The same where mass is spread smoothly, and however many points it takes."""
+    steps = sum(times for _, times in runs)
+    return min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), (aim.high - aim.low) / 200)
 
 
 def on_grid(h: float) -> float:

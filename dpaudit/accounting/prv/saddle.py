@@ -31,7 +31,8 @@ def rough(step: Step, reach: float) -> tuple[Array, Array]:
         for j, w in enumerate(part.up):
             if w > 0:
                 z = (x - j) / part.scale
-                exponent = -0.5 * z * z if part.mechanism is Mechanism.GAUSSIAN else -np.abs(z)
+                with np.errstate(over="ignore"):
+                    exponent = -0.5 * z * z if part.mechanism is Mechanism.GAUSSIAN else -np.abs(z)
                 density = np.logaddexp(density, math.log(w) + exponent)
         density += np.log(width)
         density -= np.logaddexp.reduce(density)
@@ -111,7 +112,7 @@ def _crossing(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aim:
-    """Where to put the window: tilt, centre and reach of the composed loss, and Chernoff slopes at its ends."""
+    """Where to put the window: tilt, centre, reach and spread of the composed loss, and Chernoff slopes at its ends."""
 
     direction: int
     theta: float
@@ -121,6 +122,7 @@ class Aim:
     slopes: tuple[float, float]
     epsilon: float
     reach: float
+    spread: float
 
 
 def aim_by(
@@ -143,7 +145,7 @@ def aim_by(
     up, down = int(np.nanargmin(reach_up)), int(np.nanargmin(reach_down))
     slopes = (float(steps[up]), float(steps[down]))
     low, high = mean - float(reach_down[down]), mean + float(reach_up[up])
-    return Aim(direction, theta, mean, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach)
+    return Aim(direction, theta, mean, low, high, slopes, max(0.0, mean if epsilon is None else epsilon), reach, spread)
 
 
 def aim_at_delta(runs: Sequence[Run], direction: int, log_delta: float) -> Aim:

@@ -19,6 +19,8 @@ NARROW = 0.02
 """Noise narrower than this share of a shift: bounds by participation are as good as a lattice's, and cheaper."""
 WIDE = 1e12
 """Noise wider than this many shifts: a step's loss is below what rounding resolves."""
+LARGEST_MU = 1e10
+"""Exact Gaussian part above which bounds by participation are as good as a lattice's: the sampled runs hardly count."""
 _GIVEN_UP = 1e-3  # share of δ for which runs that hardly ever take part are left out of the upper bound
 
 
@@ -34,7 +36,7 @@ class Sides:
     @property
     def on_lattice(self) -> bool:
         """Whether every run that is left can be cut into cells."""
-        return not any(_narrow(step) for step, _ in self.above.runs)
+        return self.above.mu <= LARGEST_MU and not any(_narrow(step) for step, _ in self.above.runs)
 
 
 def sides(cost: Charges, delta: float | None = None) -> Sides:

@@ -1,0 +1,216 @@
+"""Composition by the few Fourier coefficients that matter, with no window held in memory.
+
+The tilted law of T steps has the Fourier coefficients Π_s φ_s(ω)^{T_s}, and once there are many steps all but some
+dozens of them vanish. Those are summed directly over the atoms of every step; a tail sum at a lattice point is a
+geometric series in each of them. So the cost does not depend on the number of lattice points in the window: 10⁹ steps
+cost what 10⁴ do. Three errors are counted.
+
+* ``error``: of every coefficient kept. The direct sum is right to a few dozen units of round-off, which pass through
+  φ ↦ Π φ_s^{T_s} as in :mod:`dpaudit.accounting.prv.compose`.
+* ``rest``: the sum of the moduli of all coefficients left out. For atoms of a law with weights w on the lattice,
+  1 − |φ(ω)|² = Σ_{kl} w_k·w_l·(1 − cos ω(k − l)), and −log|φ| is at least half of that. Any subset of the atoms and of
+  the runs gives less, so the most frequent ones give a lower bound Λ(ω) of −log of the modulus. |Λ''| is at most the
+  variance V of those atoms, so that Λ is at least the smaller of its ends on an interval of width d, less V·d²/8.
+  Λ is evaluated so densely that this proves every modulus left out to be below e^{-50}.
+* ``total``: mass that wraps round the window, and far atoms, as in :mod:`dpaudit.accounting.prv.compose`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dpaudit.accounting.prv.compose import Law, Weighted, weigh, wrapping
+from dpaudit.accounting.prv.loss import UNIT, Array, Integers
+
+Complex = npt.NDArray[np.complex128]
+
+LEAST_DECAY = 50.0
+"""Every coefficient left out has a modulus below e^-50."""
+MOST_FREQUENCIES = 4096
+_LARGEST_SIZE = 2**50  # lattice indices times frequencies stay exact integers
+_FEW_STEPS = 20  # runs of fewer steps prove no decay worth having
+_ENTRIES = 2**20  # atoms times frequencies summed at once
+_TINY = 1e-22  # weights below this are left out of sums, and counted as an error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """Composed law under the tilt ``theta`` on lattice points ``first .. first + size − 1``, by its coefficients.
+
+    The tilted mass at point j is Re Σ_f value[f]·e^{iω_f(j − shift)}·(1 or 2)/size with ω_f = 2πf/size; the law's own
+    mass there is that times ``exp(log_norm − theta·h·j)``, at loss ``offset + h·j``. Errors: see the module.
+    """
+
+    theta: float
+    h: float
+    first: int
+    size: int
+    offset: float
+    offset_error: float
+    log_norm: float
+    value: Complex
+    error: Array
+    rest: float
+    shift: int
+    total: float
+    relative: float
+
+
+def spectrum(
+    laws: Sequence[tuple[Law, int]],
+    *,
+    theta: float,
+    h: float,
+    first: int,
+    size: int,
+    slopes: tuple[float, float],
+    weighed: Sequence[Weighted] | None = None,
+) -> Spectrum | None:
+    """Compose each law with itself as often as it says, all together; None where too many coefficients matter.
+
+    Parameters
+    ----------
+    theta, h, first, size, slopes
+        As for :func:`dpaudit.accounting.prv.compose.compose`.
+    weighed : sequence of Weighted, optional
+        The laws under the tilt, where they are known already.
+    """
+    if size > _LARGEST_SIZE:
+        return None
+    each = weighed if weighed is not None else [weigh(law, theta, h) for law, _ in laws]
+    times = [count for _, count in laws]
+    last = _last_frequency(each, times, size)
+    if last is None:
+        return None
+    log_size, ceiling, phase = np.zeros(last + 1), np.zeros(last + 1), np.zeros(last + 1)
+    log_norm, relative, stray, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    for (law, count), tilted in zip(laws, each):
+        found, error = _coefficients(tilted, last, size)
+        modulus = np.abs(found)
+        logs, angle = np.log(np.maximum(modulus, 1e-300)), np.arctan2(found.imag, found.real)
+        log_size += count * logs
+        phase += count * angle
+        ceiling += count * (np.log(modulus + error) + 4 * UNIT * (2 + np.abs(logs) + np.abs(angle)))
+        log_norm += count * tilted.norm
+        relative += count * tilted.error
+        stray += count * tilted.stray
+        shift += count * tilted.centre
+        offset += count * law.origin
+        offset_error += 2 * UNIT * (abs(count * law.origin) + abs(offset))
+    size_kept: Array = np.exp(log_size)
+    highest = np.exp(np.minimum(ceiling, 1.0))
+    lost: Array = highest * -np.expm1(np.minimum(log_size - ceiling, 0.0)) + 8 * UNIT * size_kept
+    offset_error += 4 * UNIT * h * (abs(first) + size)
+    total = stray + 1.01 * wrapping(each, times, h, first, size, slopes)
+    rest = size * math.exp(-LEAST_DECAY)
+    relative = math.expm1(min(relative, 50.0))
+    value = size_kept * np.exp(1j * phase)
+    return Spectrum(theta, h, first, size, offset, offset_error, log_norm, value, lost, rest, shift, total, relative)
+
+
+def _coefficients(tilted: Weighted, last: int, size: int) -> tuple[Complex, Array]:
+    """Σ_k w_k·e^{-iω_f(k − centre)} for f = 0 .. last, and how far each may be off."""
+    weight, place = tilted.weight, tilted.index - tilted.centre
+    kept = weight > _TINY
+    weight, place = weight[kept], place[kept]
+    found = np.zeros(last + 1, dtype=np.complex128)
+    depth = 0
+    width = max(1, _ENTRIES // (last + 1))
+    for start in range(0, len(weight), width):
+        some, at = weight[start : start + width], place[start : start + width]
+        # Row f of the matrix is w·z^f, made by doubling: every entry is a product of at most ``depth`` exact powers.
+        rows = np.empty((last + 1, len(some)), dtype=np.complex128)
+        rows[0] = some
+        have, depth = 1, 0
+        while have <= last:
+            turn = (at * have + size // 2) % size - size // 2  # exact, and reduced before it is rounded
+            more = min(have, last + 1 - have)
+            np.multiply(rows[:more], np.exp((-2j * math.pi / size) * turn), out=rows[have : have + more])
+            have, depth = have + more, depth + 1
+        found += rows.sum(axis=1)
+    blocks = 1 + len(weight) // width
+    distance = float(weight @ np.abs(place)) if len(weight) else 0.0
+    omega = (2 * math.pi / size) * np.arange(last + 1, dtype=np.float64)
+    missing = _TINY * (len(kept) - len(weight))
+    error: Array = UNIT * (48 + 7 * depth + blocks + 8 * omega * distance) + missing
+    return found, error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Core:
+    """The most frequent atoms of one run's law: places, weights, their sum, variance, and the number of steps."""
+
+    place: Integers
+    weight: Array
+    mass: float
+    variance: float
+    times: int
+
+
+def _core(tilted: Weighted, times: int) -> _Core:
+    """Atoms round the mean that hold nearly all mass; narrower and narrower while rare ones make the variance."""
+    place, weight = tilted.index - tilted.centre, tilted.weight
+    mass, mean = float(weight.sum()), float(weight @ place)
+    variance = max(float(weight @ np.square(place - mean)), 0.0)
+    for _ in range(8):
+        near = np.abs(place - mean) <= 5 * math.sqrt(variance) + 1
+        some = weight[near]
+        inner = float(some.sum())
+        if inner < 0.9:
+            break
+        at = place[near]
+        inner_mean = float(some @ at) / inner
+        inner_variance = max(float(some @ np.square(at - inner_mean)) / inner, 0.0)
+        shrunk = inner_variance < 0.7 * variance
+        place, weight, mass, mean, variance = at, some, inner, inner_mean, inner_variance
+        if not shrunk:
+            break
+    return _Core(place, weight, mass, variance, times)
+
+
+def _last_frequency(each: Sequence[Weighted], times: Sequence[int], size: int) -> int | None:
+    """Number of the last coefficient to keep: the moduli of all later ones are proven to be below e^-50."""
+    cores = [_core(tilted, count) for tilted, count in zip(each, times) if count >= _FEW_STEPS]
+    variance = sum(core.times * core.mass**2 * core.variance for core in cores) * (1 + 1e-9)
+    # Rounding of |φ|² (a sum of n terms is right to n units), and weights that add up to a little more than one.
+    rounding = UNIT * sum(core.times * (4 * len(core.place) + 200) for core in cores)
+    target = LEAST_DECAY + 1 + rounding + 1e-14 * sum(times)
+    if not variance > 0 or not math.isfinite(variance):
+        return None
+    begin = _proven_from(cores, variance, target)
+    if begin is None:
+        return None
+    last = math.ceil(begin * size / (2 * math.pi))
+    return last if last <= min(MOST_FREQUENCIES, max(128, size // 16)) else None
+
+
+def _proven_from(cores: Sequence[_Core], variance: float, target: float) -> float | None:
+    """A frequency from which on, up to π, Λ is proven to be at least ``target``."""
+    points = 2 ** min(13, max(8, math.ceil(math.log2(3 * math.sqrt(variance)))))
+    turn = 2 * math.pi / points
+    grid = np.zeros(points // 2 + 1)
+    for core in cores:
+        folded = np.fft.rfft(np.bincount(core.place % points, weights=core.weight, minlength=points))
+        grid += (0.5 * core.times) * (core.mass**2 - np.square(folded.real) - np.square(folded.imag))
+    bad = np.flatnonzero(np.minimum(grid[:-1], grid[1:]) - variance * turn * turn / 8 < target)
+    begin = int(bad[-1]) + 1
+    if begin > len(grid) // 2:
+        return None
+    edge = math.sqrt(2 * target / variance)
+    if edge >= 0.8 * begin * turn:
+        return float(begin * turn)
+    # The grid is too wide near zero: come down from there in steps of a fifth.
+    omega = np.geomspace(edge, begin * turn, math.ceil(math.log(begin * turn / edge) / math.log(1.2)) + 1)
+    near = np.zeros(len(omega))
+    for core in cores:
+        angles = np.multiply.outer(omega, core.place)
+        cosine, sine = np.cos(angles) @ core.weight, np.sin(angles) @ core.weight
+        near += (0.5 * core.times) * (core.mass**2 - np.square(cosine) - np.square(sine))
+    bad = np.flatnonzero(np.minimum(near[1:], near[:-1]) - variance * np.square(np.diff(omega)) / 8 < target)
+    first = int(bad[-1]) + 1 if len(bad) else 0
+    return float(omega[first]) * (1 + 1e-12)
