@@ -142,11 +142,17 @@ class Bag(nn.Module):
         super().__init__()
         self.kind = kind
         self.words, self.middle, self.out = nn.Embedding(29, 6), nn.Linear(6, 6), nn.Linear(6, 2)
-        self.router = nn.Linear(6, 1)
-        self.register_buffer("mean", torch.zeros(6))
         self.kept: Tensor | None = None
-        self.norm = nn.InstanceNorm1d(6, track_running_stats=kind == "running statistics")
-        self.batch_norm = nn.BatchNorm1d(6)
+        # a layer is made only for the kind that is about it: one that merely stands there is refused by name, and the
+        # search would then learn nothing of the kind that was drawn
+        if kind in ("running statistics", "instance norm"):
+            self.norm = nn.InstanceNorm1d(6, track_running_stats=kind == "running statistics")
+        if kind.startswith("batch norm"):
+            self.batch_norm = nn.BatchNorm1d(6)
+        if kind == "router":
+            self.router = nn.Linear(6, 1)
+        if kind == "running mean":
+            self.register_buffer("mean", torch.zeros(6))
         if kind == "batch norm, frozen":
             self.batch_norm.requires_grad_(False)
 
