@@ -16,6 +16,7 @@ from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
+from dpaudit.runs.records import limit_of
 from dpaudit.runs.units import draws_units, units_statement
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.files import write_atomically
@@ -212,6 +213,7 @@ def _evidence(
             "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
             "records": {
                 "declared": config.privacy.public_size,
+                **limit_of(config.data),
                 "canaries": plan.m,
                 "inserted": int(np.sum(secret.coins)),
                 "copies": plan.copies,

@@ -250,6 +250,11 @@ def limit_rule(data: Data) -> str:
     return data.limit_by or ("first" if data.heldout is not None else "random")
 
 
+def limit_of(data: Data) -> dict[str, int | str]:
+    """How the records were chosen, for the certificate; empty where the whole file is used."""
+    return {} if data.limit is None else {"limit": data.limit, "limit_by": limit_rule(data)}
+
+
 def split_by_text(whole: RawRecords, fraction: float, seed: int) -> tuple[RawRecords, RawRecords]:
     """Private and public records of one file: a record is public where the digest of seed and text lies below a share.
 

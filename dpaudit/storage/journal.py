@@ -181,6 +181,8 @@ class DiskJournal:
         self._last_count: float | None = None
         self._planned = planned_steps
         self.recovered_steps = 0
+        # refused now what could not be read back once steps are counted
+        Ledger(stages=(), relation=relation, unit=unit, max_records_per_unit=max_records_per_unit)
         header = {
             "kind": "header",
             "version": 1,

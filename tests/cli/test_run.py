@@ -37,6 +37,7 @@ def test_the_page_of_a_run_says_what_was_declared_and_that_nobody_signed(certifi
     release = certified / "release"
     body = json.loads((release / "certificate.json").read_text())["predicate"]
     records = body["provenance"]["records"]
+    assert (records["limit"], records["limit_by"]) == (60, "first")
     assert records["inserted"] == sum(row[1] for row in body["audit"]["canaries"])
     page = (release / "report.html").read_text()
     assert f"{records['declared']:,}, as declared" in page and "Unsigned" in page

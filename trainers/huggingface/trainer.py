@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpaudit import Budget, Calibrate, Journal, Ledger, Stage
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.protocols import seal_reason
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
@@ -33,8 +34,10 @@ from dpaudit.trainers.huggingface.continuation import (
     refuse_lost_steps,
     refuse_missing_ledger,
 )
+from dpaudit.trainers.huggingface.draws import Drawn, Draws
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
@@ -151,6 +154,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._names: list[str] = []
         self._past: tuple[Stage, ...] = ()
         self._counted, self._allowed = 0, self.plan.steps
+        self._room, self._saved = CheckpointRoom(Path(args.output_dir), 0), 0
         self._micro = PhysicalBatch(args.per_device_train_batch_size)
         if model is not None:
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
@@ -175,10 +179,13 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
         """Train as the plan says; a resume continues the ledger of the checkpoint's run.
 
-        Ctrl-C and SIGTERM finish the step and save a checkpoint first.
+        Ctrl-C and SIGTERM finish the step and save a checkpoint first. Where checkpoints are saved at all, room for one
+        is reserved before the first step and after each of them, so that a disk that fills up loses no step.
 
         Raises
         ------
+        StorageFailed
+            When the ledger or a checkpoint cannot be written; says where the steps so far are saved.
         InvalidEvidence
             When the ledger is missing, holds fewer steps than the checkpoint, or is another one.
         PrivacyRefusal
@@ -197,16 +204,58 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             if self.privacy is None or self.privacy.preflight:
                 self._check()
             assert self._journal is not None
+            self._reserve()
             self._journal.begin(self.plan.stage(0))
             self._beat = Heartbeat(self.plan, lambda: self.ledger)
             with finish_the_step() as self._told:
-                super().train(resume_from_checkpoint=resume, **kwargs)
+                self._train(resume, kwargs)
             self._beat.end(self.ledger.steps)
             self._told.end()
             reason = "completed"
         finally:
             self._close(reason)
         return train_output(self.state.global_step, self.ledger, self.plan.delta)
+
+    def _reserve(self) -> None:
+        """Reserve room for a checkpoint, where checkpoints are written by this process."""
+        folder = Path(self.args.output_dir) / "privacy"
+        wanted = self.args.save_strategy != "no" and self.args.should_save
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = getattr(self, "processing_class", None)
+        self._room = CheckpointRoom(folder, checkpoint_size(self.model, tokenizer=tokenizer) if wanted else 0)
+        self._saved = self.ledger.steps
+        self._room.reserve()
+
+    def _train(self, resume: Any, options: dict[str, Any]) -> None:
+        """Train; what cannot be written ends training, with the steps so far saved into the reserved room."""
+        try:
+            super().train(resume_from_checkpoint=resume, **options)
+        except OSError as error:
+            if not (isinstance(error, StorageFailed) or self._room.explains(error)):
+                raise
+            self._room.give_back()
+            failure = error if isinstance(error, StorageFailed) else StorageFailed.of(Path(self.args.output_dir), error)
+            told = f"{str(failure).rstrip('.')}; {self._keep()}"
+            stopped = StorageFailed(told)
+            stopped.errno = failure.errno
+            raise stopped from error
+        finally:
+            self._room.give_back()
+
+    def _keep(self) -> str:
+        """Save the steps that no checkpoint holds, and say where they are."""
+        steps = self.ledger.steps
+        if self.args.save_strategy == "no" or not steps:
+            return f"the model in memory holds the {steps} steps that were counted."
+        if steps > self._saved:
+            self._room = CheckpointRoom(Path(self.args.output_dir), 0)  # training ends: none is reserved any more
+            try:
+                self._save_checkpoint(self.model, None)
+            except Exception as error:
+                lost = steps - self._saved
+                return f"the last {lost} steps that were counted could not be saved either ({type(error).__name__})."
+        return f"the {steps} steps that were counted are saved in checkpoint-{self.state.global_step}."
 
     def _close(self, reason: str) -> None:
         if self._clipper is not None:
@@ -287,8 +336,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
             self.train_dataset,
-            batch_sampler=_Draws(sampler, steps),
-            collate_fn=_Records,
+            batch_sampler=Draws(sampler, steps),
+            collate_fn=Drawn,
             num_workers=self.args.dataloader_num_workers,
         )
 
@@ -392,9 +441,26 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         assert self._journal is not None
         self._journal.seal(seal_reason("checkpoint", is_test=self.status == "test"))
         try:
-            super()._save_checkpoint(model, trial)
+            self._write_checkpoint(model, trial)
         finally:
             self._journal.begin(self.plan.stage(0))
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, on a full disk into the reserved room; then reserve the next one's."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # the libraries that write have errors of their own for a full disk
+            if not self._room.explains(error):
+                raise
+            self._room.give_back()
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                super()._save_checkpoint(model, trial)
+            except Exception as again:
+                raise StorageFailed.of(folder, again) from again
+        self._saved = self.ledger.steps
+        self._room.reserve(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -426,27 +492,6 @@ class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
         if self._trainer._told.signal is not None:
             control.should_training_stop = control.should_save = True
         return control
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Records:
-    """The records of one draw, collated later, so that the micro-batch can shrink."""
-
-    records: list[Any]
-
-
-class _Draws:
-    """A batch sampler of ``steps`` draws, for a DataLoader that nobody re-wraps."""
-
-    def __init__(self, sampler: Sampler, steps: int) -> None:
-        self._sampler, self._steps = sampler, steps
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for _ in range(self._steps):
-            yield self._sampler.draw().tolist()
 
 
 def _steps_within(budget: Budget, ledger: Ledger, plan: PrivacyPlan, planned: int) -> int:
