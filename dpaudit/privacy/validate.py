@@ -41,7 +41,10 @@ def open_unit(**values: float) -> None:
     """Require every value in (0, 1), as for δ and α."""
     for name, value in values.items():
         if not 0 < _real(name, value) < 1:
-            raise InvalidValue(f"{name}={value} must be in (0, 1); for delta a usual choice is 1/(2N) or below.")
+            usual = (
+                "; a usual choice is 1/(2N) or below for N units" if name == "delta" else "; give a number between them"
+            )
+            raise InvalidValue(f"{name}={value} must be in (0, 1){usual}.")
 
 
 def integer_at_least(bound: int, **values: int) -> None:

@@ -237,7 +237,7 @@ def read_record(folder: RunFolder) -> RunRecord:
             f"{folder.record} has schema {schema!r} or an unknown status; dpaudit reads {RUN_SCHEMA}."
         )
     for key, kinds in _KEYS.items():
-        if not isinstance(value.get(key), kinds):
+        if key not in value or not isinstance(value[key], kinds):
             raise InvalidEvidence(f"{folder.record} is not a run record: its {key!r} is missing or wrong.")
     for key, item in value["facts"].items():
         if key in _FACTS and not isinstance(item, _FACTS[key]):

@@ -275,8 +275,10 @@ def verify_plan(path: Path) -> Any:
 def privacy_record(folder: Path) -> list[bytes]:
     """Seed: privacy.json of the certificate."""
     from dpaudit.certificates.privacy_json import privacy_json
+    from dpaudit.certificates.statement import Statement
 
-    return [privacy_json(json.loads((release(folder) / "certificate.json").read_bytes()))]
+    statement = Statement.from_bytes((release(folder) / "certificate.json").read_bytes())
+    return [privacy_json(statement)]
 
 
 def run_record(folder: Path) -> list[bytes]:

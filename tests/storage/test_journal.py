@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dpaudit import InvalidEvidence, Sampling, Stage
+from dpaudit import InvalidEvidence, InvalidValue, Sampling, Stage
 from dpaudit.storage.journal import DiskJournal, _read_open, read_journal, read_ledger
 
 STAGE = Stage(sampling_probability=0.1, noise_multiplier=1.0, steps=0, sampling=Sampling.POISSON, clipping_norm=0.5)
@@ -164,3 +165,13 @@ def test_blocks_never_exceed_the_plan(tmp_path: Path) -> None:
 def test_lines_hold_plain_json(tmp_path: Path) -> None:
     journal(tmp_path)
     assert json.loads((tmp_path / "ledger.jsonl").read_text())["kind"] == "header"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"unit": "para\u2028graph"}, {"unit": ""}, {"relation": "add"}, {"max_records_per_unit": 0}]
+)
+def test_what_could_not_be_read_back_is_refused_before_the_ledger_is_begun(tmp_path: Path, bad: dict[str, Any]) -> None:
+    header: dict[str, Any] = {"relation": "add_or_remove_one", "unit": "row", "audit_plan_sha256": None}
+    with pytest.raises(InvalidValue):
+        DiskJournal(tmp_path / "ledger.jsonl", **{**header, **bad})
+    assert not list(tmp_path.iterdir())

@@ -98,3 +98,13 @@ def test_a_record_with_a_field_of_another_type_is_one_sentence(tmp_path: Path, c
     folder.record.write_text(json.dumps(value))
     with pytest.raises(InvalidEvidence):
         read_record(folder)
+
+
+@pytest.mark.parametrize("key", sorted(new_record({}).to_dict()))
+def test_a_record_without_one_of_its_fields_is_one_sentence(tmp_path: Path, key: str) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    value = {name: item for name, item in new_record({}).to_dict().items() if name != key}
+    folder.record.write_text(json.dumps(value))
+    with pytest.raises(InvalidEvidence) as refusal:
+        read_record(folder)
+    assert "\n" not in str(refusal.value)

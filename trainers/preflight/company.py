@@ -22,8 +22,10 @@ class Composition:
     size : int
         Records collated.
     side : str or None
-        Where this composition pads, for the report; a composition with a side is left out where the model cannot run
-        it, since it takes one length alone.
+        Where this composition pads, for the report.
+    may_fail : bool
+        Whether the composition is left out where the model cannot run it, since it takes one length alone, or none so
+        short; so is every composition with a side.
     """
 
     what: str
@@ -31,6 +33,12 @@ class Composition:
     rows: tuple[tuple[int, int], ...]
     size: int
     side: str | None = None
+    may_fail: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """Whether the composition is left out where the model cannot run it."""
+        return self.may_fail or self.side is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +84,13 @@ class Company:
         )
 
 
-def company_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Company:
+def company_of(
+    records: Sequence[Any],
+    others: Sequence[Any],
+    collate: Callable[[list[Any]], Any],
+    *,
+    short: Sequence[Any] = (),
+) -> Company:
     """Collate ``records`` alone, together, in other company, turned round, and beside copies of themselves.
 
     Parameters
@@ -85,8 +99,12 @@ def company_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[
         At least two; their lengths should differ where the collator takes that.
     others : sequence
         As many, each of the length of its counterpart and of other content.
+    short : sequence
+        Further records, of lengths at which collators may behave otherwise (drop a record, say); they meet each other
+        in pairs, and all together. Where one of them cannot be collated alone they are left out.
     """
-    everyone = [*records, *others]
+    short = _collatable(short, collate)
+    everyone = [*records, *others, *short]
     count = len(records)
 
     def together(what: str, members: Sequence[int], side: str | None = None) -> Composition:
@@ -102,6 +120,9 @@ def company_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[
         together("order", first[::-1]),
         together("copies", [0, 0, *first[1:]]),
     ]
+    met = list(range(2 * count, len(everyone)))
+    for members in [met[at : at + 2] for at in range(0, len(met) - 1, 2)] + ([met] if len(met) > 2 else []):
+        compositions.append(dataclasses.replace(together("length", members), may_fail=True))
     rest = [[i for i in first if i != left] for left in first]
     return Company(
         alone=tuple(collate([record]) for record in everyone),
@@ -111,6 +132,16 @@ def company_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[
         twins=(whole.batch, collate(list(others))),
         collated=True,
     )
+
+
+def _collatable(records: Sequence[Any], collate: Callable[[list[Any]], Any]) -> list[Any]:
+    """The records, or none where the collator cannot take one of them."""
+    try:
+        for record in records:
+            collate([record])
+    except Exception:
+        return []
+    return list(records)
 
 
 def hermits_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Company:

@@ -95,7 +95,7 @@ class Alone:
         """
         if company.whole[0].size > 1:
             evaluation.losses(company.whole[0].batch, company.whole[0].size)  # the clearest message about shapes
-        padded = {number for part in company.compositions if part.side is not None for _, number in part.rows}
+        optional = {number for part in company.compositions if part.optional for _, number in part.rows}
         replayed = {number for part in company.whole for _, number in part.rows}
         losses, gradients = [], []
         for number, batch in enumerate(company.alone):
@@ -104,7 +104,7 @@ class Alone:
             except DpauditError:
                 raise
             except Exception:
-                if number not in padded:
+                if number not in optional:
                     raise
                 found = torch.full((1,), torch.nan)  # of a length that the model does not take
             losses.append(found.detach().double().cpu())
@@ -193,13 +193,13 @@ def _gradients_agree(
 
 
 def losses_of(evaluation: Evaluation, composition: Composition) -> Tensor | None:
-    """Losses of a composition; None where it pads and the model cannot run the padded batch at all."""
+    """Losses of a composition; None where it is optional and the model cannot run the batch at all."""
     try:
         return evaluation.losses(composition.batch, composition.size)
     except DpauditError:
         raise
     except Exception:
-        if composition.side is None:
+        if not composition.optional:
             raise
         return None
 

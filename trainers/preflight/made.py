@@ -90,6 +90,11 @@ class Maker:
         self._asked = self.length
         self._ids: list[int] | None = None
 
+    @property
+    def one_length(self) -> bool:
+        """Whether every record has the length of the given ones, whatever is asked for."""
+        return self._vary == "none"
+
     def make(self, length: int | None = None) -> Any:
         """One record, with ``length`` entries in its main sequence where lengths vary."""
         if isinstance(self._one, (int, np.integer)):

@@ -122,8 +122,11 @@ def _collated(source: CollatedRecords, maker: Maker, longest: int, size: int) ->
     lengths = [short, min(longest, max(2 * short, _LONG)), max(1, short // 2), short]
     wanted = [lengths[i % len(lengths)] for i in range(size)]
     records, others = [maker.make(n) for n in wanted], [maker.make(n) for n in wanted]
-    together = hermits_of if source.physical_batch_size == 1 else company_of
-    return together(records, others, source.batch)
+    if source.physical_batch_size == 1:
+        return hermits_of(records, others, source.batch)
+    own = min(longest, maker.length)
+    short = [] if maker.one_length else [maker.make(n) for n in (own, own, 1, 2)]
+    return company_of(records, others, source.batch, short=short)
 
 
 def _as_they_are(source: CollatedRecords, size: int) -> Company:

@@ -98,6 +98,12 @@ def without_marks(rows: list[list[int]]) -> dict[str, Tensor]:
     return {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
 
 
+def kept_only(rows: list[list[int]], keep: Callable[[list[int]], bool]) -> dict[str, Tensor]:
+    """Drops rows, and repeats others in their place."""
+    kept = [row for row in rows if keep(row)] or rows[:1]
+    return pad_tokens((kept * len(rows))[: len(rows)])
+
+
 class Remembers:
     """Puts the last record of the batch before into the next one."""
 
@@ -121,6 +127,8 @@ COUPLED: dict[str, Collate] = {
     "packed": lambda rows: pad_tokens([[token for row in rows for token in row]]),
     "neighbour as prompt": lambda rows: pad_tokens([[*rows[i - 1], *row] for i, row in enumerate(rows)]),
     "remembers": Remembers(),
+    "refills for short rows": lambda rows: kept_only(rows, lambda row: len(row) > 3),
+    "refills for rows of the data's length": lambda rows: kept_only(rows, lambda row: len(row) > 5 or len(row) < 3),
 }
 
 

@@ -159,6 +159,7 @@ HONEST_WAY = Drawn("left", "gpt2", "ours", (4, 9, 2), False, False, 16, False, 0
 @example(way=HONEST_WAY)
 @example(way=dataclasses.replace(HONEST_WAY, model="bert", collator="right, no mask"))
 @example(way=dataclasses.replace(HONEST_WAY, collator="long windows", lengths=(14, 3, 5)))
+@example(way=dataclasses.replace(HONEST_WAY, collator="drops and refills", lengths=(1, 1)))
 def test_one_record_moves_the_sum_by_at_most_c(way: Drawn) -> None:
     holds(way)
 
