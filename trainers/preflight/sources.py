@@ -125,8 +125,8 @@ def _collated(source: CollatedRecords, maker: Maker, longest: int, size: int) ->
     if source.physical_batch_size == 1:
         return hermits_of(records, others, source.batch)
     own = min(longest, maker.length)
-    short = [] if maker.one_length else [maker.make(n) for n in (own, own, 1, 2)]
-    return company_of(records, others, source.batch, short=short)
+    brief = [] if maker.one_length else [maker.make(n) for n in (own, own, 1, 2)]
+    return company_of(records, others, source.batch, short=brief)
 
 
 def _as_they_are(source: CollatedRecords, size: int) -> Company:
