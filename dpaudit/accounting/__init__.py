@@ -25,6 +25,9 @@ from dpaudit.accounting.tradeoff import TradeOff as TradeOff
 from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting.tuning import Tuning as Tuning
+from dpaudit.accounting.unit_sampling import UnitDesign as UnitDesign
+from dpaudit.accounting.unit_sampling import UnitSampling as UnitSampling
+from dpaudit.accounting.unit_sampling import compare_unit_sampling as compare_unit_sampling
 
 __all__ = [
     "Accountant",
@@ -35,12 +38,15 @@ __all__ = [
     "Question",
     "TradeOff",
     "Tuning",
+    "UnitDesign",
+    "UnitSampling",
     "account",
     "calibrate",
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",
     "compare",
+    "compare_unit_sampling",
     "delta_interval",
     "epsilon_curve",
     "epsilon_interval",
