@@ -17,6 +17,7 @@ from dpaudit.accounting.events import from_opacus as from_opacus
 from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.accounting.events import to_event as to_event
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
+from dpaudit.accounting.opacus import register_with_opacus as register_with_opacus
 from dpaudit.accounting.prv.curves import Interval as Interval
 from dpaudit.accounting.prv.curves import delta_interval as delta_interval
 from dpaudit.accounting.prv.curves import epsilon_interval as epsilon_interval
@@ -55,6 +56,7 @@ __all__ = [
     "from_opacus",
     "from_triples",
     "gaussian_dp",
+    "register_with_opacus",
     "stage_ledger",
     "to_event",
     "tradeoff_curve",

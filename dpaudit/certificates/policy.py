@@ -12,6 +12,7 @@
     required_tests = ["noise_scale"]   # white-box tests that must have run
     allow_deviations = false
     trusted_keys = ["signer.pem"]      # paths relative to the policy
+    timestamp_roots = ["tsa.pem"]      # of the authorities that may date a plan or a certificate
 
 Every key is optional and an unknown key is refused, since a misspelt rule would otherwise be no rule.
 """
@@ -53,6 +54,7 @@ class Policy:
     required_tests: tuple[str, ...] = ()
     allow_deviations: bool = True
     trusted_keys: tuple[str, ...] = ()
+    timestamp_roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_epsilon", "max_delta", "max_delta_times_records", "minimum_power"):
@@ -66,7 +68,15 @@ class Policy:
             validate.integer_at_least(0, minimum_level=self.minimum_level)
             if self.minimum_level > max(Level):
                 raise InvalidValue(f"policy key minimum_level={self.minimum_level} must be in 0..{max(Level):d}.")
-        for name in ("relations", "units", "verdicts", "required_steps", "required_tests", "trusted_keys"):
+        for name in (
+            "relations",
+            "units",
+            "verdicts",
+            "required_steps",
+            "required_tests",
+            "trusted_keys",
+            "timestamp_roots",
+        ):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
                 raise InvalidValue(f"policy key {name}={value!r} must be a list of strings; mend the policy.")
@@ -87,7 +97,10 @@ def read_policy(path: Path) -> Policy:
         raise InvalidValue(f"policy key {unknown[0]!r} is unknown; known keys are {', '.join(sorted(known))}.")
     policy = Policy(**value)
     keys = tuple(_read_key(path.parent / name) for name in policy.trusted_keys)
-    return dataclasses.replace(policy, trusted_keys=keys)
+    roots = tuple(
+        read_bytes(path.parent / name, limit=1 << 20).decode("utf-8", "replace") for name in policy.timestamp_roots
+    )
+    return dataclasses.replace(policy, trusted_keys=keys, timestamp_roots=roots)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

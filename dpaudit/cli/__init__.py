@@ -35,6 +35,7 @@ COMMANDS = {
     "examine": "White-box tests of a step function against the plan it claims to follow.",
     "exposure": "Canary exposure report.",
     "init": "A commented configuration for your data and model; says what it assumed.",
+    "timestamp": "A third party's date on the frozen plan or a certificate, checked offline.",
     "train": "A training run from a TOML file, with canaries, into a run folder.",
     "verify": "Re-derives every number of a certificate from its evidence, without the model.",
 }

@@ -220,6 +220,7 @@ NEEDS = {
     "howto/lora.md": "peft",
     "howto/publish.md": "mlflow",
     "howto/jax_privacy.md": "dp_accounting",
+    "howto/opacus.md": "opacus",
     "howto/verify.md": "cryptography",
 }
 

@@ -14,6 +14,7 @@ from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import Predicate, Statement
+from dpaudit.certificates.timestamp import timestamp_steps
 from dpaudit.certificates.verify.accounting import accounting_steps, claim_step, recomputed_guarantees
 from dpaudit.certificates.verify.audit import audit_steps
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, recompute_audit
@@ -145,6 +146,8 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     steps += recorded_steps(body)
     # Digests of large files come last, so that they cannot spend the time of what decides.
     steps += guarded("subject", lambda: subject_steps(folder, subjects))
+    roots = () if rules is None else rules.timestamp_roots
+    steps += guarded("timestamp", lambda: timestamp_steps(folder, roots))
     steps += guarded("page", lambda: page_steps(folder, certificate.statement))
     chained = any(step.name == "ledger.chain" and step.outcome == EQUAL for step in ledger)
     derived = attempt("verdict", lambda: derive(body, subjects, recomputed, audit, chained=chained, in_run=in_run))

@@ -1,0 +1,47 @@
+"""``dpaudit timestamp``: let a third party date the frozen plan, or a certificate; checked offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dpaudit.cli.common import emit, json_option
+
+
+@click.command("timestamp")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder in which a CONFIG.toml freezes its plan.")
+@click.option("--token", type=click.Path(path_type=Path), help="The authority's answer, to check and to keep.")
+@click.option(
+    "--roots", type=click.Path(path_type=Path), multiple=True, help="PEM certificates that you trust; repeatable."
+)
+@json_option
+def command(file: Path, out: Path | None, token: Path | None, roots: tuple[Path, ...], as_json: bool) -> None:
+    """Write an RFC 3161 request for FILE, or check the authority's answer and keep it beside FILE.
+
+    With a CONFIG.toml the audit plan is frozen in the run folder first, without a training step; certify goes on from
+    there. Nothing is sent: what goes to the authority is a file with a digest and a nonce, and you send it.
+
+    \b
+    Example:
+      dpaudit timestamp mails.toml --out runs/mails
+      dpaudit timestamp runs/mails/release/audit_plan.json --token answer.tsr --roots root.pem
+    """
+    from dpaudit.certificates.timestamp import attach_timestamp, timestamp_request
+    from dpaudit.runs.freeze import freeze
+
+    if token is None:
+        frozen = freeze(file, out) if file.suffix == ".toml" else file
+        request = timestamp_request(frozen)
+        text = (
+            f"wrote {request}; send it to an authority, for example:\n"
+            f"curl -H 'Content-Type: application/timestamp-query' --data-binary @{request} -o answer.tsr URL\n"
+            f"then: dpaudit timestamp {frozen} --token answer.tsr --roots root.pem"
+        )
+        emit({"schema": "dpaudit.timestamp/1", "file": str(frozen), "request": str(request)}, as_json, text)
+        return
+    if not roots:
+        raise click.UsageError("--token needs --roots: the certificates of the authority that you trust.")
+    found = attach_timestamp(file, token, [path.read_text(encoding="utf-8") for path in roots])
+    emit(found.to_dict(), as_json, str(found))
