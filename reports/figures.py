@@ -19,6 +19,7 @@ def epsilon_axis(
     ceiling: float | None,
     confidence: float | None = 0.95,
     copies: int = 1,
+    inside: float | None = None,
 ) -> Drawing:
     """Claim, accounted interval, empirical lower bound and ceiling on one ε axis.
 
@@ -30,6 +31,8 @@ def epsilon_axis(
         Accountants' results; only certified upper bounds are drawn, the tightest one.
     lower, ceiling : float or None
         Empirical lower bound, and what a perfect attack could have shown.
+    inside : float or None
+        Lower bound that the observer of every noisy update shows.
     copies : int
         Above 1 the attack concerns groups of that many records: ``claim`` is then the group's ε, and no guarantee for
         one record may be given.
@@ -37,7 +40,7 @@ def epsilon_axis(
     best = tightest(guarantees)
     upper = None if best is None else best.epsilon_upper
     under = None if best is None else best.epsilon_lower
-    finite = [v for v in (claim, upper, lower, ceiling) if v is not None and math.isfinite(v)]
+    finite = [v for v in (claim, upper, lower, inside, ceiling) if v is not None and math.isfinite(v)]
     end = 1.12 * max(finite)
     limit = min(claim, upper if upper is not None else claim)
 
@@ -45,10 +48,11 @@ def epsilon_axis(
     rows: list[tuple[str, str]] = [(f"Claimed{group}: at most {exact_text(claim)}", "claim")]
     if upper is not None:
         rows.append((f"Follows from the recorded steps: at most {upper_text(upper, within=claim)}", "acc"))
-    if lower is not None:
-        sure = "" if confidence is None else f" ({percent_lower(confidence)} sure)"
-        shown = f"at least {lower_text(lower, beyond=claim)}{sure}" if lower > 0 else "no bound above 0"
-        rows.append((f"Shown by the attack: {shown}", "emp"))
+    sure = "" if confidence is None else f" ({percent_lower(confidence)} sure)"
+    for value, who, kind in ((inside, "Seen from every update", "third"), (lower, "Shown by the attack", "emp")):
+        if value is not None:
+            shown = f"at least {lower_text(value, beyond=claim)}{sure}" if value > 0 else "no bound above 0"
+            rows.append((f"{who}: {shown}", kind))
     if ceiling is not None:
         rows.append((f"A perfect attack could show {lower_text(ceiling)}", "ceil"))
     alt = "One axis of privacy loss epsilon. " + ". ".join(text for text, _ in rows) + "."
@@ -73,7 +77,8 @@ def epsilon_axis(
             size = 12 if narrow else 12.5
             label = axes.text(0, y - 0.18, text, ha="left", va="bottom", fontsize=size, color=COLOURS["ink"], zorder=5)
             label.set_in_layout(False)
-            _lane(axes, y + 0.12, kind, {"claim": claim, "acc": upper, "emp": lower, "ceil": ceiling}[kind], under, end)
+            values = {"claim": claim, "acc": upper, "third": inside, "emp": lower, "ceil": ceiling}
+            _lane(axes, y + 0.12, kind, values[kind], under, end)
         axes.set_xlabel(
             "privacy loss ε" + ("" if narrow else "  (0 = nothing can leak; each unit allows 2.7 times more)")
         )
@@ -101,7 +106,7 @@ def _lane(axes: Any, y: float, kind: str, value: float | None, under: float | No
         if under is not None:
             axes.plot([under, right], [y, y], color=colour, linewidth=9, solid_capstyle="butt")
         axes.plot([right], [y], marker="|", markersize=13, markeredgewidth=2.4, color=colour)
-    elif kind == "emp":
+    elif kind in ("emp", "third"):
         axes.plot([right], [y], marker="o", markersize=8, color=colour, clip_on=False, zorder=4)
         axes.annotate(
             "",

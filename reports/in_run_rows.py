@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpaudit.privacy.rounding import lower_text, nearest_text, percent_upper
-from dpaudit.reports.text import p_value
+from dpaudit.reports.text import p_equals
 
 Fact = tuple[str, str]
 
@@ -24,12 +24,12 @@ def _canaries(result: Mapping[str, Any]) -> Iterator[Fact]:
     yield "In-run canaries", f"{members}, each on a coordinate of its own"
     if result.get("rank_sum_p") is not None:
         seen = "alive" if result.get("alive") else "not alive: nothing follows from its silence"
-        yield "Observer", f"{seen} (p = {p_value(result['rank_sum_p'])} if its scores knew nothing of the coins)"
+        yield "Observer", f"{seen} ({p_equals(result['rank_sum_p'])} if its scores knew nothing of the coins)"
     profile = result.get("profile")
     if isinstance(profile, Mapping):
         yield (
             "Declared privacy profile",
-            f"p = {p_value(profile.get('p_value'))} that the declared noise, sampling and steps give such scores, if"
+            f"{p_equals(profile.get('p_value'))} that the declared noise, sampling and steps give such scores, if"
             " canaries are independent",
         )
     conditional = result.get("conditional")
@@ -46,7 +46,7 @@ def _energy(result: Mapping[str, Any]) -> Iterator[Fact]:
         yield "Energy of the releases", "not recorded"
         return
     shown = nearest_text(energy.get("deviation"), 6)
-    text = f"{shown} of the declared noise in all (records only add), p = {p_value(energy.get('p_value'))}"
+    text = f"{shown} of the declared noise in all (records only add), {p_equals(energy.get('p_value'))}"
     visible = result.get("visible_by_energy")
     if visible is not None and visible < 1:
         text += f"; a shortfall of {percent_upper(visible)} would have been seen"

@@ -10,10 +10,12 @@ from typing import Any
 from dpaudit.certificates.lines import power_sentence
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
 from dpaudit.certificates.observers import observer_rows
+from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import Audit, Predicate, Statement
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.meaning import largest_accuracy
 from dpaudit.privacy.rounding import upper_text
+from dpaudit.privacy.verdict import Verdict
 from dpaudit.reports import figures
 from dpaudit.reports.attack_rows import attack_rows
 from dpaudit.reports.glossary import GLOSSARY
@@ -58,7 +60,7 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
     shown = None if lower is None else lower.epsilon_lower
     drawings = report_drawings(certificate, series)
     open_points = not_proved(body)
-    inside = () if body.in_run is None else body.in_run.result.get("findings") or ()
+    in_run_findings = () if body.in_run is None else body.in_run.result.get("findings") or ()
     return render(
         "report.html",
         title=f"{WORDS[verdict]} – privacy certificate",
@@ -75,6 +77,7 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         limit=claim.epsilon if claim else None,
         upper=None if best is None else best.epsilon_upper,
         lower=shown,
+        inside=_inside(body),
         sure=None if lower is None else lower.confidence,
         copies=_copies(audit),
         ceiling=result.get("ceiling"),
@@ -91,7 +94,7 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         records=_records(body),
         evaluation=_evaluation(body.provenance.get("public_evaluation")),
         mechanism=[(_label(k), plain_value(v)) for k, v in body.mechanism.items()],
-        findings=[_finding(f) for f in (*body.findings, *inside, *result.get("findings", ()))],
+        findings=[_finding(f) for f in (*body.findings, *in_run_findings, *result.get("findings", ()))],
         tests=[_test(t) for t in (body.examination or {}).get("tests") or ()],
         untested=[str(t) for t in (body.examination or {}).get("untested") or ()],
         provenance=[(_label(k), plain_value(v)) for k, v in body.provenance.items()],
@@ -121,6 +124,7 @@ def report_drawings(certificate: Statement, series: Mapping[str, Any] | None = N
                 guarantees=body.accounting.guarantees if copies == 1 else (),
                 copies=copies,
                 lower=None if lower is None else lower.epsilon_lower,
+                inside=_inside(body) if copies == 1 else None,
                 ceiling=_float(result.get("ceiling")),
                 confidence=None if lower is None else lower.confidence,
             )
@@ -139,6 +143,14 @@ def report_drawings(certificate: Statement, series: Mapping[str, Any] | None = N
 
 def _result(audit: Audit | None) -> Mapping[str, Any]:
     return {} if audit is None else audit.result or {}
+
+
+def _inside(body: Predicate) -> float | None:
+    """The lower bound that the observer of every update shows; None where its conditions were broken."""
+    primary = None if body.in_run is None else body.in_run.result.get("primary")
+    if not primary or primary.get("epsilon_lower") is None or body.verdict.name == Verdict.INVALID_AUDIT:
+        return None
+    return to_float(primary["epsilon_lower"])
 
 
 def _copies(audit: Audit | None) -> int:

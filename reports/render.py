@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.privacy import rounding
-from dpaudit.reports.text import counted, decimal_text, factor, p_value, plain_value
+from dpaudit.reports.text import capitalized, counted, decimal_text, factor, p_value, plain_value
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -38,7 +38,7 @@ def _environment() -> Any:
         factor=factor,
         counted=counted,
         plain=plain_value,
-        capitalize_first=lambda text: text[:1].upper() + text[1:],
+        capitalize_first=capitalized,
     )
     return environment
 

@@ -33,6 +33,17 @@ def decimal_text(value: Any) -> str:
     return f"{Decimal(text):f}" if "e-" in text and float(value) >= 1e-9 else text
 
 
+def capitalized(text: str) -> str:
+    """A text with its first letter large, where that is a letter of prose and no symbol such as ε."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
+def p_equals(value: Any) -> str:
+    """A p-value with its name: "p = 0.012", or "p < 1e-300" where it is below what floats hold."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def counted(number: Any, one: str, many: str | None = None) -> str:
     """A whole number with its noun: "1 record", "2,494 records"."""
     return f"{int(number):,} {one if int(number) == 1 else many or one + 's'}"

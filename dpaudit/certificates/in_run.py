@@ -126,7 +126,7 @@ def power_text(result: Mapping[str, Any]) -> str:
     control, least = result.get("control"), result.get("power_lower")
     if not isinstance(control, Mapping) or least is None:
         return ""
-    return f"{control.get('fault')}, in the run (probability {lower_text(to_float(least), 2)} or more)"
+    return f"{control.get('fault')} (in the run, probability {lower_text(to_float(least), 2)} or more)"
 
 
 def visible_text(result: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ _GRAVER = (Verdict.VIOLATED, Verdict.ACCOUNTING_MISMATCH, Verdict.INVALID_AUDIT)
 
 
 def _silence(observed: Observed) -> str:
-    return f"no violation was found by an audit that would have shown one: {observed.power}"
+    return f"nothing was found against the claim by an audit that would have convicted {observed.power}"
 
 
 def _model_audit(

@@ -121,7 +121,7 @@ def reached(*, accounted: bool, examined: bool, audited: bool, countersigned: bo
 
 
 def headline(verdict: str, level: int, reasons: tuple[str, ...]) -> str:
-    """One sentence for the top of a page: the level and what keeps it from the next, or what speaks against the claim.
+    """What a page says beside the verdict and the level: why, or what keeps the evidence from the next level.
 
     Parameters
     ----------
@@ -131,15 +131,15 @@ def headline(verdict: str, level: int, reasons: tuple[str, ...]) -> str:
         Of the verdict, the gravest first.
 
     >>> headline("inconclusive", 1, ("the implementation was not examined",))
-    'Level 1 of 4 – accounted from a chained ledger. Missing for more: the implementation was not examined.'
+    'Accounted from a chained ledger. Missing for more: the implementation was not examined.'
     """
     word, first = Verdict(verdict), _clause(reasons)
     if word not in (Verdict.CONSISTENT, Verdict.INCONCLUSIVE):
         return f"{_AGAINST[word]}: {first}."
-    text = f"Level {int(level)} of 4 – {Level(level).words}."
     if word == Verdict.CONSISTENT:
-        return f"{text} Nothing was found against the claim: {first}."
-    return f"{text} Missing for more: {first}."
+        return f"{first[:1].upper()}{first[1:]}."
+    words = Level(level).words
+    return f"{words[:1].upper()}{words[1:]}. Missing for more: {first}."
 
 
 _AGAINST = {

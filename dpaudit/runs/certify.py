@@ -188,7 +188,8 @@ def summary(job: Job, published: Published) -> str:
         f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
         f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
         f"public text     {what} {nearest_text(before)} before, {nearest_text(after)} after private fine-tuning",
-        f"verdict         {verdict.name.upper()}. {headline(verdict.name, level, verdict.reasons)} {verdict.meaning}",
+        f"verdict         {verdict.name.upper()}, level {level} of 4. {headline(verdict.name, level, verdict.reasons)}"
+        f" {verdict.meaning}",
         f"files           {job.folder.certificate} and {job.folder.report}",
     ]
     return "\n".join(map(printable, lines))

@@ -29,7 +29,7 @@ def test_a_line_is_shown_missing_or_against() -> None:
 @pytest.mark.parametrize("level", range(4))
 def test_a_headline_says_why(verdict: Verdict, level: int) -> None:
     text = headline(verdict, level, ("the noise test did not run.", "another reason"))
-    assert text.count("the noise test did not run") == 1 and ".." not in text
+    assert text.lower().count("the noise test did not run") == 1 and ".." not in text
     # Where something speaks against the claim, no level is told that would soften it.
-    assert (f"Level {level} of 4" in text) == (verdict in ("consistent", "inconclusive"))
+    assert (Level(level).words[1:] in text) == (verdict == "inconclusive")
     assert len(headline(verdict, level, ("x" * 5000,))) < 500

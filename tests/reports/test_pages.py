@@ -270,3 +270,46 @@ def test_colours_meet_aa() -> None:
         assert contrast(tone["tone"], tone["tone-bg"]) >= 4.5, name
         ink = roots[0]["ink"] if contrast(roots[0]["ink"], tone["tone-bg"]) >= 4.5 else roots[1]["ink"]
         assert contrast(ink, tone["tone-bg"]) >= 4.5, name
+
+
+def test_two_observers_stand_side_by_side(certificate: Statement) -> None:
+    from dpaudit.certificates.observers import observer_rows
+    from dpaudit.reports import model_card
+
+    made = certificate.to_plain()
+    body = made["predicate"]
+    body["audit"]["plan"]["in_run"] = {"m": 100_000, "claimed_epsilon": 3.0, "delta": 1e-5, **_CLAIMED}
+    body["in_run"] = {"coins": "AA==", "nonce": "0" * 64, "evidence_digest": "0" * 64, "result": IN_RUN}
+    statement = Statement.from_plain(made)
+    page = check_page(render_report(statement, SERIES))
+    place = page.text.index("Two observers, side by side")
+    for words in ("Every noisy update", "1,051 of 1,246", "1.51", "0.3% by the energy", "9.45% by canaries"):
+        place = page.text.index(words, place)
+    assert "The released model" in page.text[place:]
+    axis = next(str(a["aria-label"]) for t, a in page.tags if t == "svg" and "aria-label" in a)
+    assert "Seen from every update: at least 1.51" in axis and "Shown by the attack" in axis
+    # The bound in print is never above the bound that was found.
+    assert next(row.lower for row in observer_rows(statement.predicate)) == "1.510"
+    card = model_card(statement).replace("\\", "")
+    assert "Seen by every noisy update" in card and "Seen by the released model" in card
+    # An observer that is not alive says so in the open.
+    body["in_run"]["result"] = {**IN_RUN, "alive": False, "rank_sum_p": 0.3, "power_lower": None}
+    assert "nothing follows from its silence" in check_page(render_report(Statement.from_plain(made))).text
+
+
+_CLAIMED = {"relation": "add_or_remove_one", "unit": "paragraph"}
+IN_RUN: dict[str, Any] = {
+    "m": 100_000,
+    "members": 50_123,
+    "primary": {"epsilon_lower": 1.5109, "confidence": 0.95, "guesses": 1246, "correct": 1051, "expected": 1.6},
+    "rank_sum_p": 0.0,
+    "alive": True,
+    "profile": {"p_value": 0.7},
+    "conditional": {"epsilon_lower": 2.2, "assumption": "independent canaries"},
+    "energy": {"p_value": 1.0, "deviation": 1.0000012},
+    "control": {"fault": "noise of 0.8 times the declared deviation", "repeats": 20, "convicted": 20, "lower": 0.83},
+    "power_lower": 0.83,
+    "visible_by_energy": 0.003,
+    "visible_by_canaries": 0.0945,
+    "findings": [],
+}
