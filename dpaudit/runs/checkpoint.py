@@ -34,6 +34,8 @@ class Checkpoint:
         Statuses of the segments so far.
     model, optimizer
         State dictionaries; ``optimizer`` is whatever the method's loop continues from.
+    observers : mapping or None
+        State of what watches the run, for the in-run audit.
     """
 
     steps: int = 0
@@ -42,6 +44,7 @@ class Checkpoint:
     statuses: tuple[str, ...] = ()
     model: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
     optimizer: Any = dataclasses.field(default=None, repr=False)
+    observers: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -66,6 +69,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             statuses=tuple(value["statuses"]),
             model=value["model"],
             optimizer=value["optimizer"],
+            observers=value.get("observers"),
         )
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise _unreadable(path, error) from error
@@ -105,7 +109,7 @@ class CheckpointFile:
         self._next, self._slack = path.with_name(path.name + ".tmp"), path.with_name("reserve.tmp")
         self._bytes = 0
 
-    def reserve(self, model: Any, *, bytes_per_number: int) -> None:
+    def reserve(self, model: Any, *, bytes_per_number: int, beside: int = 0) -> None:
         """Reserve what a checkpoint of this model takes; called before the first private step.
 
         Parameters
@@ -113,13 +117,15 @@ class CheckpointFile:
         model : nn.Module
         bytes_per_number : int
             What the method keeps for each trained number beside it: 8 for two fp32 moments.
+        beside : int
+            Bytes that observers of the run keep.
 
         Raises
         ------
         StorageFailed
             When the disk has not that much room.
         """
-        self._bytes = _largest(model, bytes_per_number)
+        self._bytes = _largest(model, bytes_per_number) + beside
         self._take(self._slack, SLACK)
         self._take(self._next, self._bytes)
 

@@ -197,6 +197,17 @@ class Canaries(_Section):
     """new-token only: positions of the reserved token."""
 
 
+class InRun(_Section):
+    """Canaries inside the training steps, seen by whoever sees every noisy update. On where it can be."""
+
+    enabled: bool | None = Field(default=None, examples=[True])
+    """Left out: on where sampling, relation and model allow it, and the command says where they do not. true: refused
+    where they do not. false: no such canaries; the energy of the releases is recorded all the same."""
+    canaries: Annotated[int, _Number, Field(ge=100)] | None = Field(default=None, examples=[100_000])
+    """Canaries, one trained number each, half of them in the data; a tenth of the trained numbers at most 100,000 when
+    left out."""
+
+
 class Audit(_Section):
     """Pre-registered before the first step."""
 
@@ -207,6 +218,7 @@ class Audit(_Section):
     """Chance of an error that the empirical lower bound may have; 0.05 is a 95 % bound."""
     holdout_fraction: Annotated[float, _Number, Field(ge=0, le=0.5)] = 0.0
     """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``."""
+    in_run: InRun = InRun()
 
 
 class Run(_Section):
@@ -251,6 +263,10 @@ class Config(_Section):
             raise ValueError(
                 f"privacy.calibrate_with={self.privacy.calibrate_with!r} must be one of privacy.accountants"
                 f" {list(self.privacy.accountants)}, or the certificate could miss its own claim"
+            )
+        if self.audit.in_run.enabled is False and self.audit.in_run.canaries is not None:
+            raise ValueError(
+                "audit.in_run.canaries counts what audit.in_run.enabled=false leaves out; drop one of them"
             )
         if self.canaries.kind == "label-flip" and self.model.task != "sequence-classification":
             raise ValueError("canaries.kind='label-flip' needs model.task='sequence-classification'")

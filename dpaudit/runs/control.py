@@ -28,7 +28,7 @@ from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.membership import expected_size
 from dpaudit.runs.prepare import Prepared, make_canaries
 from dpaudit.runs.records import Records
-from dpaudit.runs.sources import load_model
+from dpaudit.runs.sources import load_model, merged, select_trainable
 from dpaudit.runs.units import draws_units, unit_names, units_of_canary
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.run_folder import RunFolder, read_json
@@ -108,7 +108,6 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
     from dpaudit.attacks.canaries.canary import inserted
     from dpaudit.attacks.canaries.coins import draw_nonce
     from dpaudit.runs.encoding import collator, encode, loss_function
-    from dpaudit.runs.fit import merged, select_trainable
     from dpaudit.trainers import OptimizerSettings, train
 
     config = prepared.config

@@ -111,11 +111,10 @@ def _from_function(source: str) -> tuple[Any, Any]:
 
 def adapters_of(config: Config, base: Path) -> list[tuple[Any, Any]]:
     """Adapter and plan of every stage of the trainer that a configuration names, on one model."""
-    from dpaudit.runs.fit import select_trainable
     from dpaudit.runs.fit_zeroth_order import stages_of
     from dpaudit.runs.prepare import make_plans, public_size
     from dpaudit.runs.records import classes_of
-    from dpaudit.runs.sources import load_model
+    from dpaudit.runs.sources import load_model, select_trainable
 
     size = public_size(config)
     plans = make_plans(config, size)

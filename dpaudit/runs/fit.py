@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import RunInterrupted, StorageFailed
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
-from dpaudit.runs.config import Config
 from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, private_units, public_quality
 from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
+from dpaudit.runs.in_run.planning import SCALARS_BLOCK
+from dpaudit.runs.in_run.watch import BYTES_PER_STEP, Watch, watch_of
 from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
 from dpaudit.runs.resume import refuse_lost_steps, whole_run
 from dpaudit.runs.segment import Segment
-from dpaudit.runs.sources import load_model
+from dpaudit.runs.sources import load_model, merged, select_trainable
 from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import DiskJournal
 
@@ -33,6 +34,8 @@ class Fitted:
     """Steps that were counted and whose update was lost to a crash."""
     heldout_before: float
     heldout_after: float
+    watch: Watch = dataclasses.field(default_factory=Watch, repr=False)
+    """What the in-run audit saw."""
 
 
 def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Fitted:
@@ -77,6 +80,8 @@ def _continue(
     from dpaudit.trainers.stopping import finish_the_step
 
     config, planned = prepared.config, sum(plan.steps for plan in prepared.plans)
+    watch = _watch(prepared, model)
+    watch.resume(checkpoint.observers)
     counted = journal.steps
     lost = counted - checkpoint.steps
     advance(counted)
@@ -87,12 +92,16 @@ def _continue(
             if counted:
                 refuse_overspending(config, whole_run(journal.ledger(), prepared.plans), counted=counted)
             # Beside the weights: AdamW's two fp32 moments, or a stage's fp32 anchor.
-            file.reserve(model, bytes_per_number=4 if config.privacy.method == "dp-zoso" else 8)
+            file.reserve(
+                model,
+                bytes_per_number=4 if config.privacy.method == "dp-zoso" else 8,
+                beside=watch.bytes + planned * BYTES_PER_STEP,
+            )
             check_sensitivity(prepared, model)
             with finish_the_step() as told:
-                for segment in _segments(prepared, model, journal, checkpoint.optimizer, advance, told):
+                for segment in _segments(prepared, model, journal, checkpoint.optimizer, watch, advance, told):
                     statuses.add(segment.status)
-                    _keep(file, journal, model, segment, segment.steps - lost, statuses)
+                    _keep(file, journal, model, segment, segment.steps - lost, statuses, watch)
                     if told.signal is not None:
                         raise RunInterrupted(
                             f"stopped by {told.name} after {segment.steps} of {planned} private steps, which are saved;"
@@ -111,7 +120,18 @@ def _continue(
         steps_lost=lost,
         heldout_before=before,
         heldout_after=public_quality(prepared, model),
+        watch=watch,
     )
+
+
+def _watch(prepared: Prepared, model: Any) -> Watch:
+    """The observers of this run, for the tensors that the method releases."""
+    from dpaudit.trainers import trainable
+
+    sizes = {SCALARS_BLOCK: prepared.plans[0].releases_per_step}
+    if prepared.config.privacy.method != "dp-zoso":
+        sizes = {name: p.numel() for name, p in trainable(model).items()}
+    return watch_of(prepared.in_run, prepared.in_run_secret, prepared.plans, sizes)
 
 
 def _segments(
@@ -119,6 +139,7 @@ def _segments(
     model: Any,
     journal: DiskJournal,
     state: Any,
+    watch: Watch,
     advance: Callable[[int], None],
     told: Interruption,
 ) -> Iterator[Segment]:
@@ -137,14 +158,20 @@ def _segments(
         done = min(max(counted - start, 0), plan.steps)
         while done < plan.steps:
             stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
-            segment = run(prepared, model, records, index, journal, (done, stop), state, after_step)
+            segment = run(prepared, model, records, index, journal, (done, stop), state, after_step, watch)
             done, state = segment.steps, segment.state
             yield dataclasses.replace(segment, steps=start + done)
         start += plan.steps
 
 
 def _keep(
-    file: CheckpointFile, journal: DiskJournal, model: Any, segment: Segment, steps: int, statuses: set[str]
+    file: CheckpointFile,
+    journal: DiskJournal,
+    model: Any,
+    segment: Segment,
+    steps: int,
+    statuses: set[str],
+    watch: Watch,
 ) -> None:
     """Save what ran; when a file could not be written, save it all the same and then say so."""
     if segment.failure is not None:
@@ -157,6 +184,7 @@ def _keep(
             statuses=tuple(sorted(statuses)),
             model=model.state_dict(),
             optimizer=segment.state,
+            observers=watch.state(),
         )
     )
     if segment.failure is not None:
@@ -181,19 +209,6 @@ def check_sensitivity(prepared: Prepared, model: Any) -> None:
         preflight(model, source, loss_fn=loss_fn, examples=2)
 
 
-def select_trainable(model: Any, config: Config) -> Any:
-    """The model with ``model.trainable`` trained and the rest frozen; for LoRA inside peft's wrapper."""
-    from dpaudit.trainers import trained_parameters
-
-    which = config.model.trainable
-    return trained_parameters(model, which, **({"rank": config.model.lora_rank} if which == "lora" else {}))
-
-
-def merged(model: Any) -> Any:
-    """The model with its adapters, if any, added into the weights: what is released, scored and audited."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-
-
 def _first_order(
     prepared: Prepared,
     model: Any,
@@ -203,6 +218,7 @@ def _first_order(
     span: tuple[int, int],
     optimizer_state: Any,
     after_step: Callable[[Any], bool],
+    watch: Watch,
 ) -> Segment:
     from dpaudit.trainers import OptimizerSettings, TrainingStopped, train
 
@@ -226,6 +242,8 @@ def _first_order(
             callback=after_step,
             start_step=span[0],
             optimizer_state=optimizer_state,
+            canaries=watch.canaries,
+            recorder=watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
         )
     except TrainingStopped as stopped:

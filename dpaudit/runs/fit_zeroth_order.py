@@ -11,6 +11,7 @@ from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
+    from dpaudit.runs.in_run.watch import Watch
     from dpaudit.runs.segment import Segment
     from dpaudit.trainers import PrivacyPlan
     from dpaudit.trainers.zeroth_order.directions import Directions
@@ -52,6 +53,7 @@ def segment(
     span: tuple[int, int],
     state: Any,
     after_step: Callable[[Any], bool],
+    watch: Watch,
 ) -> Segment:
     """Run stage ``index`` from step ``span[0]`` up to ``span[1]``.
 
@@ -84,6 +86,8 @@ def segment(
             stop=(index, span[1]),
             state=state,
             units=private_units(prepared),
+            canaries=watch.canaries,
+            recorder=watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
         )
     except TrainingStopped as stopped:

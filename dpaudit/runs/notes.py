@@ -14,8 +14,16 @@ if TYPE_CHECKING:
 
 def before_training(prepared: Prepared) -> tuple[str, ...]:
     """One sentence each, for the person who runs it: never written into the release."""
-    notes = (_selection(prepared), _classes(prepared), undecidable(prepared.audit_plan))
+    notes = (_selection(prepared), _classes(prepared), undecidable(prepared.audit_plan), _in_run(prepared))
     return tuple(note for note in notes if note is not None)
+
+
+def _in_run(prepared: Prepared) -> str | None:
+    """Why there are no in-run canaries, where nobody switched them off."""
+    plan = prepared.in_run
+    if plan is None or plan.m or prepared.config.audit.in_run.enabled is False:
+        return None
+    return f"no in-run canaries: {plan.reason}. The energy of the releases is recorded all the same."
 
 
 def _selection(prepared: Prepared) -> str | None:

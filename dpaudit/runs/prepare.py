@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
 from dpaudit.runs.data_commitment import commit_data, same_data
+from dpaudit.runs.in_run.planning import fix_in_run, in_run_of, read_fixed, trained_sizes
+from dpaudit.runs.in_run.secret import InRunSecret
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
 from dpaudit.runs.records import Records, private_and_public, refuse_empty
 from dpaudit.runs.resume import discard_preparation, drew_private_records
@@ -26,6 +29,7 @@ from dpaudit.storage.run_folder import RunFolder, read_json, write_json
 if TYPE_CHECKING:
     from dpaudit.attacks import CanarySet, Secret
     from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.in_run.plan import InRunPlan
     from dpaudit.trainers import PrivacyPlan
 
 
@@ -46,6 +50,10 @@ class Prepared:
     tokenizer: Any
     split: Split | None = None
     """Real records put to the coin, when the configuration holds some out."""
+    in_run: InRunPlan | None = None
+    """The in-run audit; None in a run that was planned without one."""
+    in_run_secret: InRunSecret | None = None
+    """Its canaries, where it has some."""
 
     @property
     def ledger(self) -> Ledger:
@@ -166,7 +174,10 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         split = hold_out_records(config, folder, private)
     else:
         folder.holdout.unlink(missing_ok=True)  # of a preparation that did not come to its end
-        plan, secret, split = _fix(config, folder, plans, private, make_canaries(config, tokenizer, public))
+        canaries = make_canaries(config, tokenizer, public)
+        sizes = trained_sizes(config, base, public.classes)
+        plan, secret, split = _fix(config, folder, plans, private, canaries, sizes)
+    in_run = in_run_of(plan)
     return Prepared(
         config=config,
         base=base,
@@ -178,6 +189,8 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         public=public,
         tokenizer=tokenizer,
         split=split,
+        in_run=in_run,
+        in_run_secret=read_fixed(folder, in_run),
     )
 
 
@@ -195,7 +208,12 @@ def _read_back(folder: RunFolder) -> tuple[AuditPlan, Secret]:
 
 
 def _fix(
-    config: Config, folder: RunFolder, plans: tuple[PrivacyPlan, ...], private: Records, canaries: CanarySet
+    config: Config,
+    folder: RunFolder,
+    plans: tuple[PrivacyPlan, ...],
+    private: Records,
+    canaries: CanarySet,
+    sizes: Mapping[str, int],
 ) -> tuple[AuditPlan, Secret, Split | None]:
     import numpy as np
 
@@ -204,6 +222,7 @@ def _fix(
     from dpaudit.auditing import design
 
     nonce, coins = draw_nonce(), flip_coins(config.canaries.count)
+    in_run, final = fix_in_run(config, folder, plans, sizes, planned_ledger(plans))
     plan = design(
         config.canaries.count,
         config.claim.epsilon,
@@ -215,6 +234,8 @@ def _fix(
         attack=config.audit.attack,
         attack_parameters={"canaries": canaries.generator, "generator_digest": canaries.generator_digest},
         group_claim=group_claim(config, planned_ledger(plans)),
+        alpha_split=final,
+        in_run=in_run.to_dict(),
         coin_commitment=commit(canaries, coins, nonce, units_of_canary(config)).commitment,
     )
     secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, units_of_canary(config))

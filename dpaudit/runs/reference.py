@@ -55,9 +55,25 @@ class Section:
 def sections() -> Iterator[Section]:
     """Every section, in the order of the file."""
     for name, field in Config.model_fields.items():
-        model = next(a for a in _options(field.annotation) if issubclass(a, pydantic.BaseModel))
-        keys = tuple(_key(name, key, inner) for key, inner in model.model_fields.items())
-        yield Section(name, field.is_required(), " ".join((model.__doc__ or "").split()), keys)
+        model = _model(field)
+        assert model is not None
+        yield from _with_inner(name, field.is_required(), model)
+
+
+def _with_inner(name: str, required: bool, model: type[pydantic.BaseModel]) -> Iterator[Section]:
+    """A section, and then those inside it."""
+    plain = {key: inner for key, inner in model.model_fields.items() if _model(inner) is None}
+    keys = tuple(_key(name, key, inner) for key, inner in plain.items())
+    yield Section(name, required, " ".join((model.__doc__ or "").split()), keys)
+    for key, inner in model.model_fields.items():
+        if (below := _model(inner)) is not None:
+            yield from _with_inner(f"{name}.{key}", inner.is_required(), below)
+
+
+def _model(field: FieldInfo) -> type[pydantic.BaseModel] | None:
+    """The section that a field holds; None for a plain value."""
+    options = _options(field.annotation)
+    return next((a for a in options if isinstance(a, type) and issubclass(a, pydantic.BaseModel)), None)
 
 
 def _key(section: str, name: str, field: FieldInfo) -> Key:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
+from dpaudit.runs.in_run.part import write_evidence
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.progress import progress, quiet_transformers
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
@@ -26,7 +27,8 @@ from dpaudit.storage.run_folder import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from dpaudit.auditing.in_run.evidence import ControlRun
+    from dpaudit.runs.prepare import Prepared
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,7 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
             with progress(sum(plan.steps for plan in prepared.plans), "private steps") as advance:
                 fitted = fit(prepared, advance)
             save_model(fitted.model, prepared.tokenizer, folder.model)
+            write_evidence(folder, prepared.audit_plan, fitted.watch, _simulated_control(prepared))
             record = update_record(
                 folder,
                 record,
@@ -135,6 +138,19 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
                 update_record(folder, record, error=_told(error))
             raise
     return dataclasses.replace(job, record=record)
+
+
+def _simulated_control(prepared: Prepared) -> tuple[ControlRun, ...]:
+    """The in-run audit's control; () where its plan has none."""
+    from dpaudit.certificates.curve import declared_deltas
+    from dpaudit.runs.in_run.control import simulate_control
+
+    plan = prepared.in_run
+    if plan is None or plan.control is None:
+        return ()
+    with progress(plan.control.repeats, "simulated runs") as advance:
+        deltas = declared_deltas(prepared.ledger, plan.epsilons)
+        return simulate_control(plan, prepared.plans[0], deltas, advance=advance)
 
 
 def _told(error: BaseException) -> str:

@@ -100,6 +100,19 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
     return model
 
 
+def select_trainable(model: Any, config: Config) -> Any:
+    """The model with ``model.trainable`` trained and the rest frozen; for LoRA inside peft's wrapper."""
+    from dpaudit.trainers import trained_parameters
+
+    which = config.model.trainable
+    return trained_parameters(model, which, **({"rank": config.model.lora_rank} if which == "lora" else {}))
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapters, if any, added into the weights: what is released, scored and audited."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
 def _head(config: Config, folder: Path, classes: Sequence[str]) -> dict[str, Any]:
     """Options for a head with one output for each class; a head that the model brings has to have the same ones."""
     from transformers import AutoConfig

@@ -86,11 +86,17 @@ class RunFolder:
         return self.private / "membership.json"
 
     @property
+    def in_run_secret(self) -> Path:
+        """Secret coordinates and coins of the in-run canaries, with the nonce of their commitment."""
+        return self.private / "in_run.secret.json"
+
+    @property
     def prepared(self) -> tuple[Path, ...]:
         """What is written before the first private step and beside the ledger."""
         return (
             *(self.canaries, self.holdout, self.data_key, self.data_commitment, self.audit_plan, self.zeroth_order_log),
             *(self.control_scores, self.examination, self.private / "examination.json"),
+            self.in_run_secret,
         )
 
     @property
@@ -117,6 +123,11 @@ class RunFolder:
     def scores(self) -> Path:
         """Canary scores."""
         return self.release / "scores.parquet"
+
+    @property
+    def in_run(self) -> Path:
+        """What the in-run audit saw: scores, coordinates, the releases' energy and a simulated control; no coins."""
+        return self.release / "in_run.json"
 
     @property
     def control_scores(self) -> Path:
