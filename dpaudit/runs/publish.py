@@ -15,6 +15,7 @@ from dpaudit.privacy.errors import InvalidEvidence, StorageFailed
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.config import Config
+from dpaudit.runs.in_run.part import in_run_part
 from dpaudit.runs.prepare import Prepared
 from dpaudit.runs.records import limit_of
 from dpaudit.runs.units import draws_units, units_statement
@@ -25,6 +26,7 @@ from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, rea
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan, AuditResult
+    from dpaudit.auditing.in_run.audit import InRunResult
     from dpaudit.certificates.statement import Statement
 
 
@@ -93,6 +95,7 @@ class Published:
     result: AuditResult
     guarantees: tuple[Guarantee, ...]
     exposure: Mapping[str, Any]
+    in_run: InRunResult | None = None
 
 
 def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key: bytes | None = None) -> Published:
@@ -138,9 +141,9 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key
     canaries = [
         {"id": i, "coin": int(c), "guess": int(g)} for i, c, g in zip(secret.ids, secret.coins, guesses, strict=True)
     ]
-    certificate = build_certificate(
-        _evidence(folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure)
-    )
+    in_run = in_run_part(folder, plan, ledger, smallest_upper(guarantees))
+    evidence = _evidence(folder, config, record, journal, ledger, guarantees, plan, result, canaries, secret, exposure)
+    certificate = build_certificate(dataclasses.replace(evidence, in_run=None if in_run is None else in_run.section))
     series = series_of(config, ledger, scores, np.asarray(secret.coins), exposure)
     renderers = {
         "model/privacy.json": privacy_json,
@@ -148,7 +151,13 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key
         "report.html": lambda statement: render_report(statement, series).encode("utf-8"),
     }
     certificate = issue(folder.certificate, certificate, renderers, signing_key=signing_key)
-    return Published(certificate=certificate, result=result, guarantees=guarantees, exposure=exposure)
+    return Published(
+        certificate=certificate,
+        result=result,
+        guarantees=guarantees,
+        exposure=exposure,
+        in_run=None if in_run is None else in_run.result,
+    )
 
 
 def _evidence(

@@ -74,8 +74,8 @@ def in_run_part(folder: RunFolder, plan: AuditPlan, ledger: Ledger, accounted_up
         accounted_upper=accounted_upper,
     )
     section = {
-        "coins": bits_text(coins),
-        "nonce": "" if secret is None else secret.nonce.hex(),
+        "coins": None if secret is None else bits_text(coins),
+        "nonce": None if secret is None else secret.nonce.hex(),
         "evidence_digest": sha256_file(folder.in_run),
         "result": result.to_dict(),
     }
