@@ -29,6 +29,7 @@ def small_config(**changes: Any) -> dict[str, Any]:
     value["privacy"] |= {"public_size": 60, "expected_batch_size": 8, "steps": 4, "noise_multiplier": 2.0}
     value["privacy"] |= {"calibrate_with": "rdp", "accountants": ["rdp"]}
     value["canaries"] |= {"count": 24, "length": 6, "positions": 2}
+    value["audit"]["in_run"] = {"canaries": 400}
     value["run"] = {"seed": 0, "checkpoints": 2}
     for name, change in changes.items():
         section, _, key = name.partition("__")
@@ -40,11 +41,14 @@ def small_config(**changes: Any) -> dict[str, Any]:
 
 
 def write_toml(path: Path, value: dict[str, Any]) -> Path:
-    """Write a two-level mapping as TOML."""
+    """Write a mapping of sections, which may hold sections, as TOML."""
     lines = []
     for section, keys in value.items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(item)}" for key, item in keys.items()]
+        inner = {f"{section}.{key}": item for key, item in keys.items() if isinstance(item, dict)}
+        plain = {key: item for key, item in keys.items() if not isinstance(item, dict)}
+        for name, table in {section: plain, **inner}.items():
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items()]
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -23,7 +23,7 @@ from tests.runs.run_helpers import small_config, write_toml
 def prepared(records: Records, *, m: int = 1000, **changes: Any) -> Any:
     plan = design(m, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
     config = parse_config(small_config(**changes), "c.toml")
-    return SimpleNamespace(config=config, private=records, split=None, audit_plan=plan)
+    return SimpleNamespace(config=config, private=records, split=None, audit_plan=plan, in_run=None)
 
 
 def test_an_undecidable_claim_is_told_with_the_number_that_would_do() -> None:

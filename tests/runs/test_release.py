@@ -14,6 +14,7 @@ from tests.runs.run_helpers import EXAMPLES, run_cli, small_config, write_toml
 
 # Files whose bytes are, or are computed from, outputs of the noisy mechanism.
 MECHANISM_OUTPUTS = {"model/model.safetensors", "scores.parquet", "certificate.json", "report.html"}
+MECHANISM_OUTPUTS |= {"in_run.json"}  # scores and energy of noisy updates
 MECHANISM_OUTPUTS |= {"model_card.md", "model/privacy.json"}  # both restate the certificate
 
 
@@ -34,6 +35,7 @@ def fixed_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sampling, "_secret_generator", lambda: np.random.default_rng(counted("sampling")))
     monkeypatch.setattr(_coins.secrets, "token_bytes", bytes_of)
+    monkeypatch.setattr(_coins.secrets, "randbits", lambda bits: 7)
     monkeypatch.setattr(np.random, "default_rng", _seeded_default(np.random.default_rng))
     real = noise.NoiseSource.__init__
 

@@ -60,14 +60,14 @@ def canaries_and_reason(config: Config, plans: Sequence[PrivacyPlan], sizes: Map
         return 0, "audit.in_run.enabled is false"
     reason, m = _reason(config), 0
     if not reason:
-        m = _most(config, plans, sum(sizes.values()))
+        m = _most(config, plans, sum(sizes.values())) if wanted.canaries is None else wanted.canaries
         if m < FEWEST:
-            reason = f"the run has room for {m} canaries that do not disturb one another, and {FEWEST} are the fewest"
-        elif wanted.canaries is not None and wanted.canaries > sum(sizes.values()):
-            reason = f"audit.in_run.canaries={wanted.canaries} is more than the {sum(sizes.values())} trained numbers"
+            reason = f"there is room for {m} canaries that do not disturb one another, and {FEWEST} are the fewest"
+        elif m > sum(sizes.values()) and config.privacy.method != "dp-zoso":
+            reason = f"audit.in_run.canaries={m} is more than the {sum(sizes.values())} trained numbers"
     if reason and (wanted.enabled or wanted.canaries):
         raise PrivacyRefusal(f"audit.in_run cannot be had: {reason}; leave audit.in_run out, or change that.")
-    return (0, reason) if reason else (m if wanted.canaries is None else wanted.canaries, "")
+    return (0, reason) if reason else (m, "")
 
 
 def _reason(config: Config) -> str:
