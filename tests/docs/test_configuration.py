@@ -34,8 +34,10 @@ def test_page_has_every_key_that_a_shipped_configuration_uses() -> None:
 @pytest.mark.parametrize("key", keys(), ids=lambda key: f"{key.section}.{key.name}")
 def test_example_is_accepted_as_toml(key: Key) -> None:
     value = tomllib.loads(f"x = {toml(key.example)}")["x"]
-    annotation = Config.model_fields[key.section].annotation
-    model = next(m for m in getattr(annotation, "__args__", (annotation,)) if isinstance(m, type))
+    model: type[pydantic.BaseModel] = Config
+    for section in key.section.split("."):
+        annotation = model.model_fields[section].annotation
+        model = next(m for m in getattr(annotation, "__args__", (annotation,)) if isinstance(m, type))
     try:
         model.model_validate({key.name: value})
     except pydantic.ValidationError as error:
