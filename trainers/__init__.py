@@ -42,6 +42,11 @@ from dpaudit.trainers.tasks.losses import classification_losses as classificatio
 from dpaudit.trainers.tasks.losses import pad_tokens as pad_tokens
 from dpaudit.trainers.tasks.losses import sequence_classification_losses as sequence_classification_losses
 from dpaudit.trainers.tasks.metrics import charged_mean as charged_mean
+from dpaudit.trainers.tasks.preferences import PreferenceCollator as PreferenceCollator
+from dpaudit.trainers.tasks.preferences import dpo_losses as dpo_losses
+from dpaudit.trainers.tasks.preferences import preference_records as preference_records
+from dpaudit.trainers.tasks.preferences import reward_accuracy as reward_accuracy
+from dpaudit.trainers.tasks.preferences import with_reference_logps as with_reference_logps
 from dpaudit.trainers.tasks.text import Infilling as Infilling
 from dpaudit.trainers.tasks.text import pad_labelled as pad_labelled
 from dpaudit.trainers.units import bound_records as bound_records
@@ -77,6 +82,7 @@ __all__ = [
     "OptimizerSettings",
     "PerLayer",
     "PoissonSampler",
+    "PreferenceCollator",
     "PreflightReport",
     "PrivacyArguments",
     "PrivacyPlan",
@@ -98,6 +104,7 @@ __all__ = [
     "charged_mean",
     "classification_losses",
     "distributed_options",
+    "dpo_losses",
     "dpzero",
     "load_sharded",
     "masked_prompt_losses",
@@ -109,16 +116,19 @@ __all__ = [
     "pad_labelled",
     "pad_tokens",
     "per_example_losses",
+    "preference_records",
     "preflight",
     "preflight_losses",
     "read_zo_log",
     "replay",
+    "reward_accuracy",
     "sampler_for",
     "save_sharded",
     "sequence_classification_losses",
     "train",
     "trainable",
     "trained_parameters",
+    "with_reference_logps",
     "zo_train",
     "zoso",
 ]

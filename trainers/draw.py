@@ -78,6 +78,7 @@ def clipped_sum(
     bound: float,
     state: ModelState | None = None,
     reduction: str | None = None,
+    rows: int = 1,
     passes: int | None = None,
     stand_in: Callable[[], Any] | None = None,
 ) -> tuple[PrivateStep, ClippedSum]:
@@ -92,6 +93,8 @@ def clipped_sum(
         micro-batch.
     reduction : str, optional
         How the losses of a unit's records become one; without it every record is a contribution.
+    rows : int
+        Rows of a record in a batch, such as the two of a pair.
     passes : int, optional
         Micro-batches that every process of a sharded model makes; those left over run ``stand_in``, which adds nothing.
 
@@ -109,7 +112,14 @@ def clipped_sum(
             with micro.measured(device, len(draw.indices)):
                 taken = _collated(draw, micro.size, collate, passes, stand_in)
                 losses = accumulate(
-                    model, taken, loss_fn=loss_fn, clipper=clipper, into=sums, state=state, reduction=reduction
+                    model,
+                    taken,
+                    loss_fn=loss_fn,
+                    clipper=clipper,
+                    into=sums,
+                    state=state,
+                    reduction=reduction,
+                    rows=rows,
                 )
         except torch.OutOfMemoryError as error:
             if passes is not None:

@@ -118,6 +118,7 @@ def train(
     start_step: int = 0,
     optimizer_state: Mapping[str, Any] | None = None,
     units: Units | Iterable[Any] | None = None,
+    rows_per_record: int = 1,
     canaries: Canaries | None = None,
     recorder: ReleaseRecorder | None = None,
     preflight: bool | Sequence[Any] | None = None,
@@ -159,6 +160,9 @@ def train(
         Name of each record's unit of privacy. Records of which a unit has more than ``plan.max_records_per_unit`` are
         refused; with ``plan.sampling_unit="unit"`` the units are what is drawn and clipped. Without it the plan's bound
         is an assumption that nothing checked.
+    rows_per_record : int
+        Successive rows of a batch that are one record with one loss, such as the two of a preference pair: they are
+        clipped as one.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
         releases' energy. With several processes each records its own releases, and one of them has the canaries; with
@@ -211,11 +215,12 @@ def train(
             loss_fn=loss_fn,
             physical_batch_size=micro.size,
             wanted=clipper is None if preflight is None else preflight,
+            rows=rows_per_record,
             forward_only=together.shares_passes,
         )
     held: AbstractContextManager[Any] = nullcontext()
     if clipper is None:
-        clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"))
+        clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"), rows=rows_per_record)
     if canaries is not None:
         contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
     modes, state = {module: module.training for module in model.modules()}, ModelState(model)
@@ -247,6 +252,7 @@ def train(
                     bound=bound,
                     state=state,
                     reduction=plan.unit_reduction if plan.draws_units else None,
+                    rows=rows_per_record,
                     passes=passes if together.shares_passes else None,
                     stand_in=lambda: records[0],
                 )

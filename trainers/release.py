@@ -98,12 +98,17 @@ class Releaser:
         clipper.clipping = rule.updated(float(count), self._plan.normaliser)
 
 
-def clipper_for(model: nn.Module, plan: PrivacyPlan, clipping_norm: float | None = None) -> GhostClipping:
-    """The ghost clipper of a plan's rule; ``clipping_norm`` continues adaptive clipping's C after a resume."""
+def clipper_for(
+    model: nn.Module, plan: PrivacyPlan, clipping_norm: float | None = None, *, rows: int = 1
+) -> GhostClipping:
+    """The ghost clipper of a plan's rule; ``clipping_norm`` continues adaptive clipping's C after a resume.
+
+    ``rows`` are those of one record, such as the two of a pair; where units are drawn whole, each sum is told its rows.
+    """
     bound = plan.clipping_norm if clipping_norm is None else clipping_norm
     rules: dict[str, Clipping] = {"flat": Flat(bound), "per_layer": PerLayer(bound)}
     if plan.clipping == "automatic":
         rules["automatic"] = Automatic(bound)
     if plan.clipping == "adaptive":
         rules["adaptive"] = AdaptiveFlat(bound, plan.target_quantile, plan.quantile_rate)
-    return GhostClipping(model, bound, clipping=rules[plan.clipping])
+    return GhostClipping(model, bound, clipping=rules[plan.clipping], group=1 if plan.draws_units else rows)

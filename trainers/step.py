@@ -77,12 +77,13 @@ def accumulate(
     into: RunningSum,
     state: ModelState | None = None,
     reduction: str | None = None,
+    rows: int = 1,
 ) -> list[Tensor]:
     """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
     ``micro_batches`` gives each collated batch with the records of each contribution that it was collated from, one
     after the other (ones, or with ``reduction`` the sizes of units, whose losses are clipped as one), and whether it
-    counts: one that does not is run with losses of zero, and adds nothing.
+    counts: one that does not is run with losses of zero, and adds nothing. A record has ``rows`` rows of a batch.
     What the forward pass of a micro-batch writes into the model is put back as ``state`` has it, so that the next does
     not see its records.
     """
@@ -97,6 +98,7 @@ def accumulate(
                 if reduction is not None:
                     of = torch.repeat_interleave(torch.tensor(sizes, device=each.device))
                     each = unit_losses(each, of, len(sizes), reduction=reduction)
+                    of = of.repeat_interleave(rows)
                 into.clip(clipper, each if counts else each * 0, units=of, counts=counts)
         if counts:
             losses.append(each.detach())

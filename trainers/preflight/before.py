@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.preflight.check import PreflightReport, preflight, preflight_losses
 from dpaudit.trainers.preflight.sources import CollatedRecords
 from dpaudit.trainers.step import LossFunction
@@ -24,8 +25,11 @@ def before_training(
     physical_batch_size: int,
     wanted: Wanted,
     forward_only: bool = False,
+    rows: int = 1,
 ) -> PreflightReport | None:
     """Run the preflight that a training path asks for; None where none was wanted, or there is no record at all.
+
+    ``rows`` are those of a record in a batch, which are clipped as one.
 
     Raises
     ------
@@ -39,6 +43,12 @@ def before_training(
     else:
         source = CollatedRecords(wanted, collate, physical_batch_size, made_up=True)
     if not forward_only:
-        return preflight(model, source, loss_fn=loss_fn)
+        if rows == 1:
+            return preflight(model, source, loss_fn=loss_fn)
+
+        def of_rows(model: nn.Module, bound: float) -> GhostClipping:
+            return GhostClipping(model, bound, group=rows)
+
+        return preflight(model, source, loss_fn=loss_fn, clipper=of_rows)
     preflight_losses(model, source, loss_fn=loss_fn)
     return None
