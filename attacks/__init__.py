@@ -22,7 +22,10 @@ from dpaudit.attacks.examiner.adapter import Role as Role
 from dpaudit.attacks.examiner.adapter import StepAdapter as StepAdapter
 from dpaudit.attacks.examiner.adapters import FirstOrderAdapter as FirstOrderAdapter
 from dpaudit.attacks.examiner.adapters import ZerothOrderAdapter as ZerothOrderAdapter
+from dpaudit.attacks.examiner.array import ArrayAdapter as ArrayAdapter
 from dpaudit.attacks.examiner.causes import explain as explain
+from dpaudit.attacks.examiner.engines import EngineAdapter as EngineAdapter
+from dpaudit.attacks.examiner.engines import TrainerAdapter as TrainerAdapter
 from dpaudit.attacks.examiner.examine import examine as examine
 from dpaudit.attacks.examiner.examine import examine_stages as examine_stages
 from dpaudit.attacks.examiner.footing import NotExamined as NotExamined
@@ -52,9 +55,11 @@ from dpaudit.attacks.scores.shadow import shadow_memberships as shadow_membershi
 from dpaudit.attacks.scores.shadow import train_shadows as train_shadows
 
 __all__ = [
+    "ArrayAdapter",
     "Canary",
     "CanarySet",
     "CandidateSecrets",
+    "EngineAdapter",
     "ExamFinding",
     "ExamPlan",
     "Excluded",
@@ -71,6 +76,7 @@ __all__ = [
     "Role",
     "Secret",
     "StepAdapter",
+    "TrainerAdapter",
     "ZerothOrderAdapter",
     "canary_losses",
     "commit",

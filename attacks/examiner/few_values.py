@@ -57,7 +57,7 @@ def _off(values: Vector, bits: int) -> Vector:
 
 def _seeds(evidence: Evidence) -> list[ExamFinding]:
     """Whether whole vectors of noise come back by chance, as they do where seeds are few."""
-    rows = np.ascontiguousarray(evidence.rows)
+    rows = np.ascontiguousarray(evidence.rows[evidence.rows.any(axis=1)])  # a step without noise has its own name
     steps = len(rows)
     different = len(np.unique(rows.round(12), axis=0))
     repeated = steps - different

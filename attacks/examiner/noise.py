@@ -96,7 +96,7 @@ def _judged(
     findings += few_values(evidence, plan)
     findings += _loaded(evidence, plan, each, worth, untested)
     if evidence.empty and base.exact:
-        findings += _carried(probe, plan, each, untested)
+        findings += _carried(probe, plan, each, untested, math.sqrt(max(_mean_square(evidence.rows), 1.0)))
     if not any(finding.status == "violated" for finding in findings):
         findings += _law(evidence, rows, each, plan.laplace, untested)
     return findings
@@ -369,7 +369,7 @@ def _loaded(
         return
 
 
-def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) -> Iterator[ExamFinding]:
+def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str], scale: float) -> Iterator[ExamFinding]:
     """A step on an empty minibatch, after one with a record, shows nothing of that record."""
     if not probe.has("clean"):
         return
@@ -391,8 +391,9 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str]) ->
         own, later = normal(plan, pair[0] - direction), normal(plan, pair[1])
         sums += later @ direction, own @ later, own @ own, pair[1] @ direction
         repeats += 1
-    along = float(sums[0]) / (length * math.sqrt(repeats))
-    noise_kept = float(sums[1]) / max(math.sqrt(sums[2]), 1e-300)
+    # of noise larger than planned, by its own scale
+    along = float(sums[0]) / (length * math.sqrt(repeats)) / scale
+    noise_kept = float(sums[1]) / max(math.sqrt(sums[2]), 1e-300) / scale
     p = 2 * min(gaussian_two_sided(along), gaussian_two_sided(noise_kept))
     if p <= alpha:
         share = float(sums[3]) / repeats / length * plan.normaliser / plan.sensitivity

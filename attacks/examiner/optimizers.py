@@ -45,8 +45,8 @@ class Optimizers:
 
     @property
     def plain(self) -> bool:
-        """Whether all are SGD without momentum or decay, so that the weights show the release by themselves."""
-        return all(_is_plain(optimizer) for optimizer in self.each)
+        """Whether all are SGD without momentum, decay or schedule, so that the weights show the release themselves."""
+        return not self.schedules and all(_is_plain(optimizer) for optimizer in self.each)
 
     def state(self) -> list[Any]:
         """Copies of what optimizers and schedules hold."""
@@ -94,7 +94,9 @@ class Optimizers:
         self.put_back(states)
         for optimizer in self.each:
             optimizer.step()
-        gap = math.sqrt(sum(float((p - q).double().square().sum()) for p, q in zip(self._moving, after, strict=True)))
+        gap = math.sqrt(
+            sum(float((p.detach() - q).double().square().sum()) for p, q in zip(self._moving, after, strict=True))
+        )
         size = math.sqrt(sum(float((q - w).double().square().sum()) for q, w in zip(after, weights, strict=True)))
         with torch.no_grad():
             for p, q, kept in zip(self._moving, after, held, strict=True):
@@ -106,6 +108,11 @@ class Optimizers:
                 f"the weights moved otherwise than their optimizer moves them on the gradients that it was handed (gap"
                 f" {gap:.3g} of {size:.3g}); write an adapter whose release() returns what leaves the step"
             )
+
+
+def _distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    pairs = zip(first, second, strict=True)
+    return math.sqrt(sum(float((a.detach() - b).double().square().sum()) for a, b in pairs))
 
 
 def _is_plain(optimizer: Any) -> bool:

@@ -21,12 +21,14 @@ from dpaudit.certificates.statement import Statement
 from dpaudit.privacy import validate
 from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.finding import public_examination, public_findings
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.protocols import TEST_REASON
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
+from dpaudit.storage.plain import plain
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import number, read_table
 
@@ -104,7 +106,7 @@ def certify_run(
     release_scope: str,
     accountants: Sequence[str] = ("prv", "rdp"),
     canaries: Canaries | None = None,
-    findings: Sequence[Mapping[str, Any]] = (),
+    findings: Any = (),
     provenance: Mapping[str, Any] | None = None,
     deviations: Sequence[str] = (),
     reproduction: str = "",
@@ -126,9 +128,13 @@ def certify_run(
         Steps that ran; see :func:`dpaudit.certificates.from_opacus` and :func:`dpaudit.certificates.from_event`. Leave
         it out where dpaudit's own journal counted them into ``release/ledger.jsonl``: such a run, bound to its audit
         plan by the journal's ``audit_plan_sha256``, carries no deviation for its ledger.
-    claim, mechanism, trust_model, release_scope, findings, provenance, deviations, reproduction
+    claim, mechanism, trust_model, release_scope, provenance, deviations, reproduction
         As in :class:`CertificateEvidence`; the mechanism must state algorithm, clipping_norm, normaliser and
         noise_source.
+    findings : Findings, or sequence of findings or mappings
+        What :func:`dpaudit.attacks.examine` returned, or its findings; witnesses stay out of the certificate. What ran
+        and what was left out enters it too, where the whole result is given, or where ``dpaudit examine --release``
+        left ``examination.json`` in the folder.
     canaries : Canaries, optional
         Without them nothing is known about leakage and the verdict is at most ``inconclusive``.
     run_status : str
@@ -159,6 +165,7 @@ def certify_run(
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
     config_sha256 = (provenance or {}).get("config_sha256")
     audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees, config_sha256)
+    found, examined = _examination(release / "examination.json", findings)
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
@@ -167,7 +174,8 @@ def certify_run(
         ledger_head=record.head,
         mechanism=mechanism,
         guarantees=guarantees,
-        findings=findings,
+        findings=found,
+        examination=examined,
         subjects=_subjects(release),
         provenance={"ledger_source": source or OWN_JOURNAL, **(provenance or {})},
         deviations=[*ledger_deviations(record.reasons), *deviations],
@@ -197,6 +205,18 @@ def _status(given: str, release: Path) -> str:
     if stated == "test":
         raise PrivacyRefusal(_TEST_RUN.format(where="run_status says" if given == "test" else f"{record} says"))
     return _STATUS[stated]
+
+
+def _examination(path: Path, given: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
+    """Findings for the certificate, and what it says of the tests behind them: as given, or as a file beside it has."""
+    if hasattr(given, "tests") and hasattr(given, "untested"):
+        return public_findings(given), plain(public_examination(given))
+    found = public_findings(given)
+    if not path.exists():
+        return found, None
+    recorded = read_json(path)
+    own = public_findings(recorded.get("findings") or ())
+    return [*own, *(row for row in found if row not in own)], recorded
 
 
 def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:

@@ -11,6 +11,7 @@
     required_steps = ["ledger.chain", "audit.coins"]
     required_tests = ["noise_scale"]   # white-box tests that must have run
     allow_deviations = false
+    allow_conditional = false          # of the examiner: faults under a condition, such as a seeded generator
     trusted_keys = ["signer.pem"]      # paths relative to the policy
     timestamp_roots = ["tsa.pem"]      # of the authorities that may date a plan or a certificate
 
@@ -53,6 +54,7 @@ class Policy:
     required_steps: tuple[str, ...] = ()
     required_tests: tuple[str, ...] = ()
     allow_deviations: bool = True
+    allow_conditional: bool = True
     trusted_keys: tuple[str, ...] = ()
     timestamp_roots: tuple[str, ...] = ()
 
@@ -81,8 +83,9 @@ class Policy:
             if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
                 raise InvalidValue(f"policy key {name}={value!r} must be a list of strings; mend the policy.")
             object.__setattr__(self, name, tuple(value))
-        if not isinstance(self.allow_deviations, bool):
-            raise InvalidValue(f"policy key allow_deviations={self.allow_deviations!r} must be true or false.")
+        for name in ("allow_deviations", "allow_conditional"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidValue(f"policy key {name}={getattr(self, name)!r} must be true or false.")
         for relation in self.relations:
             Relation.parse(relation)
         for verdict in self.verdicts:
@@ -196,6 +199,10 @@ def _audit_failures(policy: Policy, facts: Facts) -> Iterator[str]:
             yield f"required test {name!r} did not run; certify with --examine."
     if not policy.allow_deviations and body.deviations:
         yield f"the run deviates: {body.deviations[0]}"
+    if not policy.allow_conditional:
+        for finding in body.findings:
+            if finding.get("condition"):
+                yield f"finding {finding.get('name')}: {finding['condition']}."
     if policy.verdicts and facts.verdict not in policy.verdicts:
         yield f"verdict {facts.verdict!r} is not among {', '.join(policy.verdicts)}."
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import emit, json_option, tell
 from dpaudit.privacy.rounding import lower_text, upper_text
 from dpaudit.privacy.text import printable
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("examine")
-@click.argument("source", metavar="CONFIG.toml|MODULE:FUNCTION")
+@click.argument("source", metavar="CONFIG.toml|MODULE:FUNCTION", required=False)
 @click.option("--budget", default="1min", show_default=True, help="What to spend, such as 30s, 2min or '2000 steps'.")
 @click.option(
     "--accountant",
@@ -24,37 +25,69 @@ if TYPE_CHECKING:
     type=click.Choice(["prv", "pld", "rdp"]),
     help="Recomputes the claimed ε.",
 )
+@click.option(
+    "--release",
+    type=click.Path(path_type=Path),
+    help="Folder of an imported run: findings and tests, without witnesses, are left there for certify_run.",
+)
+@click.option("--explain", metavar="NAME", help="What a finding's name means, how to mend it, where it is known from.")
 @json_option
-def command(source: str, budget: str, accountant: str, as_json: bool) -> None:
+def command(
+    source: str | None, budget: str, accountant: str, release: Path | None, explain: str | None, as_json: bool
+) -> None:
     """Test a training step from inside: sensitivity, noise, sampler, ledger, and one canary a step.
 
     With a configuration, dpaudit's own trainer is examined as that file sets it up, every stage of it, on synthetic
     records of the same form; no private record is read but for their number. MODULE:FUNCTION names a function without
     arguments that returns (adapter, plan), for a step of any library.
 
-    Exit code: 0 nothing found (which proves no more than the tests listed exclude), 1 violated, 64 bad usage.
+    Exit code: 0 nothing found that convicts (which proves no more than the tests listed exclude), 1 violated, 64 bad
+    usage, or a step that could not be examined.
 
     \b
     Example:
       dpaudit examine examples/certify.toml --budget 2min
       dpaudit examine mypackage.training:step_adapter --json
+      dpaudit examine --explain clipped_after_averaging
     """
-    from dpaudit.runs.examine import examine
+    if explain is not None:
+        _explain(explain, as_json)
+        return
+    if source is None:
+        raise click.UsageError("Give CONFIG.toml or MODULE:FUNCTION, or --explain NAME.")
+    from dpaudit.runs.examine import examine, write_examination
 
     found = examine(source, budget=budget, accountant=accountant)
     payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
+    if release is not None:
+        tell(f"{write_examination(found, release)} written, without witnesses; certify_run takes it from there.")
     emit(payload | {"budget": budget} | found.to_dict(), as_json, _text(found))
     raise SystemExit(1 if found.violated else 0)
+
+
+def _explain(name: str, as_json: bool) -> None:
+    from dpaudit.attacks import explain
+
+    text = explain(name)
+    emit({"schema": "dpaudit.explain/1", "name": name, "text": text}, as_json, text)
 
 
 def _text(found: Findings) -> str:
     lines = ["verdict: VIOLATED" if found.violated else "nothing found (no proof of privacy; see what was excluded)"]
     for finding in found.findings:
         lines.append(f"- {finding.name} [{finding.status}] {finding.text}")
+        if condition := finding.public().get("condition"):
+            lines.append(f"    does not convict by itself: {condition}")
+        if finding.repeated:
+            lines.append(f"    found with it, and explained by it: {', '.join(finding.repeated)}")
+    if found.findings:
+        lines.append("dpaudit examine --explain NAME says what a name means and how to mend it")
     lines.append("tests:")
     for test in found.tests:
         lines.append(f"  {test.name}: {test.evidence}; excludes {test.excludes or 'nothing further'}")
     lines += [f"  not tested: {reason}" for reason in found.untested]
+    if not found.in_full:
+        lines.append("the examination is not one in full: replays, noise and sampler must all be tested to the end")
     lines.append(
         f"false alarms of all tests together: at most {upper_text(found.alpha, 2)}; took {found.seconds:.0f} s"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpaudit.privacy import validate
@@ -63,6 +63,54 @@ class Finding:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["detail"] = dict(self.detail)
         return values
+
+
+def public_findings(given: Any) -> list[dict[str, Any]]:
+    """Findings as a certificate takes them, from whatever an examination, an audit or a file gave.
+
+    Parameters
+    ----------
+    given : object or sequence
+        The result of an examination (anything with ``findings``), or findings: objects with ``public()`` (an
+        examination's, whose witnesses stay private) or ``to_dict()``, or mappings with name, status and text.
+
+    Raises
+    ------
+    InvalidEvidence
+        When something is no finding, or has no known status.
+    """
+    rows = getattr(given, "findings", given)
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise InvalidEvidence(
+            f"findings={given!r:.80} must be the result of an examination, or a list of findings; give"
+            " examine(adapter, plan), or mappings with name, status and text."
+        )
+    found = []
+    for row in rows:
+        as_public = getattr(row, "public", None) or getattr(row, "to_dict", None)
+        value = as_public() if callable(as_public) else row
+        finding_status(value)  # refuses what is no finding
+        found.append(dict(value))
+    return found
+
+
+def public_examination(result: Any) -> dict[str, Any]:
+    """What a certificate says of an examination: findings without witnesses, what ran, and what was left out.
+
+    Parameters
+    ----------
+    result : object
+        What an examination returned: ``findings``, ``tests``, ``untested``, ``alpha`` and ``to_dict()``.
+    """
+    whole = result.to_dict()
+    return {
+        "schema": "dpaudit.examination/1",
+        "findings": public_findings(result),
+        "tests": [{"name": test.name, "excludes": test.excludes} for test in result.tests],
+        "untested": list(result.untested),
+        **{name: whole[name] for name in ("excluded", "in_full", "partial")},
+        "false_alarm_probability": result.alpha,
+    }
 
 
 def finding_status(row: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpaudit import Ledger
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.finding import public_findings
 from dpaudit.runs.progress import quiet_transformers
+from dpaudit.storage.plain import plain
 
 if TYPE_CHECKING:
     from dpaudit.attacks import Findings, FirstOrderAdapter, ZerothOrderAdapter
@@ -49,11 +52,42 @@ def examine(
     Raises
     ------
     InvalidValue
-        If the source cannot be read.
+        If the source cannot be read, or the step cannot be examined: an adapter that fails on ordinary records is never
+        a finding.
     """
     from dpaudit.attacks import examine_stages
 
-    return examine_stages(_steps(source), budget=budget, accountant=_accountant(accountant))
+    remake = None
+    if isinstance(source, str) and not source.endswith(".toml"):
+        remake = functools.partial(_adapter_again, source)
+    return examine_stages(_steps(source), budget=budget, accountant=_accountant(accountant), remake=remake)
+
+
+def _adapter_again(source: str) -> Any:
+    """The adapter made anew, for a library that an empty minibatch breaks."""
+    return _from_function(source)[0]
+
+
+def write_examination(found: Findings, release: Path) -> Path:
+    """Write what a certificate says of an examination into a release folder, without witnesses; returns the file.
+
+    :func:`dpaudit.certificates.certify_run` takes it from there.
+
+    Raises
+    ------
+    InvalidValue
+        If the folder is missing, or holds a certificate, which is amended and never rewritten.
+    """
+    from dpaudit.privacy.finding import public_examination
+    from dpaudit.storage.run_folder import write_json
+
+    if not release.is_dir():
+        raise InvalidValue(f"release={release} is no folder; give the one that certify_run will write into.")
+    if (release / "certificate.json").exists():
+        raise InvalidValue(f"{release / 'certificate.json'} exists; examine before the run is certified, or amend it.")
+    path = release / "examination.json"
+    write_json(path, plain(public_examination(found)))
+    return path
 
 
 def _steps(source: str | Path | Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
@@ -70,7 +104,7 @@ def _steps(source: str | Path | Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any
 
 def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
     """Findings as a certificate takes them: the cause and its standing text, never a witness."""
-    return [finding.public() for finding in found.findings]
+    return public_findings(found)
 
 
 def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:
@@ -99,11 +133,19 @@ def _from_function(source: str) -> tuple[Any, Any]:
         )
     sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(name), function)()
+        make = getattr(importlib.import_module(name), function)
     except (ImportError, AttributeError) as error:
         raise InvalidValue(f"source={source!r} cannot be loaded ({error}); check name and path.") from error
     finally:
         sys.path.remove(os.getcwd())
+    try:
+        made = make()
+    except InvalidValue:
+        raise
+    except Exception as error:
+        raise InvalidValue(
+            f"{source}() raised {type(error).__name__}: {str(error)[:200]}; it must return a pair (adapter, plan)."
+        ) from error
     if not (isinstance(made, tuple) and len(made) == 2):
         raise InvalidValue(f"{source} returned {type(made).__name__} and must return a pair (adapter, plan).")
     return made

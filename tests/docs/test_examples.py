@@ -37,6 +37,14 @@ def test_program_ends_with_a_certificate_that_verifies(tmp_path: Path, name: str
     assert report.derived_verdict == "inconclusive"
 
 
+def test_an_examined_loop_ends_in_a_certificate_with_its_examination(tmp_path: Path) -> None:
+    statement = load("examine_loop").main(tmp_path / "run", budget="60 steps")
+    body = statement.predicate
+    assert body.verdict.name == "inconclusive" and list(body.findings) == []
+    assert body.examination is not None and {t["name"] for t in body.examination["tests"]} >= {"replay", "sampler"}
+    assert verify_certificate(tmp_path / "run" / "release" / "certificate.json", limits=LIMITS).ok
+
+
 def test_every_program_is_shown_on_a_page_and_run_here() -> None:
     shown = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
     run = "".join(test.read_text(encoding="utf-8") for test in (ROOT / "tests").rglob("*.py"))

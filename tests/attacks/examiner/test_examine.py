@@ -143,7 +143,7 @@ def slowed(step, seconds):
 
 def test_what_does_not_fit_the_budget_is_said_to_be_untested():
     loop = PlainLoop(0)
-    loop.step = slowed(loop.step, 0.2)
+    loop.step = slowed(loop.step, 0.08)
     result = examine(loop.adapter(), loop.plan(), budget=1)
     untested = " ".join(result.untested)
     assert "noise: 10 steps" in untested and "replay: its part of the budget" in untested
@@ -291,6 +291,35 @@ def test_the_command_examines_a_function(tmp_path, monkeypatch):
     value = json.loads(done.output)
     assert done.exit_code == 1 and value["schema"] == "dpaudit.examine/1" and value["verdict"] == "violated"
     assert value["findings"][0]["name"] == "clipped_after_averaging" and value["findings"][0]["detail"]["records"]
+
+
+def test_the_command_explains_a_name():
+    from dpaudit.cli.examine import command
+
+    done = CliRunner().invoke(command, ["--explain", "clipped_after_averaging", "--json"])
+    assert done.exit_code == 0 and "clip_grad_norm_" in json.loads(done.output)["text"]
+    assert isinstance(CliRunner().invoke(command, ["--explain", "nothing"]).exception, InvalidValue)
+    assert CliRunner().invoke(command, []).exit_code == 2  # a usage error, which the program maps to 64
+
+
+def test_the_command_refuses_a_mistake_of_the_adapter(tmp_path, monkeypatch):
+    from dpaudit.cli.examine import command
+
+    (tmp_path / "typo.py").write_text(
+        "from tests.faults._plain import PlainLoop\n"
+        "from dpaudit.attacks import LoopAdapter\n"
+        "def adapter():\n"
+        "    loop = PlainLoop(0)\n"
+        "    step = lambda indices: loop.no_such_method()\n"
+        "    return LoopAdapter(loop.model, step, loop.draw, size=60, clean_step=step), loop.plan()\n"
+        "def raises():\n"
+        "    raise KeyError('data')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, ["typo:adapter", "--budget", BUDGET])
+    assert isinstance(done.exception, NotExamined) and "no_such_method" in str(done.exception)
+    done = CliRunner().invoke(command, ["typo:raises", "--budget", BUDGET])
+    assert isinstance(done.exception, InvalidValue) and "KeyError" in str(done.exception)
 
 
 def test_the_command_refuses_what_it_cannot_load():
