@@ -21,6 +21,7 @@ from dpaudit.reports.attack_rows import attack_rows
 from dpaudit.reports.glossary import GLOSSARY
 from dpaudit.reports.in_run_rows import in_run_rows
 from dpaudit.reports.render import render
+from dpaudit.reports.stated import KEY, stated_rows
 from dpaudit.reports.svg import Drawing
 from dpaudit.reports.text import counted, plain_value, relation_text
 from dpaudit.reports.words import WORDS, attack_sentence, evidence_lines, headline_of, level_of, not_proved
@@ -97,7 +98,8 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         findings=[_finding(f) for f in (*body.findings, *in_run_findings, *result.get("findings", ()))],
         tests=[_test(t) for t in (body.examination or {}).get("tests") or ()],
         untested=[str(t) for t in (body.examination or {}).get("untested") or ()],
-        provenance=[(_label(k), plain_value(v)) for k, v in body.provenance.items()],
+        provenance=[(_label(k), plain_value(v)) for k, v in body.provenance.items() if k != KEY],
+        stated=stated_rows(body.provenance),
         glossary=GLOSSARY,
         axis=drawings.get("epsilon-axis"),
         budget=drawings.get("budget"),

@@ -10,6 +10,8 @@ from dpaudit.certificates.amend import Amendment as Amendment
 from dpaudit.certificates.amend import amend as amend
 from dpaudit.certificates.amend import read_amendments as read_amendments
 from dpaudit.certificates.control_file import write_control as write_control
+from dpaudit.certificates.export import contract_paragraph as contract_paragraph
+from dpaudit.certificates.export import registry_entry as registry_entry
 from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
@@ -24,6 +26,9 @@ from dpaudit.certificates.sign import new_key_pair as new_key_pair
 from dpaudit.certificates.sign import sign as sign
 from dpaudit.certificates.statement import Statement as Statement
 from dpaudit.certificates.statement import json_schema as json_schema
+from dpaudit.certificates.timestamp import attach_timestamp as attach_timestamp
+from dpaudit.certificates.timestamp import check_timestamp as check_timestamp
+from dpaudit.certificates.timestamp import timestamp_request as timestamp_request
 from dpaudit.certificates.verify.report import VerificationReport as VerificationReport
 from dpaudit.certificates.verify.verify import read_certificate as read_certificate
 from dpaudit.certificates.verify.verify import verify_certificate as verify_certificate
@@ -45,9 +50,12 @@ __all__ = [
     "Statement",
     "VerificationReport",
     "amend",
+    "attach_timestamp",
     "canary_id",
     "certify_run",
+    "check_timestamp",
     "commitment",
+    "contract_paragraph",
     "envelope_path",
     "from_event",
     "from_opacus",
@@ -62,7 +70,9 @@ __all__ = [
     "read_journal",
     "read_manifest",
     "read_policy",
+    "registry_entry",
     "sign",
+    "timestamp_request",
     "verify_certificate",
     "write_control",
     "write_manifest",

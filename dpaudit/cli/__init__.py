@@ -33,6 +33,7 @@ COMMANDS = {
     "certify": "All of it: a TOML file or a run folder in, certificate and report out.",
     "compare": "Accountants side by side; says which is rigorous and which is wrong here.",
     "examine": "White-box tests of a step function against the plan it claims to follow.",
+    "export": "A certificate as a paragraph for a contract, or as a registry entry.",
     "exposure": "Canary exposure report.",
     "init": "A commented configuration for your data and model; says what it assumed.",
     "timestamp": "A third party's date on the frozen plan or a certificate, checked offline.",

@@ -16,6 +16,7 @@ from dpaudit.cli.common import emit, json_option, tell
 @click.option("--controls", type=click.IntRange(min=1), help="Train that many controls and count them together.")
 @click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
 @click.option("--examine-budget", help="What that may spend, such as 30s or 2min (default 1min); implies --examine.")
+@click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
 @click.option(
     "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
 )
@@ -27,6 +28,7 @@ def command(
     controls: int | None,
     examine: bool,
     examine_budget: str | None,
+    device: str | None,
     sign_key: Path | None,
     as_json: bool,
 ) -> None:
@@ -51,6 +53,7 @@ def command(
         examine=examine or examine_budget is not None,
         examine_budget=examine_budget or "1min",
         signing_key=None if sign_key is None else sign_key.read_bytes(),
+        device=device,
         tell=tell,
     )
     emit(run.to_dict(), as_json, str(run))

@@ -12,8 +12,9 @@ from dpaudit.cli.common import emit, json_option, tell
 @click.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create or resume.")
+@click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
 @json_option
-def command(config: Path, out: Path, as_json: bool) -> None:
+def command(config: Path, out: Path, device: str | None, as_json: bool) -> None:
     """Fine-tune privately with canaries, from CONFIG (a TOML file) into a run folder.
 
     Running the same command again after a stop resumes the run: steps already counted stay charged.
@@ -24,5 +25,5 @@ def command(config: Path, out: Path, as_json: bool) -> None:
     """
     from dpaudit.runs.train import train
 
-    found = train(config, out, tell=tell)
+    found = train(config, out, device=device, tell=tell)
     emit(found.to_dict(), as_json, str(found))

@@ -14,7 +14,7 @@ from dpaudit.privacy.level import LineName, headline
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text
 from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import Verdict
-from dpaudit.runs.config import read_config
+from dpaudit.runs.config import read_config, with_device
 from dpaudit.runs.publish import Published
 from dpaudit.runs.run import Job, begin, certify_phase, control_phase, examine_phase, reopen, train_phase
 from dpaudit.storage.run_folder import read_json
@@ -90,6 +90,7 @@ def certify(
     examine: bool = False,
     examine_budget: str = "1min",
     signing_key: bytes | None = None,
+    device: str | None = None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> CertifiedRun:
     """Certify a training run: from a configuration (it trains first) or from a trained run folder.
@@ -111,6 +112,8 @@ def certify(
         What the examination may spend: level 2 takes one in full, and a budget that cuts it short is told in its line.
     signing_key : bytes, optional
         Ed25519 private key (PEM) to sign the certificate with.
+    device : str, optional
+        Torch device to train on, in place of the configuration's ``optimizer.device``.
     tell : callable, optional
         Receives what is worth knowing before the first step, one sentence at a time.
 
@@ -133,7 +136,7 @@ def certify(
         print(run)
         report = dpaudit.verify(run.certificate)
     """
-    job = _job(Path(source), None if out is None else Path(out), tell)
+    job = _job(Path(source), None if out is None else Path(out), device, tell)
     if controls:
         job = control_phase(job, runs=controls, tell=tell)
     if examine:
@@ -156,14 +159,14 @@ def certify(
     )
 
 
-def _job(source: Path, out: Path | None, tell: Callable[[str], None]) -> Job:
+def _job(source: Path, out: Path | None, device: str | None, tell: Callable[[str], None]) -> Job:
     if source.is_dir():
         if out is not None and out.resolve() != source.resolve():
             raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
         return reopen(source)
     if out is None:
         raise InvalidValue(f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first.")
-    return train_phase(begin(read_config(source), source.resolve().parent, out), tell=tell)
+    return train_phase(begin(with_device(read_config(source), device), source.resolve().parent, out), tell=tell)
 
 
 def summary(job: Job, published: Published) -> str:

@@ -68,6 +68,10 @@ class Model(_Section):
     less memory and often suffer less from noise; they may also learn less."""
     lora_rank: PositiveInt = 8
     """Rank of the adapters, with ``trainable = "lora"``."""
+    lora_alpha: PositiveInt = 16
+    """Scale of the adapters: what they add is multiplied by alpha / rank."""
+    lora_targets: tuple[str, ...] | None = Field(default=None, examples=[["q_proj", "v_proj"]])
+    """Names of the layers that get adapters; left out, peft's choice for the architecture."""
 
 
 class Data(_Section):
@@ -175,6 +179,13 @@ class Optimizer(_Section):
     """Decoupled weight decay of AdamW."""
     warmup_steps: Whole = 0
     """Steps over which the rate rises to its value."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on: constant, or to zero at the last step. Fixed beforehand, it is free. dp-adam only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of forward and backward passes. Weights, norms, sums and noise are fp32 either way."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    """Torch device of the model, such as ``cuda``; ``--device`` of train and certify overrides it. A run may be resumed
+    on another device."""
     physical_batch_size: PositiveInt = 64
     """Records computed at once. Lower it when memory runs out: results and privacy stay."""
     threads: Whole = 0
@@ -221,6 +232,29 @@ class Audit(_Section):
     in_run: InRun = InRun()
 
 
+class OwnersStatement(_Section):
+    """What only the owner of the model can say: it stands in the certificate as stated, and none of it is checked."""
+
+    model: str | None = Field(default=None, max_length=2000, examples=["mail-writer 1.2"])
+    """Name and version of the released model."""
+    base_model: str | None = Field(default=None, max_length=2000, examples=["gpt2, revision 607a30d"])
+    """Name and version of the model that training began with."""
+    provider: str | None = Field(default=None, max_length=2000, examples=["Example Ltd, Berlin"])
+    """Who answers for the model and issues the certificate."""
+    contact: str | None = Field(default=None, max_length=2000, examples=["privacy@example.org"])
+    """Where questions go."""
+    data_name: str | None = Field(default=None, max_length=2000, examples=["Support mails 2025"])
+    """Name of the private data."""
+    data_origin: str | None = Field(default=None, max_length=2000, examples=["Own customers, by contract"])
+    """Where the private data come from, and on what ground they are used."""
+    intended_use: str | None = Field(default=None, max_length=2000, examples=["Drafts of replies, read by staff"])
+    """What the model is for."""
+    justification: str | None = Field(default=None, max_length=2000, examples=["Board decision of 2026-03-01"])
+    """Why this ε, this δ and this unit were chosen."""
+    previous_releases: str | None = Field(default=None, max_length=2000, examples=["None from these data"])
+    """Other releases from the same data, whose ε adds up with this one."""
+
+
 class Run(_Section):
     """Public seeds and checkpoints; never noise, sampling or coins."""
 
@@ -242,6 +276,7 @@ class Config(_Section):
     audit: Audit
     zeroth_order: ZerothOrder | None = None
     run: Run = Run()
+    statement: OwnersStatement = OwnersStatement()
 
     @pydantic.model_validator(mode="after")
     def _joined(self) -> Config:
@@ -251,6 +286,13 @@ class Config(_Section):
             raise ValueError(f"data.limit_by={self.data.limit_by!r} chooses for data.limit, which is missing; add it")
         if self.data.labels is not None and self.model.task != "sequence-classification":
             raise ValueError("data.labels names classes and needs model.task='sequence-classification'; leave it out")
+        if self.model.lora_targets is not None and self.model.trainable != "lora":
+            raise ValueError('model.lora_targets needs model.trainable="lora"; leave it out, or train adapters')
+        if self.privacy.method == "dp-zoso" and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"optimizer.schedule={self.optimizer.schedule!r} has no effect with privacy.method='dp-zoso', whose"
+                " rate halves from stage to stage; leave it out"
+            )
         if self.privacy.method == "dp-zoso" and self.zeroth_order is None:
             raise ValueError("zeroth_order is missing; method dp-zoso needs its section")
         if self.privacy.expected_batch_size > self.privacy.public_size:
@@ -324,6 +366,15 @@ def read_config(path: Path) -> Config:
         return parse_config(parse_toml(data, name=f"configuration {path}"), str(path))
     except InvalidEvidence as error:
         raise InvalidValue(str(error)) from None
+
+
+def with_device(config: Config, device: str | None) -> Config:
+    """The configuration with another ``optimizer.device``; itself for None."""
+    if device is None:
+        return config
+    value = config.model_dump(mode="json", exclude_none=True)
+    value["optimizer"]["device"] = device
+    return parse_config(value, "--device")
 
 
 def parse_config(value: dict[str, Any], name: str) -> Config:

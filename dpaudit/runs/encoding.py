@@ -56,26 +56,35 @@ def collator(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, A
     import torch
 
     pad, causal = prepared.tokenizer.pad_token_id, is_causal(prepared.config)
+    device = prepared.config.optimizer.device
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
 
         def padded(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows], device=device)
 
-        labels = padded("labels", -100) if causal else torch.tensor([row["labels"] for row in rows])
+        labels = padded("labels", -100) if causal else torch.tensor([row["labels"] for row in rows], device=device)
         return {"input_ids": padded("input_ids", pad), "attention_mask": padded("attention_mask", 0), "labels": labels}
 
     return collate
 
 
 def loss_function(prepared: Prepared) -> Callable[[Any, dict[str, Any]], Any]:
-    """Per-example losses of the configured task."""
+    """Per-example losses of the configured task, in the configured precision."""
+    import torch
+
     from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
 
-    if is_causal(prepared.config):
-        return lambda model, batch: causal_lm_losses(model, **batch)
-    return lambda model, batch: sequence_classification_losses(model, batch)
+    options, causal = prepared.config.optimizer, is_causal(prepared.config)
+    kind, low = options.device.partition(":")[0], options.precision == "bf16"
+
+    def losses(model: Any, batch: dict[str, Any]) -> Any:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
+            found = causal_lm_losses(model, **batch) if causal else sequence_classification_losses(model, batch)
+        return found.float()
+
+    return losses
 
 
 def public_quality(prepared: Prepared, model: Any) -> float:

@@ -237,6 +237,7 @@ def _first_order(
                 learning_rate=options.learning_rate,
                 weight_decay=options.weight_decay,
                 warmup_steps=options.warmup_steps,
+                schedule=options.schedule,
             ),
             physical_batch_size=options.physical_batch_size,
             callback=after_step,

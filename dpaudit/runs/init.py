@@ -174,6 +174,11 @@ class _Choice:
     def data(self, data: LookedAtData, model: LookedAtModel, out: Path) -> None:
         """Where the records are, and the share that is declared public."""
         self.take("data.path", _relative(data.path, out))
+        if data.owner_column is not None:
+            owner = toml(data.owner_column)
+            self.left_open["data.path"] = (
+                f"# unit_column = {owner}  # where the claim is for one of these, not one record"
+            )
         if data.text_column not in (None, "text"):
             self.take("data.text_column", data.text_column)
         if model.task == "sequence-classification" and data.label_column not in (None, "label"):

@@ -18,6 +18,7 @@ from dpaudit.runs.config import Config
 from dpaudit.runs.in_run.part import in_run_part
 from dpaudit.runs.prepare import Prepared
 from dpaudit.runs.records import limit_of
+from dpaudit.runs.stated import owners_words
 from dpaudit.runs.units import draws_units, units_statement
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.files import write_atomically
@@ -217,6 +218,7 @@ def _evidence(
         subjects={f"model/{n}": d for n, d in folder_digests(folder.model).items() if n != "privacy.json"},
         provenance={
             **record.provenance,
+            **owners_words(config, record),
             "config_sha256": record.config_sha256,
             "attempts": attempts_of(facts),
             "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],

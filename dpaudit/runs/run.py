@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +48,14 @@ def begin(config: Config, base: Path, out: Path) -> Job:
     if not folder.record.exists():
         return Job(folder=folder, config=config, base=base, record=update_record(folder, new_record(value)))
     record = read_record(folder)
-    if dict(record.config) != value:
+    if _whatever_runs_it(record.config) != _whatever_runs_it(value):
         record = _corrected(folder, record, value)
     return Job(folder=folder, config=config, base=base, record=record)
+
+
+def _whatever_runs_it(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the machine that it runs on, which a resume may change."""
+    return {**value, "optimizer": {k: v for k, v in value["optimizer"].items() if k not in ("device", "threads")}}
 
 
 def _corrected(folder: RunFolder, record: RunRecord, value: dict[str, Any]) -> RunRecord:

@@ -97,7 +97,25 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
         del model.config.quantization_config
     model.is_quantized = False
     model.eval()
-    return model
+    return on_device(model, config)
+
+
+def on_device(model: Any, config: Config) -> Any:
+    """The model on the configured device.
+
+    Raises
+    ------
+    InvalidValue
+        When this machine or this build of torch has no such device.
+    """
+    try:
+        return model.to(config.optimizer.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+        raise InvalidValue(
+            f"optimizer.device={config.optimizer.device!r} cannot be used here ({reason}); use 'cpu', or install the"
+            " build of torch for that device."
+        ) from error
 
 
 def select_trainable(model: Any, config: Config) -> Any:
@@ -105,7 +123,11 @@ def select_trainable(model: Any, config: Config) -> Any:
     from dpaudit.trainers import trained_parameters
 
     which = config.model.trainable
-    return trained_parameters(model, which, **({"rank": config.model.lora_rank} if which == "lora" else {}))
+    if which != "lora":
+        return trained_parameters(model, which)
+    wanted = config.model
+    targets = None if wanted.lora_targets is None else list(wanted.lora_targets)
+    return trained_parameters(model, which, rank=wanted.lora_rank, alpha=wanted.lora_alpha, targets=targets)
 
 
 def merged(model: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpaudit.runs.config import read_config
+from dpaudit.runs.config import read_config, with_device
 from dpaudit.runs.run import begin, train_phase
 
 
@@ -51,7 +51,13 @@ class TrainedRun:
         return f"trained {self.steps} private steps; scores in {self.scores}\nnext: dpaudit certify {self.run}"
 
 
-def train(config: str | Path, out: str | Path, *, tell: Callable[[str], None] = lambda note: None) -> TrainedRun:
+def train(
+    config: str | Path,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> TrainedRun:
     """Fine-tune privately with canaries, from a TOML configuration into a run folder.
 
     Running it again after a stop resumes the run: steps already counted stay charged.
@@ -62,6 +68,8 @@ def train(config: str | Path, out: str | Path, *, tell: Callable[[str], None] = 
         TOML configuration; every privacy decision stands in it.
     out : path
         Run folder to create or resume.
+    device : str, optional
+        Torch device to train on, in place of the configuration's ``optimizer.device``.
     tell : callable, optional
         Receives what is worth knowing before the first step, one sentence at a time.
 
@@ -75,7 +83,7 @@ def train(config: str | Path, out: str | Path, *, tell: Callable[[str], None] = 
         Before the first step, with what to change.
     """
     path = Path(config)
-    job = train_phase(begin(read_config(path), path.resolve().parent, Path(out)), tell=tell)
+    job = train_phase(begin(with_device(read_config(path), device), path.resolve().parent, Path(out)), tell=tell)
     facts = job.record.facts
     return TrainedRun(
         status=job.record.status,

@@ -1,0 +1,41 @@
+"""``dpaudit export``: a certificate as a paragraph for a contract, or as an entry of the DP Deployments Registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dpaudit.cli.common import emit, json_option, tell
+
+
+@click.command("export")
+@click.argument("certificate", type=click.Path(path_type=Path))
+@click.option(
+    "--as", "form", type=click.Choice(["paragraph", "registry"]), required=True, help="paragraph, or registry (YAML)."
+)
+@json_option
+def command(certificate: Path, form: str, as_json: bool) -> None:
+    """Print what CERTIFICATE says in another form. It is read and not verified: run dpaudit verify beside it.
+
+    \b
+    Example:
+      dpaudit export runs/first/release/certificate.json --as paragraph
+      dpaudit export runs/first --as registry > entry.yaml
+    """
+    from dpaudit.certificates import contract_paragraph, read_certificate, registry_entry
+    from dpaudit.certificates.export import yaml
+
+    statement = read_certificate(certificate)
+    statement = getattr(statement, "statement", statement)
+    if form == "paragraph":
+        text = contract_paragraph(statement)
+        emit({"schema": "dpaudit.export/1", "paragraph": text}, as_json, text)
+        return
+    found = registry_entry(statement)
+    if found.missing:
+        tell(
+            f"the certificate does not fill {', '.join(found.missing)}; add them by hand, or state them in [statement]."
+        )
+    value = {"schema": "dpaudit.export/1", "registry": found.entry, "missing": list(found.missing)}
+    emit(value, as_json, yaml(found.entry))
