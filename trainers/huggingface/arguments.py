@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from dpaudit.privacy.errors import PrivacyRefusal
@@ -176,6 +177,12 @@ def refuse_arguments(args: Any, privacy: PrivacyArguments | None, callbacks: lis
             "neftune_noise_alpha",
             args.neftune_noise_alpha,
             "its hook changes embeddings behind the clipping hooks; set None",
+        ),
+        (
+            "wandb" in args.report_to and os.environ.get("WANDB_WATCH") in ("all", "gradients"),
+            "report_to",
+            args.report_to,
+            "WANDB_WATCH sends gradients before they are clipped and noised; unset it in the environment",
         ),
     ]
     for broken, name, value, why in refusals:

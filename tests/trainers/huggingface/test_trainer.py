@@ -22,7 +22,7 @@ from dpaudit import Ledger, MemoryJournal, account
 from dpaudit.privacy.errors import DpauditError, PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, pad_tokens, train
-from dpaudit.trainers.huggingface.arguments import PrivacyArguments
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.trainer import DPTrainer, _steps_within
 from dpaudit.trainers.optimizers import OptimizerSettings
@@ -394,3 +394,27 @@ def test_every_log_line_has_the_epsilon_so_far_rounded_up(tmp_path):
         assert exact.epsilon_upper <= float(f"{epsilon:.4g}") < exact.epsilon_upper * 1.001
     assert np.isnan(output.training_loss) and output.global_step == 5
     assert output.metrics == {"steps_counted": 5, "epsilon": exact.epsilon_upper, "delta": PLAN.delta}
+
+
+def test_trackers_see_epsilon_and_nothing_private(tmp_path):
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    run = trainer(tmp_path, callbacks=[Tracker()])
+    run.train()
+    assert len(seen) == 6 and set().union(*seen) == {"learning_rate", "epsilon", "epoch"}
+
+
+def test_a_tracker_that_watches_gradients_is_refused(tmp_path, monkeypatch):
+    args = arguments(tmp_path)
+    args.report_to = ["wandb"]
+    monkeypatch.setenv("WANDB_WATCH", "gradients")
+    with pytest.raises(PrivacyRefusal, match="WANDB_WATCH sends gradients before they are clipped"):
+        refuse_arguments(args, None, [])
+    monkeypatch.setenv("WANDB_WATCH", "parameters")  # every iterate is a release
+    refuse_arguments(args, None, [])
