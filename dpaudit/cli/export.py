@@ -26,8 +26,7 @@ def command(certificate: Path, form: str, as_json: bool) -> None:
     from dpaudit.certificates import contract_paragraph, read_certificate, registry_entry
     from dpaudit.certificates.export import yaml
 
-    statement = read_certificate(certificate)
-    statement = getattr(statement, "statement", statement)
+    statement = read_certificate(certificate).statement
     if form == "paragraph":
         text = contract_paragraph(statement)
         emit({"schema": "dpaudit.export/1", "paragraph": text}, as_json, text)
