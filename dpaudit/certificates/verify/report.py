@@ -109,6 +109,8 @@ class VerificationReport:
         How far what was recomputed reaches, 0 to 4; 0 where anything speaks against the claim.
     lines : tuple of ReportLine
         The four lines of evidence, as they follow from what was recomputed.
+    about : str
+        The claim in words, as the certificate states it.
     """
 
     stated_verdict: str
@@ -121,6 +123,29 @@ class VerificationReport:
     warnings: tuple[str, ...] = ()
     level: int = 0
     lines: tuple[ReportLine, ...] = ()
+    about: str = ""
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """What a reader needs who reads no further: outcome, claim, counts of the checks, files, and who vouches."""
+        count = {outcome: [s for s in self.steps if s.outcome == outcome] for outcome in (EQUAL, DIFFERENT, ABSENT)}
+        files = [step for step in self.steps if step.name.startswith("subject ")]
+        same = sum(step.outcome == EQUAL for step in files)
+        if wrong := count[DIFFERENT]:
+            names = ", ".join(printable(step.name) for step in wrong[:3])
+            first = (
+                f"DO NOT RELY ON THIS CERTIFICATE: {len(wrong)} of its statements differ from its evidence ({names})."
+            )
+        else:
+            level = self.level_reached
+            first = f"{self.verdict.upper()}, level {level} of 4 ({Level(level).words})."
+        return (
+            first,
+            f"Claim: {printable(self.about) or 'none'}.",
+            f"Checks: {len(count[EQUAL])} derived again and equal, {len(wrong)} different, {len(count[ABSENT])} not"
+            f" possible here. Files: {same} of {len(files)} are those that were certified.",
+            f"Who says so: {printable(self.origin)}.",
+        )
 
     @property
     def ok(self) -> bool:
@@ -167,6 +192,7 @@ class VerificationReport:
         return {
             "schema": "dpaudit.verify/1",
             "verdict": self.verdict,
+            "headline": list(self.headline),
             "stated_verdict": self.stated_verdict,
             "derived_verdict": self.derived_verdict,
             "power_lower": self.power_lower,
@@ -196,7 +222,8 @@ class VerificationReport:
         """The report as lines for a terminal; whatever the certificate's maker wrote stays on its line."""
         mark = {EQUAL: "=", DIFFERENT: "X", ABSENT: "?", RECORDED: "."}
         width = min(_NAME_WIDTH, max((len(printable(step.name)) for step in self.steps), default=0))
-        lines = [
+        lines = [*self.headline, ""]
+        lines += [
             f"{mark[step.outcome]} {printable(step.name).ljust(width)}  {step.outcome}: {printable(step.detail)}"
             for step in self.steps
         ]

@@ -28,6 +28,7 @@ from dpaudit.certificates.verify.statements import consistency_step, exposure_st
 from dpaudit.certificates.verify.subjects import subject_steps
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.level import Level
+from dpaudit.privacy.rounding import exact_text
 from dpaudit.privacy.verdict import Verdict
 from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import read_bytes
@@ -170,6 +171,19 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         warnings=() if rules is None else policy_warnings(rules),
         level=int(level),
         lines=tuple(ReportLine.of(line) for line in made.lines),
+        about=_about(body),
+    )
+
+
+def _about(body: Predicate) -> str:
+    """The claim in words."""
+    claim = body.claim
+    if claim is None:
+        return ""
+    each = "" if claim.max_records_per_unit == 1 else f" of at most {claim.max_records_per_unit} records"
+    return (
+        f"epsilon <= {exact_text(claim.epsilon)} at delta = {exact_text(claim.delta)} for one {claim.unit}{each}"
+        f" ({claim.relation})"
     )
 
 
