@@ -13,6 +13,7 @@
     allow_deviations = false
     allow_conditional = false          # of the examiner: faults under a condition, such as a seeded generator
     trusted_keys = ["signer.pem"]      # paths relative to the policy
+    countersigners = ["auditor.pem"]   # of people other than the trainer; level 4 takes one of their signatures
     timestamp_roots = ["tsa.pem"]      # of the authorities that may date a plan or a certificate
 
 Every key is optional and an unknown key is refused, since a misspelt rule would otherwise be no rule.
@@ -56,6 +57,7 @@ class Policy:
     allow_deviations: bool = True
     allow_conditional: bool = True
     trusted_keys: tuple[str, ...] = ()
+    countersigners: tuple[str, ...] = ()
     timestamp_roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class Policy:
             "required_steps",
             "required_tests",
             "trusted_keys",
+            "countersigners",
             "timestamp_roots",
         ):
             value = getattr(self, name)
@@ -93,7 +96,7 @@ class Policy:
 
 
 def read_policy(path: Path) -> Policy:
-    """Read a policy; the files named by ``trusted_keys`` are read here and held as PEM text."""
+    """Read a policy; the files named by ``trusted_keys`` and ``countersigners`` are read here and held as PEM text."""
     value = read_toml(path)
     known = {field.name for field in dataclasses.fields(Policy)}
     if unknown := sorted(set(value) - known):
@@ -103,7 +106,8 @@ def read_policy(path: Path) -> Policy:
     roots = tuple(
         read_bytes(path.parent / name, limit=1 << 20).decode("utf-8", "replace") for name in policy.timestamp_roots
     )
-    return dataclasses.replace(policy, trusted_keys=keys, timestamp_roots=roots)
+    others = tuple(_read_key(path.parent / name) for name in policy.countersigners)
+    return dataclasses.replace(policy, trusted_keys=keys, countersigners=others, timestamp_roots=roots)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

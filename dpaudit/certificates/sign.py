@@ -139,6 +139,24 @@ def signature_steps(certificate: Path, data: bytes, trusted: tuple[str, ...]) ->
     ], UNSIGNED
 
 
+def signers(certificate: Path, data: bytes, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Key ids of those given keys (PEM) whose signature over a certificate's exact bytes stands beside it.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the envelope is damaged.
+    """
+    path = envelope_path(certificate)
+    if not os.path.lexists(path):
+        return ()
+    payload, signatures = _open(path)
+    if payload != data:
+        return ()
+    good = (key_id(pem) for pem in keys if any(_verifies(pem, payload, signature) for signature in signatures))
+    return tuple(dict.fromkeys(good))
+
+
 def _open(path: Path) -> tuple[bytes, list[bytes]]:
     return _parse(read_bytes(path), path.name)
 

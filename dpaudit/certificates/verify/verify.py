@@ -23,6 +23,7 @@ from dpaudit.certificates.verify.derive import Derived, derive, level_steps, ver
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
 from dpaudit.certificates.verify.guard import Attempt, attempt, guarded
 from dpaudit.certificates.verify.in_run import RecomputedInRun, recompute_in_run
+from dpaudit.certificates.verify.origin import origin_line
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, RECORDED, ReportLine, Step, VerificationReport
 from dpaudit.certificates.verify.statements import consistency_step, exposure_steps, limits_step, recorded_steps
 from dpaudit.certificates.verify.subjects import subject_steps
@@ -156,7 +157,8 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     steps += [derived.failed] if derived.value is None and derived.failed else verdict_steps(body, made)
     steps += level_steps(body, made) if derived.value is not None else []
     verdict = corrected_verdict(made.name, body, amendments)
-    level = made.level if verdict in (Verdict.CONSISTENT, Verdict.INCONCLUSIVE) else Level.CLAIMED
+    source = origin_line(certificate.path, certificate.data, rules, steps)
+    level = _level(made, verdict, countersigned=source.shown)
     lower = _power_lower(audit, in_run)
     facts = Facts(body=body, recomputed=recomputed, steps=steps, verdict=verdict, power_lower=lower, level=int(level))
     failures, accepts = ((), False) if rules is None else judge(rules, facts, certificate.statement, amendments)
@@ -170,7 +172,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         power_lower=lower,
         warnings=() if rules is None else policy_warnings(rules),
         level=int(level),
-        lines=tuple(ReportLine.of(line) for line in made.lines),
+        lines=tuple(ReportLine.of(line) for line in (*made.lines[:-1], source)),
         about=_about(body),
     )
 
@@ -185,6 +187,13 @@ def _about(body: Predicate) -> str:
         f"epsilon <= {exact_text(claim.epsilon)} at delta = {exact_text(claim.delta)} for one {claim.unit}{each}"
         f" ({claim.relation})"
     )
+
+
+def _level(made: Derived, verdict: Verdict, *, countersigned: bool) -> Level:
+    """The level that was reached; none where anything speaks against the claim."""
+    if verdict not in (Verdict.CONSISTENT, Verdict.INCONCLUSIVE):
+        return Level.CLAIMED
+    return Level.COUNTERSIGNED if made.level == Level.AUDITED and countersigned else made.level
 
 
 def _power_lower(audit: RecomputedAudit | None, in_run: RecomputedInRun | None) -> float | None:
