@@ -185,6 +185,114 @@ class Undefined(Foreign):
         return [g * (bound / max(n, bound)) for g in gradient]
 
 
+# -- written after the detectors were frozen ------------------------------------------------------------------------
+class ByValue(Foreign):
+    """clip_grad_value_ on each record's gradient."""
+
+    def _one(self, gradient: list[Tensor], bound: float) -> list[Tensor]:
+        return [g.nan_to_num(0, bound, -bound).clamp(-bound, bound) for g in gradient]
+
+
+class FirstLayerNorm(Foreign):
+    """The norm of the first parameter alone."""
+
+    def _one(self, gradient: list[Tensor], bound: float) -> list[Tensor]:
+        n = self.norm(gradient[:1])
+        if not np.isfinite(self.norm(gradient)):
+            return [torch.zeros_like(g) for g in gradient]
+        return [g * min(1.0, bound / max(n, 1e-12)) for g in gradient]
+
+
+class EveryThird(Foreign):
+    """Noise where the step's number is no multiple of three."""
+
+    def noise(self, indices: Sequence[int]) -> list[Tensor]:
+        return [n * (self.steps % 3 != 2) for n in super().noise(indices)]
+
+
+class NoiseByBatch(Foreign):
+    def noise(self, indices: Sequence[int]) -> list[Tensor]:
+        return [n * math.sqrt(max(len(indices), 1) / EXPECTED) for n in super().noise(indices)]
+
+
+class LaplaceNoise(Foreign):
+    def noise(self, indices: Sequence[int]) -> list[Tensor]:
+        scale = self.std / math.sqrt(2)
+        return [torch.as_tensor(self.numbers.laplace(0, scale, tuple(p.shape))).float() for p in self.weights]
+
+
+class PairClip(Foreign):
+    """The mean of two records is clipped."""
+
+    def gather(self, indices: Sequence[int]) -> list[Tensor]:
+        total = [torch.zeros(p.shape) for p in self.weights]
+        for k in range(0, len(indices), 2):
+            pair = list(indices[k : k + 2])
+            mean = [g / len(pair) for g in torch.autograd.grad(self.losses(pair).sum(), self.weights)]
+            total = [t + len(pair) * g for t, g in zip(total, self._one(mean, self.clip_at), strict=True)]
+        return total
+
+
+class NoNoiseSkips(NoNoise):
+    """No noise, and empty draws are passed over."""
+
+    def step(self, indices: Sequence[int]) -> None:
+        if len(indices):
+            super().step(indices)
+
+
+class OneScalarALayer(Foreign):
+    """One number of noise for every parameter."""
+
+    def noise(self, indices: Sequence[int]) -> list[Tensor]:
+        return [torch.full(p.shape, float(self._normal(()))) * self.std for p in self.weights]
+
+
+class Substitutes(Foreign):
+    """An empty draw becomes the first record."""
+
+    def step(self, indices: Sequence[int]) -> None:
+        super().step(indices if len(indices) else [0])
+
+
+class RealisedSum(Foreign):
+    """The mean over the batch times the planned size."""
+
+    def released(self, indices: Sequence[int]) -> list[Tensor]:
+        total = [t / max(len(indices), 1) for t in self.gather(indices)]
+        noise = [torch.zeros(p.shape) for p in self.weights] if self.quiet else self.noise(indices)
+        return [t + n / EXPECTED for t, n in zip(total, noise, strict=True)]
+
+
+class SeededDraws(Foreign):
+    """The sampler's seed is a constant of the program."""
+
+    def restart(self) -> None:
+        super().restart()
+        self.drawing = np.random.default_rng(42)
+
+
+class TwiceABatch(Foreign):
+    """Every minibatch is used for two steps."""
+
+    held: list[int] | None = None
+
+    def draw(self) -> list[int]:
+        if self.held is None:
+            self.held = super().draw()
+            return self.held
+        again, self.held = self.held, None
+        return again
+
+
+class Favoured(Foreign):
+    """Ten records with three times the rate, the others with less."""
+
+    def draw(self) -> list[int]:
+        chance = np.where(np.arange(SIZE) < 10, 0.3, 0.06)
+        return np.flatnonzero(self.drawing.random(SIZE) < chance).tolist()  # type: ignore[no-any-return]
+
+
 def _fault(name: str, expected: str, style: Style, kind: type[Foreign], group: str = "replay") -> Fault:
     def build(seed: int) -> Case:
         return case_of(style, seed, kind)
@@ -248,5 +356,30 @@ FAULTS: tuple[Fault, ...] = (
 )  # fmt: skip
 """Written with the detectors."""
 
-LATER: tuple[Fault, ...] = ()
+LATER: tuple[Fault, ...] = (
+    _fault("later-clip-by-value", "norm_underestimated", S(name="a", update="rmsprop", rate=1e-3), ByValue),
+    _fault("later-frobenius-of-first", "norm_underestimated", S(name="b", model="gru", update="sgd"), FirstLayerNorm),
+    _fault("later-noise-once-an-epoch", "noise_missing_on_steps", S(name="c", update="adam", rate=1e-3), EveryThird, "noise"),
+    _fault("later-noise-by-batch-root", "noise_depends_on_batch", S(name="d", model="conv"), NoiseByBatch, "noise"),
+    _fault("later-laplace", "noise_not_gaussian", S(name="e", update="momentum", rate=0.1), LaplaceNoise, "noise"),
+    _fault("later-no-clip-none", "unclipped", S(name="f", sampling="none", model="linear"), NotClipped),
+    _fault("later-batch-clip-recurrent", "clipped_after_averaging", S(name="g", model="gru", update="rmsprop", rate=1e-3), BatchClip),
+    _fault("later-micro-batch-clip", "clipped_after_averaging", S(name="h", model="embedding"), PairClip),
+    _fault("later-half-noise-dropout", "noise_scale", S(name="i", dropout=0.3, update="adam", rate=1e-3), HalfNoise, "noise"),
+    _fault("later-half-noise-bf16", "noise_scale", S(name="j", dtype="bfloat16", rate=0.3), HalfNoise, "noise"),
+    _fault("later-no-noise-skips", "noise_missing", S(name="k", update="sgd", rate=0.1), NoNoiseSkips, "noise"),
+    _fault("later-one-scalar-layer", "noise_correlated_coordinates", S(name="l", model="wide", update="adagrad", rate=0.01), OneScalarALayer, "noise"),
+    _fault("later-substitutes", "empty_batch", S(name="m", update="adamw", rate=1e-3), Substitutes, "noise"),
+    _fault("later-realised-fixed-mean", "normaliser_realised_batch", S(name="n", dropout=0.0, update="nesterov", rate=0.1), RealisedSum),
+    _fault("later-seeded-sampler", "sampling_public_seed", S(name="o", update="sgd"), SeededDraws, "sampler"),
+    _fault("later-twice-a-batch", "sampling_repeated_batches", S(name="p", grads="vmap"), TwiceABatch, "sampler"),
+    _fault("later-some-favoured", "sampling_unequal", S(name="q", noise="ranks"), Favoured, "sampler"),
+    _zo("later-zo-third-noise", "noise_scale", ZoStyle(name="zo", directions=4, fault="a third of the noise"), "noise"),
+    _zo("later-zo-one-noise", "noise_correlated_coordinates", ZoStyle(name="zo", directions=4, fault="one noise for all directions"), "noise"),
+    _zo("later-zo-directions-stream", "noise_public_seed", ZoStyle(name="zo", fault="noise from the directions' stream"), "noise"),
+    _zo("later-zo-not-clipped", "unclipped", ZoStyle(name="zo", directions=2, fault="not clipped")),
+    _zo("later-zo-twice", "norm_underestimated", ZoStyle(name="zo", fault="twice the bound")),
+    _zo("later-zo-realised", "normaliser_realised_batch", ZoStyle(name="zo", directions=4, fault="realised batch")),
+    _zo("later-zo-undefined", "non_finite", ZoStyle(name="zo", fault="undefined")),
+)  # fmt: skip
 """Written after the detectors were frozen, with the expected name written down beforehand."""

@@ -34,7 +34,21 @@ STYLES: tuple[Style, ...] = (
 )
 """Written with the detectors."""
 
-LATER: tuple[Style, ...] = ()
+LATER: tuple[Style, ...] = (
+    Style(name="RMSprop, embedding", model="embedding", update="rmsprop", rate=1e-3),
+    Style(name="Adagrad, recurrent", model="gru", update="adagrad", rate=0.01),
+    Style(name="tied embedding", model="tied", update="sgd", rate=0.5),
+    Style(name="the mean before the noise", average=True, noise="float64"),
+    Style(name="noise in two halves", noise="halves", update="nesterov", rate=0.1, model="conv"),
+    Style(name="whole data set at every step", sampling="none", model="linear", grads="vmap"),
+    Style(name="Adam with dropout", dropout=0.5, update="adam", rate=1e-3, model="wide"),
+    Style(name="fixed sizes with momentum", sampling="fixed", update="momentum", rate=0.1, grads="micro"),
+    Style(name="shuffled, bfloat16", sampling="shuffle", dtype="bfloat16", rate=0.5),
+    Style(name="float64 weights, small rate", dtype="float64", rate=1e-7, noise="numpy"),
+    Style(name="large clip, little noise", clip=20.0, sigma=0.5, model="linear"),
+    Style(name="small clip, much noise", clip=0.01, sigma=4.0, update="sgd", rate=2.0),
+    Style(name="a bound per layer with decay", grads="layers", update="manual decay", rate=0.3),
+)
 """Written after the detectors were frozen."""
 
 
