@@ -13,7 +13,6 @@ from dpaudit.attacks.examiner.adapter import Vector
 from dpaudit.attacks.examiner.footing import Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe, set_public_seeds
-from dpaudit.attacks.examiner.seeding import forced, noted
 from dpaudit.attacks.examiner.statistics import autocorrelation
 
 COORDINATES = 20_000
@@ -50,8 +49,6 @@ class Evidence:
         Whether the runs are on empty minibatches.
     records : int
         Size of the minibatches of the runs.
-    forced : array of shape (steps', d), or None
-        A run in which the seeds that the first one set by itself were set again; None where it set none.
     lattice : float
         Rounding of a released value over the noise's deviation.
     """
@@ -63,8 +60,6 @@ class Evidence:
     empty: bool
     records: int
     lattice: float
-    forced: Vector | None = None
-    seeds: tuple[int, ...] = ()
 
 
 def collect(probe: Probe, plan: ExamPlan, base: Footing, d: int, untested: list[str]) -> Evidence | None:
@@ -95,18 +90,12 @@ def collect(probe: Probe, plan: ExamPlan, base: Footing, d: int, untested: list[
             return probe.run([()] * count) - quiet
         return probe.residuals(base.usual, count, seeds=None if seeds is None else public)
 
-    own: list[int] = []
-    with noted(own):
-        rows = ran(steps, 1)
-    again_seeded = None
-    if own:
-        with forced(own):
-            again_seeded = normal(plan, ran(again, 9))
+    rows = ran(steps, 1)
     second, third = ran(again, 1), ran(min(again, max(8, math.ceil(64 / d))), 7)
     return Evidence(
         rows=normal(plan, rows), again=normal(plan, second), other=normal(plan, third),
         loaded=dict(_with_records(probe, plan, base, d, cost, untested)), empty=empty,
-        forced=again_seeded, seeds=tuple(own), records=0 if empty else len(base.usual), lattice=_lattice(base, plan, d),
+        records=0 if empty else len(base.usual), lattice=_lattice(base, plan, d),
     )  # fmt: skip
 
 

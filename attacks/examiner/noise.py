@@ -16,7 +16,7 @@ from dpaudit.attacks.examiner.few_values import few_values
 from dpaudit.attacks.examiner.footing import Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
-from dpaudit.attacks.examiner.seeding import FEW
+from dpaudit.attacks.examiner.seeding import own_seeds
 from dpaudit.attacks.examiner.statistics import (
     autocorrelation,
     binomial_lower,
@@ -38,9 +38,6 @@ LAW = 200_000
 
 LATTICE = 0.01
 """Rounding of what the noise is read from, over its deviation, above which its law is not looked at."""
-
-EQUAL = 8
-"""Values of noise that are the same to rounding, which no chance makes them."""
 
 FREE = 12
 """Steps whose noise must come back where its coordinates are not independent: a few may do so by chance."""
@@ -64,11 +61,14 @@ def noise(
     d = probe.release(base.usual).size
     if d != plan.stage.releases_per_step and plan.stage.clip is not None:
         return findings, [], ["noise: the step releases another number of values than the plan says"]
+    seeded = own_seeds(probe, base)
     evidence = collect(probe, plan, base, d, untested)
     if evidence is None:
+        findings += seeded
         return findings, [], [*untested, f"noise: {FEWEST} steps do not fit its part ({probe.words(probe.part)})"]
     each = alpha / 12
     findings += _judged(probe, plan, base, evidence, each, untested)
+    findings += seeded  # a run under public seeds, judged before, says the same of more steps
     return findings, _tests(evidence, each), untested
 
 
@@ -89,8 +89,7 @@ def _judged(
         joint = steps_too if abs(steps_too[0].detail["measured"]) > 0.9 else joint
     else:
         joint += steps_too
-    seeded = list(_public(evidence, each, clear=0.9 if joint else 0.0))
-    joint += seeded or _tried(evidence, each, 0.9 if joint else 0.0)
+    joint += _public(evidence, each, clear=0.9 if joint else 0.0)
     if joint:  # dependent noise has no chi-square scale, so what the scale tests said does not count
         return joint
     findings += few_values(evidence, plan)
@@ -244,18 +243,6 @@ def _public(evidence: Evidence, alpha: float, *, clear: float) -> Iterator[ExamF
             yield found("noise_public_seed", text, p, status="violated", **witness)
         else:
             yield found("noise_public_seed", text, p, **witness)
-
-
-def _tried(evidence: Evidence, alpha: float, clear: float) -> Iterator[ExamFinding]:
-    """Whether the noise follows seeds that the step sets by itself and that can be tried."""
-    if evidence.forced is None or max(evidence.seeds) >= FEW or (clear and len(evidence.forced) < FREE):
-        return
-    first = evidence.rows[: len(evidence.forced)].ravel()
-    forced = evidence.forced.ravel()
-    if len(first) >= EQUAL and np.allclose(first, forced, rtol=1e-4, atol=1e-6):
-        bits = max(evidence.seeds).bit_length()
-        text = f"the step sets seeds of {bits} bits, and with these set again the noise is the same"
-        yield found("noise_public_seed", text, alpha, measured=1.0, bound=0.0, records=(), without=())
 
 
 def _same(first: Vector, other: Vector, alpha: float, clear: float) -> bool:

@@ -1,4 +1,4 @@
-"""Seeds that a step sets by itself: noted, and set again, to see whether the noise follows them."""
+"""Seeds that a step sets by itself: noted, and set again, to see whether its noise follows them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,41 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpaudit.attacks.examiner.footing import Footing
+from dpaudit.attacks.examiner.probe import Probe
+from dpaudit.attacks.examiner.values import ExamFinding, found
+
 FEW = 2**40
 """Seeds below this number can be tried, all of them."""
 
+TRIES = 3
+"""Steps that are run again with the seeds that they had set."""
 
-@contextmanager
-def noted(seeds: list[int]) -> Iterator[None]:
+
+def own_seeds(probe: Probe, base: Footing) -> list[ExamFinding]:
+    """Whether a step that sets seeds releases the same again, noise included, once they are set again.
+
+    Equal vectors of continuous noise are no chance, so nothing is asked of the examination's false alarms.
+    """
+    longest = 0
+    for _ in range(TRIES):
+        if probe.left() < 3 * probe.expected(len(base.usual)):
+            return []
+        seeds: list[int] = []
+        with _noted(seeds):
+            first = probe.release(base.usual)
+        if not seeds or max(seeds) >= FEW or not (first != probe.release(base.usual)).any():
+            return []  # none set, too many to try, or nothing that changes from step to step
+        with _forced(seeds):
+            again = probe.release(base.usual)
+        if not np.allclose(first, again, rtol=1e-6, atol=1e-9):
+            return []
+        longest = max(longest, max(seeds).bit_length())
+    text = f"the step sets seeds of {longest} bits, and with these set again it releases the same, noise included"
+    return [found("noise_public_seed", text, measured=longest, bound=0.0, records=base.usual, without=())]
+
+
+def _noted(seeds: list[int]) -> Any:
     """Add every seed that is set in Python's, NumPy's or torch's global generator to a list."""
 
     def note(seed: Any) -> Any:
@@ -23,16 +52,13 @@ def noted(seeds: list[int]) -> Iterator[None]:
             seeds.append(int(seed))
         return seed
 
-    with _through(note):
-        yield
+    return _through(note)
 
 
-@contextmanager
-def forced(seeds: list[int]) -> Iterator[None]:
+def _forced(seeds: list[int]) -> Any:
     """Set these seeds, one after the other, in place of those that the step sets."""
     left = iter(seeds)
-    with _through(lambda seed: next(left, seed)):
-        yield
+    return _through(lambda seed: next(left, seed))
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from tests.faults._case import examine_case as examine_case
 
 def catalogue() -> tuple[Fault, ...]:
     """Faults known when the detectors were written."""
-    from tests.faults import _first_order, _ledgers, _plain_faults, _zeroth_order
+    from tests.faults import _field, _first_order, _ledgers, _plain_faults, _zeroth_order
 
-    return (*_plain_faults.FAULTS, *_first_order.FAULTS, *_zeroth_order.FAULTS, *_ledgers.FAULTS)
+    known = (_plain_faults, _first_order, _zeroth_order, _ledgers, _field)
+    return tuple(fault for module in known for fault in module.FAULTS)
 
 
 def held_out() -> tuple[Fault, ...]:

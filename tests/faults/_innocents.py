@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.faults._case import Case
+from tests.faults._field import SlicedWhole
 from tests.faults._plain import PlainLoop, TokenLoop
 from tests.faults._problems import WORDS, first_order, zeroth_order
 
@@ -44,6 +45,7 @@ def _opacus(seed: int) -> Case:
 INNOCENTS: dict[str, Callable[[int], Case]] = {
     "plain loop": _loop(PlainLoop),
     "plain loop with embedding": _loop(TokenLoop),
+    "noise drawn whole and sliced": _loop(SlicedWhole),
     "first order": lambda seed: Case(*first_order(seed)),
     "first order, tied": lambda seed: Case(*first_order(seed, tied=True)),
     "first order, deeper": _deeper,
