@@ -11,8 +11,9 @@ from scipy.special import log_ndtr, ndtri_exp
 
 from dpaudit.accounting.prv import participation
 from dpaudit.accounting.prv.pair import chernoff_delta, dominated, dominating, spacing
-from dpaudit.accounting.prv.readings import delta_above, delta_below, epsilon_above
+from dpaudit.accounting.prv.readings import delta_above, delta_below
 from dpaudit.accounting.prv.refine import refine
+from dpaudit.accounting.prv.route import Route
 from dpaudit.accounting.prv.saddle import aim_at_delta, aim_at_epsilon
 from dpaudit.accounting.prv.sides import Sides, directions, sides, with_gaussian
 from dpaudit.accounting.relations import Charges
@@ -115,11 +116,11 @@ def epsilon_uppers(cost: Charges, deltas: Sequence[float], *, rtol: float = 2e-3
         best = [math.inf] * len(deltas)
         for anchor in anchors:
             aim = aim_at_delta(runs, direction, float(log_ndtr(-anchor)))
-            h = spacing(runs, aim, max(0.5 * rtol * aim.epsilon, 1e-6))
-            pair = dominating(runs, aim, h, 0.005)
+            route, tolerance = Route(runs), max(0.5 * rtol * aim.epsilon, 1e-6)
+            upper, _ = route.above(runs, aim, route.spacing(aim, tolerance), 0.005, tolerance)
             for i, log_delta in enumerate(log_deltas):
                 if abs(float(ndtri_exp(log_delta)) + anchor) <= _WINDOW_SPACING:
-                    best[i] = min(best[i], epsilon_above(pair, log_delta))
+                    best[i] = min(best[i], upper(log_delta, False))
         worst = [max(w, b + split.pure) for w, b in zip(worst, best)]
     smallest = epsilon_interval(cost, deltas[0], rtol=rtol).upper
     return _falling([min(worst[0], smallest), *worst[1:]])

@@ -13,7 +13,9 @@ that this costs a ten-thousandth of δ. It also keeps the tilted law free of jum
 Round-off starts from the relative error of the normal distribution function, at most (8 + 3z²)·2⁻⁵³ at z (tested).
 From above it is counted on tails: dominance only asks that P(L ≥ l) − e^l·Q(L ≥ l) is not understated at any node, so
 tails that are right up to a factor 1 ± κ are dominated by (1 + κ)·P against Q: over T steps ε grows by T·log(1 + κ),
-with κ below 1e-13. From below round-off is counted cell by cell.
+with κ below 1e-13. From below labels rise with the output, and so does every test that asks whether their sum is large.
+So tails of one label that are right up to a factor 1 ± κ bound those of the sum of T labels up to (1 ± κ)^T (stochastic
+order): round-off is again counted on tails, whose differences the masses of cells are, and not cell by cell.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Cells:
     ``above_log_p``: log P-mass at ``above_index``; the Q-mass is e^{-loss} of it. ``log_p_at_infinity`` is the log of
     the P-mass where Q has none, ``log_q_at_infinity`` of the reverse. ``kappa`` is κ of the upper tails (for P against
     Q) and ``kappa_reverse`` that of the lower tails (for Q against P). ``below_log_p``, ``below_log_q``: log masses of
-    the labels ``below_index`` (whose nominal loss is ``origin + h·(index + 1/2)``), with relative errors
-    ``below_error``.
+    the labels ``below_index``, which never fall (their nominal loss is ``origin + h·(index + 1/2)``); the relative
+    errors of their upper and of their lower tails are ``below_error_p`` and ``below_error_q``.
     """
 
     origin: float
@@ -62,7 +64,8 @@ class Cells:
     below_index: Integers
     below_log_p: Array
     below_log_q: Array
-    below_error: Array
+    below_error_p: tuple[float, float]
+    below_error_q: tuple[float, float]
 
 
 def origin(step: Step) -> float:
@@ -331,7 +334,8 @@ def cells(step: Step, h: float, growth: float, reach: float) -> Cells:
         np.concatenate([c.below_index for c in each]),
         np.concatenate([c.below_log_p + w for c, w in zip(each, logs)]),
         np.concatenate([c.below_log_q + w for c, w in zip(each, logs)]),
-        np.concatenate([c.below_error for c in each]),
+        (max(c.below_error_p[0] for c in each), max(c.below_error_p[1] for c in each)),
+        (max(c.below_error_q[0] for c in each), max(c.below_error_q[1] for c in each)),
     )
 
 
@@ -379,11 +383,22 @@ def _component_cells(component: Component, start: float, h: float, growth: float
         float(reverse.max()),
         _rest(float(p.log[-1]), top, float(relative[-1])),
         _rest(float(q.log[0]), bottom, float(relative[0])),
-        label[some].astype(np.int64),
+        np.maximum.accumulate(label[some].astype(np.int64)),
         p.log[some],
         q.log[some],
-        relative[some],
+        _tail_errors(p),
+        _tail_errors(q),
     )
+
+
+def _tail_errors(masses: _Masses) -> tuple[float, float]:
+    """Relative errors of sums of cells above, and below, any cut: those of the tails, and of taking differences."""
+    found = []
+    for logs, errors in ((masses.log_above, masses.above), (masses.log_below, masses.below)):
+        with np.errstate(invalid="ignore"):
+            each = np.where(logs > -np.inf, errors + UNIT * (16 + 4 * np.abs(logs)), 0.0)
+        found.append(min(float(each.max()), 1.0))
+    return found[0], found[1]
 
 
 def _rest(whole: float, part: float, relative: float) -> float:

@@ -33,8 +33,10 @@ def above_law(cut: Cells, direction: int) -> tuple[Law, float, float]:
 def below_laws(cut: Cells, direction: int) -> tuple[Law, Law]:
     """Dominated laws of the first and of the second member, as laws of one label."""
     start = direction * (cut.origin + cut.h / 2)
-    p = Law(direction * cut.below_index, cut.below_log_p, cut.below_error, start)
-    q = Law(direction * cut.below_index, cut.below_log_q, cut.below_error, start)
+    index, side = direction * cut.below_index, 0 if direction > 0 else 1
+    none = np.zeros(len(index))
+    p = Law(index, cut.below_log_p, none + cut.below_error_p[side], start)
+    q = Law(index, cut.below_log_q, none + cut.below_error_q[side], start)
     return (p, q) if direction > 0 else (q, p)
 
 

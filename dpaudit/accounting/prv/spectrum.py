@@ -87,34 +87,43 @@ def spectrum(
     last = _last_frequency(each, times, size)
     if last is None:
         return None
-    log_size, ceiling, phase = np.zeros(last + 1), np.zeros(last + 1), np.zeros(last + 1)
+    log_size, unsure, phase = np.zeros(last + 1), np.zeros(last + 1), np.zeros(last + 1)
     log_norm, relative, stray, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     for (law, count), tilted in zip(laws, each):
-        found, error = _coefficients(tilted, last, size)
-        modulus = np.abs(found)
-        logs, angle = np.log(np.maximum(modulus, 1e-300)), np.arctan2(found.imag, found.real)
+        mass = float(tilted.weight.sum())
+        less, error = _coefficients(tilted, last, size)
+        less, error = less / mass, error / mass
+        logs = 0.5 * np.log1p(np.maximum(less.real * (2 + less.real) + np.square(less.imag), -1 + 1e-15))
+        angle = np.arctan2(less.imag, 1 + less.real)
         log_size += count * logs
         phase += count * angle
-        ceiling += count * (np.log(modulus + error) + 4 * UNIT * (2 + np.abs(logs) + np.abs(angle)))
-        log_norm += count * tilted.norm
-        relative += count * tilted.error
+        unsure += count * (
+            np.log1p((error + 4 * UNIT * np.abs(less)) * np.exp(-logs)) + 8 * UNIT * (np.abs(logs) + np.abs(angle))
+        )
+        log_norm += count * (tilted.norm + math.log(mass))
+        relative += count * (tilted.error + 32 * UNIT)
         stray += count * tilted.stray
         shift += count * tilted.centre
         offset += count * law.origin
         offset_error += 2 * UNIT * (abs(count * law.origin) + abs(offset))
-    size_kept: Array = np.exp(log_size)
-    highest = np.exp(np.minimum(ceiling, 1.0))
-    lost: Array = highest * -np.expm1(np.minimum(log_size - ceiling, 0.0)) + 8 * UNIT * size_kept
+    modulus: Array = np.exp(log_size)
+    # |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T, and neither product is above one.
+    lost: Array = np.minimum(modulus * np.expm1(np.minimum(unsure, 1.0)), 2.0) + 8 * UNIT * modulus
+    lost[unsure > 1] = 2.0
     offset_error += 4 * UNIT * h * (abs(first) + size)
     total = stray + 1.01 * wrapping(each, times, h, first, size, slopes)
     rest = size * math.exp(-LEAST_DECAY)
     relative = math.expm1(min(relative, 50.0))
-    value = size_kept * np.exp(1j * phase)
+    value = modulus * np.exp(1j * phase)
     return Spectrum(theta, h, first, size, offset, offset_error, log_norm, value, lost, rest, shift, total, relative)
 
 
 def _coefficients(tilted: Weighted, last: int, size: int) -> tuple[Complex, Array]:
-    """Σ_k w_k·e^{-iω_f(k − centre)} for f = 0 .. last, and how far each may be off."""
+    """Σ_k w_k·(e^{-iω_f(k − centre)} − 1) for f = 0 .. last, and how far each may be off.
+
+    Less one, because of many steps each is near one, and what it is raised to multiplies its error: of e^{iy} − 1 that
+    is a few units of |y|. Powers follow by doubling, with ab − 1 = (a − 1)(b − 1) + (a − 1) + (b − 1).
+    """
     weight, place = tilted.weight, tilted.index - tilted.centre
     kept = weight > _TINY
     weight, place = weight[kept], place[kept]
@@ -123,21 +132,24 @@ def _coefficients(tilted: Weighted, last: int, size: int) -> tuple[Complex, Arra
     width = max(1, _ENTRIES // (last + 1))
     for start in range(0, len(weight), width):
         some, at = weight[start : start + width], place[start : start + width]
-        # Row f of the matrix is w·z^f, made by doubling: every entry is a product of at most ``depth`` exact powers.
-        rows = np.empty((last + 1, len(some)), dtype=np.complex128)
-        rows[0] = some
+        rows = np.zeros((last + 1, len(some)), dtype=np.complex128)
         have, depth = 1, 0
         while have <= last:
             turn = (at * have + size // 2) % size - size // 2  # exact, and reduced before it is rounded
+            y = (-2 * math.pi / size) * turn
+            step = np.empty(len(some), dtype=np.complex128)
+            step.real, step.imag = -2 * np.square(np.sin(0.5 * y)), np.sin(y)
             more = min(have, last + 1 - have)
-            np.multiply(rows[:more], np.exp((-2j * math.pi / size) * turn), out=rows[have : have + more])
+            np.multiply(rows[:more], 1 + step, out=rows[have : have + more])
+            rows[have : have + more] += step
             have, depth = have + more, depth + 1
+        rows *= some
         found += rows.sum(axis=1)
     blocks = 1 + len(weight) // width
     distance = float(weight @ np.abs(place)) if len(weight) else 0.0
     omega = (2 * math.pi / size) * np.arange(last + 1, dtype=np.float64)
-    missing = _TINY * (len(kept) - len(weight))
-    error: Array = UNIT * (48 + 7 * depth + blocks + 8 * omega * distance) + missing
+    missing = 2 * _TINY * (len(kept) - len(weight))
+    error: Array = UNIT * (64 + 12 * depth + blocks) * omega * distance * (1 + 1e-9) + missing
     return found, error
 
 
