@@ -14,10 +14,10 @@ from scipy.special import erfcx
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.accounting import epsilon_interval
 from dpaudit.accounting.prv import inverse
-from dpaudit.accounting.prv.compose import Law
+from dpaudit.accounting.prv.compose import Law, weigh
 from dpaudit.accounting.prv.saddle import aim_at_delta
 from dpaudit.accounting.prv.sides import with_gaussian
-from dpaudit.accounting.prv.spectrum import LEAST_DECAY, Spectrum, spectrum
+from dpaudit.accounting.prv.spectrum import LEAST_DECAY, Spectrum, spectra
 from dpaudit.accounting.relations import charges
 from dpaudit.privacy.stage import Sampling
 from tests.accounting.test_extremes import agrees
@@ -30,13 +30,21 @@ def ledger(*stages: tuple[float, float, int], relation: str = "add_or_remove_one
     return Ledger(stages=tuple(made), relation=Relation.parse(relation))
 
 
+def spectrum(law: Law, times: int, theta: float, h: float, first: int, size: int, slope: float) -> Spectrum | None:
+    """The composed law under one tilt."""
+    slopes = (2.0, slope)
+    weighed = [[weigh(law, theta, h)]]
+    found = spectra(weighed, [(0.0, times)], thetas=(theta,), h=h, first=first, size=size, slopes=slopes)
+    return None if found is None else found[0]
+
+
 def composed(mass: np.ndarray, times: int, theta: float, h: float, size: int) -> tuple[Spectrum | None, np.ndarray]:
     """A law composed with itself, and the same by convolution in extended precision."""
     law = Law(np.arange(len(mass)), np.log(mass), np.zeros(len(mass)), 0.0)
     direct = np.array([1.0], dtype=np.longdouble)
     for _ in range(times):
         direct = np.convolve(direct, mass.astype(np.longdouble))
-    return spectrum([(law, times)], theta=theta, h=h, first=-8, size=size, slopes=(2.0, 6.0)), direct
+    return spectrum(law, times, theta, h, -8, size, 6.0), direct
 
 
 @pytest.mark.parametrize("theta", [0.2, 3.0])
@@ -65,7 +73,7 @@ def test_every_coefficient_left_out_is_as_small_as_proven(seed: int, atoms: int,
     mass = rng.dirichlet(np.full(atoms, rng.choice([0.05, 0.5, 5.0]))) + 1e-30
     law = Law(np.arange(atoms) * int(rng.choice([1, 1, 3])), np.log(mass / mass.sum()), np.zeros(atoms), 0.0)
     size = 2**15
-    found = spectrum([(law, times)], theta=0.5, h=0.01, first=0, size=size, slopes=(1.0, 1.0))
+    found = spectrum(law, times, 0.5, 0.01, 0, size, 1.0)
     if found is None:
         return
     weight = np.exp(law.log_mass + 0.5 * 0.01 * law.index)
@@ -78,7 +86,7 @@ def test_every_coefficient_left_out_is_as_small_as_proven(seed: int, atoms: int,
 def test_a_lattice_within_the_lattice_is_not_taken_for_smooth() -> None:
     # Only every second point has mass, so the coefficient at ω = π has modulus one however many steps there are.
     law = Law(np.arange(0, 20, 2), np.log(np.full(10, 0.1)), np.zeros(10), 0.0)
-    assert spectrum([(law, 10**6)], theta=0.1, h=1e-3, first=0, size=2**20, slopes=(1.0, 1.0)) is None
+    assert spectrum(law, 10**6, 0.1, 1e-3, 0, 2**20, 1.0) is None
 
 
 def saddle_point(stages: list[tuple[float, float, int]], delta: float) -> float:

@@ -88,9 +88,9 @@ def _by_lattice(split: Sides, delta: float, rtol: float, atol: float) -> Interva
     above, below = with_gaussian(split.above), with_gaussian(split.below)
     log_deltas = math.log(delta), math.log(delta - split.spent)
     aims = sorted((aim_at_delta(above, d, log_deltas[0]) for d in directions(split.above)), key=lambda a: -a.epsilon)
-    lower, upper = 0.0, 0.0
+    lower, upper, route = 0.0, 0.0, Route(above)
     for aim in aims:
-        low, high = refine((below, above), aim, log_deltas, rtol, atol, upper)
+        low, high = refine((below, above), aim, log_deltas, rtol, atol, upper, route)
         checked(low, high, "bounds on epsilon of one direction")
         lower, upper = max(lower, low), max(upper, high)
     if lower == 0 < upper and delta_interval(split.above, 0.0).upper <= delta - split.spent:

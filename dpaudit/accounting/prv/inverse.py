@@ -20,7 +20,7 @@ from dpaudit.accounting.prv.compose import weigh
 from dpaudit.accounting.prv.loss import UNIT, Array, Integers, cells
 from dpaudit.accounting.prv.pair import above_law, below_laws, log_less
 from dpaudit.accounting.prv.saddle import Aim, Run
-from dpaudit.accounting.prv.spectrum import Complex, Spectrum, spectrum
+from dpaudit.accounting.prv.spectrum import Complex, Spectrum, spectra
 
 _GRID = 33  # lattice points looked at in one round of a search
 
@@ -225,22 +225,18 @@ def above(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Above | Non
     weighed = [weigh(law, aim.theta, h) for law, _ in laws]
     mean = sum(times * float(w.weight @ w.index) for w, (_, times) in zip(weighed, laws))
     first, size = _window(aim, h, mean)
-    found = spectrum(laws, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes, weighed=weighed)
-    return None if found is None else Above(found, min(0.0, log_infinite + raised), raised)
+    origins = [(law.origin, times) for law, times in laws]
+    found = spectra([weighed], origins, thetas=(aim.theta,), h=h, first=first, size=size, slopes=aim.slopes)
+    return None if found is None else Above(found[0], min(0.0, log_infinite + raised), raised)
 
 
 def below(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Below | None:
     """The composed dominated pair; None where a spectrum has too many coefficients."""
-    firsts, seconds = [], []
-    for step, times in runs:
-        p, q = below_laws(cells(step, h, growth, aim.reach), aim.direction)
-        firsts.append((p, times))
-        seconds.append((q, times))
-    weighed = [weigh(law, aim.theta, h) for law, _ in firsts]
-    mean = sum(times * float(w.weight @ w.index) for w, (_, times) in zip(weighed, firsts))
+    each = [(*below_laws(cells(step, h, growth, aim.reach), aim.direction), times) for step, times in runs]
+    firsts = [weigh(p, aim.theta, h) for p, _, _ in each]
+    seconds = [weigh(q, aim.theta + 1, h) for _, q, _ in each]
+    mean = sum(times * float(w.weight @ w.index) for w, (*_, times) in zip(firsts, each))
     first, size = _window(aim, h, mean)
-    top = spectrum(firsts, theta=aim.theta, h=h, first=first, size=size, slopes=aim.slopes, weighed=weighed)
-    if top is None:
-        return None
-    bottom = spectrum(seconds, theta=aim.theta + 1, h=h, first=first, size=size, slopes=aim.slopes)
-    return None if bottom is None else Below(top, bottom)
+    origins, thetas = [(p.origin, times) for p, _, times in each], (aim.theta, aim.theta + 1)
+    found = spectra([firsts, seconds], origins, thetas=thetas, h=h, first=first, size=size, slopes=aim.slopes)
+    return None if found is None else Below(*found)

@@ -88,6 +88,8 @@ def loss(component: Component, x: Array) -> Array:
 def _tilt(component: Component, weights: tuple[float, ...], x: Array) -> Array:
     """log Σ_j w_j f(x − j) / f(x) for Gaussian noise, log Σ_j w_j f(x − j) up to a constant for Laplace."""
     shifts = [(j, math.log(w)) for j, w in enumerate(weights) if w > 0]
+    if component.mechanism is Mechanism.GAUSSIAN and len(shifts) > 2:
+        return _tilt_and_slope(component, weights, x)[0]
     total: Array | None = None
     for j, log_w in shifts:
         if component.mechanism is Mechanism.GAUSSIAN:
@@ -97,6 +99,19 @@ def _tilt(component: Component, weights: tuple[float, ...], x: Array) -> Array:
         total = term if total is None else np.logaddexp(total, term)
     assert total is not None
     return total
+
+
+def _tilt_and_slope(component: Component, weights: tuple[float, ...], x: Array) -> tuple[Array, Array]:
+    """The same for Gaussian noise, all shifts at once, and its derivative."""
+    shift = np.array([float(j) for j, w in enumerate(weights) if w > 0])[:, None]
+    log_w = np.array([math.log(w) for w in weights if w > 0])[:, None]
+    terms = log_w + (shift * x - 0.5 * shift * shift) / component.scale / component.scale
+    top = terms.max(axis=0)
+    terms -= top
+    np.exp(terms, out=terms)
+    total = terms.sum(axis=0)
+    slope: Array = (shift[:, 0] @ terms) / total / component.scale / component.scale
+    return top + np.log(total), slope
 
 
 def bulks(component: Component) -> list[tuple[float, float]]:
@@ -172,27 +187,38 @@ def _outputs_by_search(component: Component, target: Array, reach: float) -> tup
     values = loss(component, grid)
     place = np.clip(np.searchsorted(values, target), 1, len(grid) - 1)
     low, high = grid[place - 1].copy(), grid[place].copy()
-    x = (low + high) / 2
-    step = 1e-6 * component.scale
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (target - values[place - 1]) / (values[place] - values[place - 1])
+    x = low + np.clip(np.nan_to_num(share, nan=0.5), 0.0, 1.0) * (high - low)
     slope = np.ones_like(x)
-    for iteration in range(60):
-        gap = loss(component, x) - target
+    for _ in range(60):
+        value, slope = _loss_and_slope(component, x)
+        gap = value - target
         low, high = np.where(gap <= 0, x, low), np.where(gap >= 0, x, high)
-        slope = (loss(component, x + step) - loss(component, x - step)) / (2 * step)
+        if np.all((np.abs(gap) <= 8 * UNIT * (np.abs(target) + 1)) | (high - low <= 4 * UNIT * np.abs(x))):
+            break
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = x - gap / slope
-        if iteration > 3 and np.all((np.abs(newton - x) <= 4 * UNIT * np.abs(x)) | (high == low)):
-            break
-        usable = (newton > low) & (newton < high) & (iteration % 4 != 3)
-        x = np.where(usable, newton, (low + high) / 2)
+        x = np.where((newton > low) & (newton < high), newton, (low + high) / 2)
     floor, ceiling = float(values[0]), float(values[-1])
     # The loss is evaluated with this error, so that is how well a cut can be placed.
-    moved = np.abs(loss(component, x) - target) + 32 * UNIT * (np.abs(target) + 1)
+    terms = len(component.up) + len(component.down)
+    moved = np.abs(loss(component, x) - target) + (32 + 2 * terms) * UNIT * (np.abs(target) + 1)
     dx = moved / np.maximum(slope, 1e-300) / component.scale
     moved = moved * np.minimum(1.0, (1 + (np.abs(x) + 1) / component.scale) * dx)
     tiny = 64 * UNIT * (abs(floor) + abs(ceiling) + 1)
     below, beyond = target <= floor + tiny, target > ceiling
     return np.where(below, -np.inf, np.where(beyond, np.inf, x)), np.where(below | beyond, tiny, moved)
+
+
+def _loss_and_slope(component: Component, x: Array) -> tuple[Array, Array]:
+    """The loss and its derivative, which only has to be good enough to find a place by."""
+    if component.mechanism is Mechanism.GAUSSIAN:
+        above, rise = _tilt_and_slope(component, component.up, x)
+        below, fall = _tilt_and_slope(component, component.down, -x)
+        return above - below, rise + fall
+    step = 1e-6 * component.scale
+    return loss(component, x), (loss(component, x + step) - loss(component, x - step)) / (2 * step)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -224,14 +250,18 @@ def _log_masses(component: Component, weights: tuple[float, ...], sign: int, x: 
             error += relative * np.exp(np.where(mass > -np.inf, log_w + mass - log, -np.inf))
             at_above += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - above, 0.0), -np.inf))
             at_below += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - below, 0.0), -np.inf))
-    return _Masses(log, error + 4 * UNIT, above, below, at_above, at_below)
+    rounding = (4 + len(parts)) * UNIT
+    return _Masses(log, error + rounding, above, below, at_above + rounding, at_below + rounding)
 
 
 def _log_total(terms: list[Array]) -> Array:
-    total = terms[0]
-    for term in terms[1:]:
-        total = np.logaddexp(total, term)
-    return total
+    if len(terms) <= 2:
+        return terms[0] if len(terms) == 1 else np.asarray(np.logaddexp(terms[0], terms[1]))
+    whole = np.array(terms)
+    top = whole.max(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Array = np.where(top > -np.inf, top + np.log(np.exp(whole - top).sum(axis=0)), -np.inf)
+    return found
 
 
 def _between(component: Component, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:

@@ -24,6 +24,7 @@ def refine(
     rtol: float,
     atol: float,
     ceiling: float,
+    route: Route | None = None,
 ) -> tuple[float, float]:
     """Bounds in one direction; only an upper bound when it stays below ``ceiling``, the other direction's.
 
@@ -33,12 +34,14 @@ def refine(
         What the lower bound and what the upper bound is of.
     log_deltas : pair of float
         log δ of the lower and of the upper bound.
+    route : Route, optional
+        That of the other direction, whose cells are used again where they do.
     """
     (kept, runs), (log_delta, log_left) = sides, log_deltas
     low, high, growth = 0.0, math.inf, _GROWTH
     # Where the other direction is larger, this one need only be shown to stay below it.
     tolerance = max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
-    route = Route(runs)
+    route = Route(runs) if route is None else route
     h = route.spacing(aim, tolerance)
     moves = 0
     for _ in range(ROUNDS):

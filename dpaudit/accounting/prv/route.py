@@ -20,16 +20,23 @@ Reading = Callable[[float, bool], float]
 
 
 class Route:
-    """How pairs are composed: by their few Fourier coefficients, or where that fails once, in a window from then on."""
+    """How pairs are composed: by their few Fourier coefficients, or where that fails once, in a window from then on.
+
+    One route serves both directions of a ledger.
+    """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
         self._by_few = sum(times for _, times in runs) >= _MANY
+        self._cut_at: float | None = None
 
     def spacing(self, aim: Aim, tolerance: float) -> float:
         """Width of the lattice for a width of ``tolerance`` in ε."""
         if self._by_few:
             h = on_grid(wanted_spacing(self._runs, aim, tolerance))
+            # The number of points costs nothing, so the cells of the other direction may as well be used again.
+            if self._cut_at is not None and self._cut_at <= h:
+                h = self._cut_at
             if aim.spread >= _SMOOTH * h:
                 return h
         return spacing(self._runs, aim, tolerance)
@@ -43,6 +50,7 @@ class Route:
         if self._by_few and aim.spread >= _SMOOTH * h:
             found = inverse.above(runs, aim, h, growth)
             if found is not None:
+                self._cut_at = h
                 return found.upper, h
             self._by_few = False
             h = spacing(self._runs, aim, tolerance)
@@ -55,6 +63,8 @@ class Route:
             found = inverse.below(runs, aim, h, growth)
             if found is not None:
                 return found.lower
+            if aim.high - aim.low > h * largest_window(len(self._runs)):
+                return lambda log_delta, exact: 0.0
         pair = dominated(runs, aim, h, growth)
         return lambda log_delta, exact: epsilon_below(_exact(pair) if exact else pair, log_delta)
 

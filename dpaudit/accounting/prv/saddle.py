@@ -64,17 +64,40 @@ def _cumulants(runs: Sequence[Run], direction: int, thetas: Array, reach: float)
     """
     own = thetas if direction > 0 else -1 - thetas
     value, mean, variance = np.zeros(len(own)), np.zeros(len(own)), np.zeros(len(own))
-    for step, times in runs:
-        logs, losses = rough(step, reach)
-        exponent = logs + own[:, None] * losses
-        top = exponent.max(axis=1)
-        weights = np.exp(exponent - top[:, None])
-        total = weights.sum(axis=1)
-        value += times * (top + np.log(total))
-        m = weights @ losses / total
-        mean += times * m
-        variance += times * np.maximum(weights @ losses**2 / total - m * m, 0.0)
+    for logs, losses, times in _tables(tuple(runs), reach):
+        exponent = logs + own[:, None, None] * losses
+        top = exponent.max(axis=2)
+        weights = np.exp(exponent - top[:, :, None])
+        total = weights.sum(axis=2)
+        value += (top + np.log(total)) @ times
+        weights *= losses
+        m = weights.sum(axis=2) / total
+        mean += m @ times
+        weights *= losses
+        variance += np.maximum(weights.sum(axis=2) / total - m * m, 0.0) @ times
     return value, direction * mean, np.maximum(variance, 1e-300)
+
+
+_TABLE = 8192  # points of runs taken together
+
+
+@lru_cache(maxsize=16)
+def _tables(runs: tuple[Run, ...], reach: float) -> list[tuple[Array, Array, Array]]:
+    """Log weights and losses of the runs, some runs to a table whose rows have one length, with the steps of each."""
+    each = sorted(((*rough(step, reach), times) for step, times in runs), key=lambda run: len(run[0]))
+    found, start = [], 0
+    while start < len(each):
+        end = start + 1
+        while end < len(each) and len(each[end][0]) * (end + 1 - start) <= _TABLE:
+            end += 1
+        part = each[start:end]
+        logs = np.full((len(part), len(part[-1][0])), -np.inf)
+        losses = np.zeros_like(logs)
+        for row, (log, loss_, _) in enumerate(part):
+            logs[row, : len(log)], losses[row, : len(log)] = log, loss_
+        found.append((logs, losses, np.array([float(times) for *_, times in part])))
+        start = end
+    return found
 
 
 def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) -> Array:
@@ -98,7 +121,7 @@ def _crossing(
     function: Callable[[Array], Array],
     target: float,
     between: tuple[float, float],
-    grids: Sequence[int] = (48, 12, 12),
+    grids: Sequence[int] = (24, 10, 10),
 ) -> float:
     """θ at which a decreasing function of θ falls to ``target``, by ever finer geometric grids."""
     low, high = between

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dpaudit.accounting.prv.compose import Law, Weighted, weigh, wrapping
+from dpaudit.accounting.prv.compose import Weighted, wrapping
 from dpaudit.accounting.prv.loss import UNIT, Array, Integers
 
 Complex = npt.NDArray[np.complex128]
@@ -61,96 +61,119 @@ class Spectrum:
     relative: float
 
 
-def spectrum(
-    laws: Sequence[tuple[Law, int]],
+def spectra(
+    members: Sequence[Sequence[Weighted]],
+    runs: Sequence[tuple[float, int]],
     *,
-    theta: float,
+    thetas: Sequence[float],
     h: float,
     first: int,
     size: int,
     slopes: tuple[float, float],
-    weighed: Sequence[Weighted] | None = None,
-) -> Spectrum | None:
+) -> tuple[Spectrum, ...] | None:
     """Compose each law with itself as often as it says, all together; None where too many coefficients matter.
 
     Parameters
     ----------
-    theta, h, first, size, slopes
+    members : sequence of sequences of Weighted
+        For each composed law wanted its runs' laws, tilted. The laws of one run have the same atoms in all members, so
+        that the powers of e^{-iω} at their places are made once.
+    runs : sequence of (origin, steps)
+        Loss at lattice point 0 of one step of each run, and its number of steps.
+    thetas : sequence of float
+        Tilt of every member.
+    h, first, size, slopes
         As for :func:`dpaudit.accounting.prv.compose.compose`.
-    weighed : sequence of Weighted, optional
-        The laws under the tilt, where they are known already.
     """
     if size > _LARGEST_SIZE:
         return None
-    each = weighed if weighed is not None else [weigh(law, theta, h) for law, _ in laws]
-    times = [count for _, count in laws]
-    last = _last_frequency(each, times, size)
+    times = [count for _, count in runs]
+    weights = [np.array([member[i].weight for member in members]) for i in range(len(runs))]
+    places = [members[0][i].index - members[0][i].centre for i in range(len(runs))]
+    # Weights no larger than those of any member prove for every member how small its coefficients are.
+    last = _last_frequency(list(zip(places, (w.min(axis=0) for w in weights), times)), size)
     if last is None:
         return None
-    log_size, unsure, phase = np.zeros(last + 1), np.zeros(last + 1), np.zeros(last + 1)
-    log_norm, relative, stray, offset, offset_error, shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0
-    for (law, count), tilted in zip(laws, each):
-        mass = float(tilted.weight.sum())
-        less, error = _coefficients(tilted, last, size)
-        less, error = less / mass, error / mass
+    shape = len(members), last + 1
+    log_size, unsure, phase = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    log_mass = np.zeros(len(members))
+    offset, offset_error = 0.0, 0.0
+    for place, weight, (origin, count) in zip(places, weights, runs):
+        mass = weight.sum(axis=1)
+        less, error = _coefficients(place, weight, last, size)
+        less, error = less / mass[:, None], error / mass[:, None]
         logs = 0.5 * np.log1p(np.maximum(less.real * (2 + less.real) + np.square(less.imag), -1 + 1e-15))
         angle = np.arctan2(less.imag, 1 + less.real)
         log_size += count * logs
         phase += count * angle
-        unsure += count * (
-            np.log1p((error + 4 * UNIT * np.abs(less)) * np.exp(-logs)) + 8 * UNIT * (np.abs(logs) + np.abs(angle))
-        )
-        log_norm += count * (tilted.norm + math.log(mass))
-        relative += count * (tilted.error + 32 * UNIT)
-        stray += count * tilted.stray
-        shift += count * tilted.centre
-        offset += count * law.origin
-        offset_error += 2 * UNIT * (abs(count * law.origin) + abs(offset))
-    modulus: Array = np.exp(log_size)
+        off = np.log1p((error + 4 * UNIT * np.abs(less)) * np.exp(-logs))
+        unsure += count * (off + 8 * UNIT * (np.abs(logs) + np.abs(angle)))
+        log_mass += count * np.log(mass)
+        offset += count * origin
+        offset_error += 2 * UNIT * (abs(count * origin) + abs(offset))
+    modulus = np.exp(log_size)
+    value = modulus * np.exp(1j * phase)
     # |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T, and neither product is above one.
-    lost: Array = np.minimum(modulus * np.expm1(np.minimum(unsure, 1.0)), 2.0) + 8 * UNIT * modulus
+    lost = np.minimum(modulus * np.expm1(np.minimum(unsure, 1.0)), 2.0) + 8 * UNIT * modulus
     lost[unsure > 1] = 2.0
     offset_error += 4 * UNIT * h * (abs(first) + size)
-    total = stray + 1.01 * wrapping(each, times, h, first, size, slopes)
-    rest = size * math.exp(-LEAST_DECAY)
-    relative = math.expm1(min(relative, 50.0))
-    value = modulus * np.exp(1j * phase)
-    return Spectrum(theta, h, first, size, offset, offset_error, log_norm, value, lost, rest, shift, total, relative)
+    shift = sum(count * law.centre for law, count in zip(members[0], times))
+    found = []
+    for i, member in enumerate(members):
+        norm = sum(count * law.norm for law, count in zip(member, times)) + float(log_mass[i])
+        relative = sum(count * (law.error + 32 * UNIT) for law, count in zip(member, times))
+        stray = sum(count * law.stray for law, count in zip(member, times))
+        found.append(
+            Spectrum(
+                theta=thetas[i],
+                h=h,
+                first=first,
+                size=size,
+                offset=offset,
+                offset_error=offset_error,
+                log_norm=norm,
+                value=value[i],
+                error=lost[i],
+                rest=size * math.exp(-LEAST_DECAY),
+                shift=shift,
+                total=stray + 1.01 * wrapping(member, times, h, first, size, slopes),
+                relative=math.expm1(min(relative, 50.0)),
+            )
+        )
+    return tuple(found)
 
 
-def _coefficients(tilted: Weighted, last: int, size: int) -> tuple[Complex, Array]:
-    """Σ_k w_k·(e^{-iω_f(k − centre)} − 1) for f = 0 .. last, and how far each may be off.
+def _coefficients(place: Integers, weights: Array, last: int, size: int) -> tuple[Complex, Array]:
+    """Σ_k w_k·(e^{-iω_f·place_k} − 1) for f = 0 .. last and each row of weights, and how far each may be off.
 
     Less one, because of many steps each is near one, and what it is raised to multiplies its error: of e^{iy} − 1 that
     is a few units of |y|. Powers follow by doubling, with ab − 1 = (a − 1)(b − 1) + (a − 1) + (b − 1).
     """
-    weight, place = tilted.weight, tilted.index - tilted.centre
-    kept = weight > _TINY
-    weight, place = weight[kept], place[kept]
-    found = np.zeros(last + 1, dtype=np.complex128)
-    depth = 0
+    kept = weights.max(axis=0) > _TINY
+    some, at = weights[:, kept].T.astype(np.complex128), place[kept]
+    found = np.zeros((last + 1, len(weights)), dtype=np.complex128)
+    powers = 1 << np.arange(max(1, last.bit_length()), dtype=np.int64)
     width = max(1, _ENTRIES // (last + 1))
-    for start in range(0, len(weight), width):
-        some, at = weight[start : start + width], place[start : start + width]
-        rows = np.zeros((last + 1, len(some)), dtype=np.complex128)
-        have, depth = 1, 0
-        while have <= last:
-            turn = (at * have + size // 2) % size - size // 2  # exact, and reduced before it is rounded
-            y = (-2 * math.pi / size) * turn
-            step = np.empty(len(some), dtype=np.complex128)
-            step.real, step.imag = -2 * np.square(np.sin(0.5 * y)), np.sin(y)
+    for start in range(0, len(at), width):
+        here = at[start : start + width]
+        turn = (np.multiply.outer(powers, here) + size // 2) % size - size // 2  # exact, and reduced before rounding
+        y = (-2 * math.pi / size) * turn
+        steps = -2 * np.square(np.sin(0.5 * y)) + 1j * np.sin(y)
+        rows = np.empty((last + 1, len(here)), dtype=np.complex128)
+        rows[0] = 0
+        have = 1
+        for step in steps:
             more = min(have, last + 1 - have)
-            np.multiply(rows[:more], 1 + step, out=rows[have : have + more])
-            rows[have : have + more] += step
-            have, depth = have + more, depth + 1
-        rows *= some
-        found += rows.sum(axis=1)
-    blocks = 1 + len(weight) // width
-    distance = float(weight @ np.abs(place)) if len(weight) else 0.0
+            new = rows[have : have + more]
+            np.multiply(rows[:more], 1 + step, out=new)
+            new += step
+            have += more
+        found += rows @ some[start : start + width]
+    distance = weights @ np.abs(place)
     omega = (2 * math.pi / size) * np.arange(last + 1, dtype=np.float64)
-    missing = 2 * _TINY * (len(kept) - len(weight))
-    error: Array = UNIT * (64 + 12 * depth + blocks) * omega * distance * (1 + 1e-9) + missing
-    return found, error
+    units = 64 + 12 * len(powers) + 3 * len(at)  # a sum of n terms is right to n units, in whatever order
+    error: Array = UNIT * units * (1 + 1e-9) * np.multiply.outer(distance, omega)
+    return found.T, error + 2 * _TINY * (len(place) - len(at))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -164,11 +187,11 @@ class _Core:
     times: int
 
 
-def _core(tilted: Weighted, times: int) -> _Core:
+def _core(place: Integers, weight: Array, times: int) -> _Core:
     """Atoms round the mean that hold nearly all mass; narrower and narrower while rare ones make the variance."""
-    place, weight = tilted.index - tilted.centre, tilted.weight
-    mass, mean = float(weight.sum()), float(weight @ place)
-    variance = max(float(weight @ np.square(place - mean)), 0.0)
+    mass = float(weight.sum())
+    mean = float(weight @ place) / mass
+    variance = float(weight @ np.square(place - mean)) / mass
     for _ in range(8):
         near = np.abs(place - mean) <= 5 * math.sqrt(variance) + 1
         some = weight[near]
@@ -177,7 +200,7 @@ def _core(tilted: Weighted, times: int) -> _Core:
             break
         at = place[near]
         inner_mean = float(some @ at) / inner
-        inner_variance = max(float(some @ np.square(at - inner_mean)) / inner, 0.0)
+        inner_variance = float(some @ np.square(at - inner_mean)) / inner
         shrunk = inner_variance < 0.7 * variance
         place, weight, mass, mean, variance = at, some, inner, inner_mean, inner_variance
         if not shrunk:
@@ -185,15 +208,15 @@ def _core(tilted: Weighted, times: int) -> _Core:
     return _Core(place, weight, mass, variance, times)
 
 
-def _last_frequency(each: Sequence[Weighted], times: Sequence[int], size: int) -> int | None:
+def _last_frequency(runs: Sequence[tuple[Integers, Array, int]], size: int) -> int | None:
     """Number of the last coefficient to keep: the moduli of all later ones are proven to be below e^-50."""
-    cores = [_core(tilted, count) for tilted, count in zip(each, times) if count >= _FEW_STEPS]
+    cores = [_core(place, weight, times) for place, weight, times in runs if times >= _FEW_STEPS]
     variance = sum(core.times * core.mass**2 * core.variance for core in cores) * (1 + 1e-9)
-    # Rounding of |φ|² (a sum of n terms is right to n units), and weights that add up to a little more than one.
-    rounding = UNIT * sum(core.times * (4 * len(core.place) + 200) for core in cores)
-    target = LEAST_DECAY + 1 + rounding + 1e-14 * sum(times)
     if not variance > 0 or not math.isfinite(variance):
         return None
+    # Rounding of |φ|² (a sum of n terms is right to n units), and weights that add up to a little more than one.
+    rounding = UNIT * sum(core.times * (4 * len(core.place) + 200) for core in cores)
+    target = LEAST_DECAY + 1 + rounding + 1e-14 * sum(times for *_, times in runs)
     begin = _proven_from(cores, variance, target)
     if begin is None:
         return None
