@@ -22,7 +22,8 @@ from dpaudit.accounting.prv.pair import above_law, below_laws, log_less
 from dpaudit.accounting.prv.saddle import Aim, Run
 from dpaudit.accounting.prv.spectrum import Complex, Spectrum, spectra
 
-_GRID = 33  # lattice points looked at in one round of a search
+_GRID = 33  # lattice points looked at in one round of a search; fewer where each has many coefficients
+_MANY = 300
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +85,7 @@ def _sums(law: Spectrum, series: _Series, places: Integers, largest: float, exac
     """The series at lattice points, and how far each may be off; ``largest`` is the largest value of the kernel."""
     turns = (np.multiply.outer((places - law.shift) % law.size, np.arange(len(law.value)))) % law.size
     phases = np.exp((2j * math.pi / law.size) * turns)
-    value: Array = (phases @ series.inner).real
+    value: Array = np.einsum("jf,f->j", phases, series.inner).real
     error: Array = np.full(len(places), series.error)
     left = (law.first + law.size - places).astype(np.float64)
     for (constant, power), off in zip(series.ends, series.error_ends):
@@ -111,11 +112,12 @@ def _log(values: Array) -> Array:
     return found
 
 
-def _between(low: int, high: int) -> Integers:
+def _between(low: int, high: int, law: Spectrum) -> Integers:
     """A few lattice points from ``low`` to ``high``, both among them."""
-    if high - low < 2 * _GRID:
+    count = _GRID if len(law.value) < _MANY else 9
+    if high - low < 2 * count:
         return np.arange(low, high + 1, dtype=np.int64)
-    return np.unique(np.linspace(low, high, _GRID).astype(np.int64))
+    return np.linspace(low, high, count).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +143,7 @@ class Above:
             scale, off = _log_scale(law, places)
             return np.asarray(_log(np.maximum(value, 0.0) + error) + scale + off - log_budget)
 
-        place = _first_met(excess, law.first, law.first + law.size - 1)
+        place = _first_met(excess, law)
         if place is None:
             return math.inf
         return max(0.0, self._within(place, log_budget, excess, exact)) + self.raised + law.offset_error
@@ -162,11 +164,11 @@ class Above:
         return loss + max(-law.h, math.log1p(-share) if share < 1 else -math.inf)
 
 
-def _first_met(excess: Callable[[Integers], Array], low: int, high: int) -> int | None:
+def _first_met(excess: Callable[[Integers], Array], law: Spectrum) -> int | None:
     """A lattice point at which ``excess`` is at most zero and just before which it is not."""
-    found = None
+    low, high, found = law.first, law.first + law.size - 1, None
     while True:
-        places = _between(low, high)
+        places = _between(low, high, law)
         met = np.flatnonzero(excess(places) <= 0)
         if len(met) == 0:
             return found
@@ -190,7 +192,7 @@ class Below:
         tails = _series(p, (p.theta,)), _series(q, (q.theta,))
         low, high, best = p.first, p.first + p.size - 1, 0.0
         while True:
-            places = _between(low, high)
+            places = _between(low, high, p)
             (one, one_off), (two, two_off) = (
                 _sums(law, series, places, 1.0, exact) for law, series in zip((p, q), tails)
             )

@@ -236,11 +236,26 @@ class _Masses:
     below: Array
 
 
-def _log_masses(component: Component, weights: tuple[float, ...], sign: int, x: Array) -> _Masses:
-    """Log masses of Σ_j w_j f(· − sign·j) between consecutive cuts: no tail is too small to be right."""
+_Piece = tuple[Array, Array, Array, Array, Array, Array]
+
+
+def _pieces(component: Component, x: Array) -> dict[int, _Piece]:
+    """What :func:`_between` says of the noise round each mean of the pair; both members have the mean 0."""
     cuts = np.concatenate(([-np.inf], x, [np.inf]))
-    parts = [(math.log(weight), (cuts - sign * j) / component.scale) for j, weight in enumerate(weights) if weight > 0]
-    each = [(log_w, *_between(component, z)) for log_w, z in parts]
+    means = {j for j, w in enumerate(component.up) if w > 0} | {-j for j, w in enumerate(component.down) if w > 0}
+    return {mean: _between(component, (cuts - mean) / component.scale) for mean in means}
+
+
+def _log_masses(weights: tuple[float, ...], sign: int, pieces: dict[int, _Piece]) -> _Masses:
+    """Log masses of Σ_j w_j f(· − sign·j) between consecutive cuts: no tail is too small to be right."""
+    each = [(math.log(weight), *pieces[sign * j]) for j, weight in enumerate(weights) if weight > 0]
+    rounding = (4 + len(each)) * UNIT
+    if len(each) == 1 and each[0][0] == 0.0:
+        _, log, error, above, below, thin, at_cut = each[0]
+        with np.errstate(invalid="ignore"):
+            share = [np.where(thin > -np.inf, np.minimum(thin - tail, 0.0), -np.inf) for tail in (above, below)]
+        at_above, at_below = at_cut * np.exp(share[0]), at_cut * np.exp(share[1])
+        return _Masses(log, error + rounding, above, below, at_above + rounding, at_below + rounding)
     log = _log_total([log_w + mass for log_w, mass, *_ in each])
     above = _log_total([log_w + upper for log_w, _, _, upper, *_ in each])
     below = _log_total([log_w + lower for log_w, _, _, _, lower, *_ in each])
@@ -250,7 +265,6 @@ def _log_masses(component: Component, weights: tuple[float, ...], sign: int, x: 
             error += relative * np.exp(np.where(mass > -np.inf, log_w + mass - log, -np.inf))
             at_above += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - above, 0.0), -np.inf))
             at_below += at_cut * np.exp(np.where(thin > -np.inf, np.minimum(log_w + thin - below, 0.0), -np.inf))
-    rounding = (4 + len(parts)) * UNIT
     return _Masses(log, error + rounding, above, below, at_above + rounding, at_below + rounding)
 
 
@@ -319,15 +333,15 @@ def _nodes(component: Component, start: float, h: float, growth: float, reach: f
     last_k = math.ceil(last)
     if math.ceil(inner[-1]) - math.floor(inner[0]) <= DENSE:
         inner = [inner[0], inner[-1]]
-    parts = []
+    parts: list[Integers] = []
     for low, high in zip(inner[::2], inner[1::2]):
         low_k, high_k = max(first_k, math.floor(low)), math.ceil(high)
         stride = max(1, (high_k - low_k) // DENSE)
         dense = np.arange(low_k, high_k + stride, stride, dtype=np.int64)
         above = dense[-1] + _growing(max(0, last_k - int(dense[-1])), growth)
         below = low_k - _growing(low_k - first_k, growth)[::-1]
-        parts += [below, dense, above]
-    return np.unique(np.concatenate(parts))
+        parts += [below[:-1], dense, above[1:]]  # they meet in the ends of the dense part
+    return np.concatenate(parts) if len(parts) == 3 else np.unique(np.concatenate(parts))
 
 
 def _growing(reach: int, growth: float) -> Integers:
@@ -373,7 +387,8 @@ def _component_cells(component: Component, start: float, h: float, growth: float
     index = _nodes(component, start, h, growth, reach)
     u = np.multiply(h, index, dtype=np.float64)
     x, moved = outputs_at(component, start, u, reach)
-    p, q = _log_masses(component, component.up, 1, x), _log_masses(component, component.down, -1, x)
+    pieces = _pieces(component, x)
+    p, q = _log_masses(component.up, 1, pieces), _log_masses(component.down, -1, pieces)
     level = start + u
     # A share that is off by r/width moves r of the cell's mass past its lower node; r is what logarithms round to.
     depth = float(np.max(-p.log, where=p.log > NOTHING, initial=0.0))
@@ -425,9 +440,8 @@ def _tail_errors(masses: _Masses) -> tuple[float, float]:
     """Relative errors of sums of cells above, and below, any cut: those of the tails, and of taking differences."""
     found = []
     for logs, errors in ((masses.log_above, masses.above), (masses.log_below, masses.below)):
-        with np.errstate(invalid="ignore"):
-            each = np.where(logs > -np.inf, errors + UNIT * (16 + 4 * np.abs(logs)), 0.0)
-        found.append(min(float(each.max()), 1.0))
+        some = logs > -np.inf
+        found.append(min(float(np.max(errors - 4 * UNIT * logs, where=some, initial=0.0)) + 16 * UNIT, 1.0))
     return found[0], found[1]
 
 

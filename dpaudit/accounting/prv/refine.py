@@ -13,8 +13,8 @@ from dpaudit.accounting.prv.route import Route
 from dpaudit.accounting.prv.saddle import Aim, Run, aim_at_mean, aim_by
 
 ROUNDS = 7
-_LATTICE_SHARE = 0.3  # part of the width aimed at that cutting into cells may take
-_GROWTH = 0.01  # relative width of cells far from the bulk
+_LATTICE_SHARE = 0.28  # part of the width aimed at that cutting into cells may take
+_GROWTH = 0.02  # relative width of cells far from the bulk
 
 
 def refine(

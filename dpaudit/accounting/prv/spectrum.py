@@ -150,7 +150,7 @@ def _coefficients(place: Integers, weights: Array, last: int, size: int) -> tupl
     is a few units of |y|. Powers follow by doubling, with ab − 1 = (a − 1)(b − 1) + (a − 1) + (b − 1).
     """
     kept = weights.max(axis=0) > _TINY
-    some, at = weights[:, kept].T.astype(np.complex128), place[kept]
+    some, at = weights[:, kept], place[kept]
     found = np.zeros((last + 1, len(weights)), dtype=np.complex128)
     powers = 1 << np.arange(max(1, last.bit_length()), dtype=np.int64)
     width = max(1, _ENTRIES // (last + 1))
@@ -168,7 +168,8 @@ def _coefficients(place: Integers, weights: Array, last: int, size: int) -> tupl
             np.multiply(rows[:more], 1 + step, out=new)
             new += step
             have += more
-        found += rows @ some[start : start + width]
+        for column, weight in enumerate(some[:, start : start + width]):
+            found[:, column] += np.einsum("fk,k->f", rows, weight)  # on this thread alone, unlike a matrix product
     distance = weights @ np.abs(place)
     omega = (2 * math.pi / size) * np.arange(last + 1, dtype=np.float64)
     units = 64 + 12 * len(powers) + 3 * len(at)  # a sum of n terms is right to n units, in whatever order
