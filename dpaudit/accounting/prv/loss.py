@@ -340,8 +340,9 @@ def _nodes(component: Component, start: float, h: float, growth: float, reach: f
         dense = np.arange(low_k, high_k + stride, stride, dtype=np.int64)
         above = dense[-1] + _growing(max(0, last_k - int(dense[-1])), growth)
         below = low_k - _growing(low_k - first_k, growth)[::-1]
-        parts += [below[:-1], dense, above[1:]]  # they meet in the ends of the dense part
-    return np.concatenate(parts) if len(parts) == 3 else np.unique(np.concatenate(parts))
+        parts += [below, dense, above]
+    found = np.concatenate(parts) if len(parts) == 3 else np.sort(np.concatenate(parts))
+    return found[np.concatenate(([True], found[1:] > found[:-1]))]
 
 
 def _growing(reach: int, growth: float) -> Integers:
