@@ -72,6 +72,7 @@ __all__ = [
     "Automatic",
     "CollatedRecords",
     "DPOptimizer",
+    "DPPreferenceTrainer",
     "DPTrainer",
     "Directions",
     "Flat",
@@ -134,12 +135,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from dpaudit.trainers.huggingface.preference_trainer import DPPreferenceTrainer as DPPreferenceTrainer
     from dpaudit.trainers.huggingface.trainer import DPTrainer as DPTrainer
     from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments as ZerothOrderArguments
     from dpaudit.trainers.huggingface.zo_trainer import ZOTrainer as ZOTrainer
 
 # transformers' Trainer takes seconds to import, so what needs it is loaded when it is asked for.
-_LATE = {"DPTrainer": "trainer", "ZerothOrderArguments": "zo_trainer", "ZOTrainer": "zo_trainer"}
+_LATE = {
+    "DPPreferenceTrainer": "preference_trainer",
+    "DPTrainer": "trainer",
+    "ZerothOrderArguments": "zo_trainer",
+    "ZOTrainer": "zo_trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -94,7 +94,7 @@ class Units:
 
 
 def bound_records(
-    units: Iterable[Any],
+    units: Units | Iterable[Any],
     max_records: int,
     *,
     rule: str,

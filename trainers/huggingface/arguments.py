@@ -34,6 +34,16 @@ class PrivacyArguments:
     target_epsilon: float | None = _told("Epsilon the noise is calibrated to; or give noise_multiplier.", default=None)
     noise_multiplier: float | None = _told("Noise on the clipped sum divided by C.", default=None)
     max_records_per_unit: int = _told("Records one unit contributes at most.", default=1)
+    unit_column: str | None = _told(
+        "Column that names each record's unit of privacy; without it the bound on its records is an assumption.",
+        default=None,
+    )
+    max_records_rule: str = _told(
+        "A unit with more records: refuse, or choose (at random, before anything is drawn).", default="refuse"
+    )
+    sampling_unit: str = _told("Draw each record, or whole units: record or unit.", default="record")
+    records_per_unit: int | None = _told("Records of a drawn unit that a step takes.", default=None)
+    unit_reduction: str = _told("mean or sum of a drawn unit's losses.", default="mean")
     clipping: str = _told("flat, per_layer, automatic or adaptive.", default="flat")
     quantile_sigma: float | None = _told("Noise on adaptive clipping's count query.", default=None)
     max_batch: int | None = _told("Cap of truncated_poisson.", default=None)
@@ -72,6 +82,9 @@ class PrivacyArguments:
             quantile_sigma=self.quantile_sigma,
             max_batch=self.max_batch,
             secure_noise=self.secure_noise,
+            sampling_unit=self.sampling_unit,
+            records_per_unit=self.records_per_unit,
+            unit_reduction=self.unit_reduction,
         )
 
 

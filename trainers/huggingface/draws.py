@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpaudit.trainers.sampling import Sampler
+from dpaudit.trainers.units import RecordDraws, UnitDraws
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,12 +20,17 @@ class Drawn:
 class Draws:
     """A batch sampler of ``steps`` draws, for a DataLoader that nobody re-wraps."""
 
-    def __init__(self, sampler: Sampler, steps: int) -> None:
-        self._sampler, self._steps = sampler, steps
+    def __init__(self, sampler: Sampler, steps: int, drawn: RecordDraws | UnitDraws) -> None:
+        self._sampler, self._steps, self._drawn = sampler, steps, drawn
 
     def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for _ in range(self._steps):
-            yield self._sampler.draw().tolist()
+            drawn = self._sampler.draw().tolist()
+            rows = self._drawn.rows(drawn)
+            if isinstance(self._drawn, UnitDraws):
+                yield [(unit, i) for unit, members in zip(drawn, rows, strict=True) for i in members]
+            else:
+                yield [i for members in rows for i in members]

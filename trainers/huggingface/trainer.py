@@ -8,7 +8,7 @@ import functools
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dpaudit.privacy.protocols import seal_reason
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.contribution import RunningSum
-from dpaudit.trainers.draw import Draw, clipped_sum
+from dpaudit.trainers.draw import clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
@@ -37,7 +37,9 @@ from dpaudit.trainers.huggingface.continuation import (
 from dpaudit.trainers.huggingface.draws import Drawn, Draws
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
+from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
@@ -81,6 +83,10 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     audit_plan_sha256 : str or None
         Digest of the audit plan, as :func:`dpaudit.certificates.write_plan` returns it; the ledger's first line then
         binds the run to the plan.
+    units : iterable or None
+        Name of each record's unit of privacy, where no ``unit_column`` of the arguments tells it; see :func:`train`.
+    rows_per_record : int
+        Successive rows of a collated batch that are one record with one loss, clipped as one.
     sampler, noise : optional
         Injected for tests; they mark :attr:`status` "test".
 
@@ -114,6 +120,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         budget: Budget | None = None,
         journal: Journal | None = None,
         audit_plan_sha256: str | None = None,
+        units: Iterable[Any] | None = None,
+        rows_per_record: int = 1,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
         **kwargs: Any,
@@ -160,7 +168,10 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
         super().__init__(model=model, args=args, **kwargs)
         refuse_model(self.model)
-        countable(self.train_dataset if self.train_dataset is not None else [])
+        self._rows = rows_per_record
+        self.train_dataset: Any
+        self._units = DatasetUnits.of(kwargs.get("train_dataset"), self.plan, arguments, units)
+        self.train_dataset = self._units.dataset
         self.add_callback(_StopAtTheLedger(self))
 
     # -- what is accounted ----------------------------------------------------------------------------------------
@@ -278,9 +289,9 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         known, head = sum(stage.steps for stage in self._past), None
         if checkpoint is not None:
             record = _read_record(checkpoint)
-            began = {**_later_fields(), **record["plan"]}
-            if began != _plain(self.plan):
-                changed = sorted(k for k, v in _plain(self.plan).items() if began.get(k) != v)
+            began = {**later_fields(), **record["plan"]}
+            if began != plain_plan(self.plan):
+                changed = sorted(k for k, v in plain_plan(self.plan).items() if began.get(k) != v)
                 raise PrivacyRefusal(
                     f"{changed[0]} differs from the checkpoint's plan ({began.get(changed[0])!r}); resume with the plan"
                     " it began with, or start a new run."
@@ -305,7 +316,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._counted = 0
         self._allowed = self.plan.steps - sum(stage.steps for stage in self._past)
         if self._budget is not None:
-            self._allowed = _steps_within(self._budget, self.ledger, self.plan, self._allowed)
+            self._allowed = steps_within(self._budget, self.ledger, self.plan, self._allowed)
         if self._allowed < 1:
             raise PrivacyRefusal(
                 f"the ledger already holds {self.ledger.steps} of {self.plan.steps} planned steps and the budget allows"
@@ -323,6 +334,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 loss_fn=self._loss,
                 physical_batch_size=self._micro.size,
                 wanted=countable(self.train_dataset) > 0,
+                rows=self._rows,
             )
         finally:
             for module, mode in modes.items():
@@ -331,12 +343,11 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     # -- what runs ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
-        size = countable(self.train_dataset)
-        sampler = self._given_sampler or sampler_for(self.plan, size)
+        sampler = self._given_sampler or sampler_for(self.plan, self._units.drawn.count)
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
-            self.train_dataset,
-            batch_sampler=Draws(sampler, steps),
+            self._units.placed,
+            batch_sampler=Draws(sampler, steps, self._units.drawn),
             collate_fn=Drawn,
             num_workers=self.args.dataloader_num_workers,
         )
@@ -370,7 +381,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         model.train()
         group = self._updates.param_groups[0]
         if self._clipper is None or self._release is None:
-            self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"))
+            self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"), rows=self._rows)
             self._release = Releaser(self.plan, self._clipper, self._noise)
             self._state = ModelState(self.model)
         self._journal.count()
@@ -378,7 +389,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         trained: list[Any] = self._updates.parameters
         self.private_step, total = clipped_sum(
             model,
-            Draw.of(inputs.records, [[i] for i in range(len(inputs.records))]),
+            self._units.draw(inputs.records),
             micro=self._micro,
             collate=self._collator(),
             loss_fn=self._autocast_loss,
@@ -386,6 +397,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             sums=RunningSum(trained),
             bound=self._release.clipping_norm,
             state=self._state,
+            reduction=self.plan.unit_reduction if self.plan.draws_units else None,
+            rows=self._rows,
         )
         released = self._release(total, total.totals(trained))
         self._updates.receive(released.gradients, released.noise_std)
@@ -403,7 +416,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             return self._loss(model, batch)
 
     def _collator(self) -> Callable[[list[Any]], Any]:
-        return self._get_collator_with_removed_columns(self.data_collator, description="training")  # type: ignore[no-any-return]
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        return self._units.without_column(collate)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         return None
@@ -468,11 +482,12 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         record = {
             "schema": "dpaudit.trainer/1",
             "status": self.status,
-            "plan": _plain(self.plan),
+            "plan": plain_plan(self.plan),
             "ledger": self.ledger.to_dict(),
             "head": self._journal.head if isinstance(self._journal, DiskJournal) else None,
             "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
+            "units": self._units.statement,
         }
         if isinstance(self._journal, DiskJournal):
             self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at
@@ -492,31 +507,6 @@ class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
         if self._trainer._told.signal is not None:
             control.should_training_stop = control.should_save = True
         return control
-
-
-def _steps_within(budget: Budget, ledger: Ledger, plan: PrivacyPlan, planned: int) -> int:
-    """The largest number of further steps that the budget allows, by bisection: ε grows with every step."""
-
-    def affordable(steps: int) -> bool:
-        return budget(dataclasses.replace(ledger, stages=(*ledger.stages, plan.stage(steps)))) >= 0
-
-    if planned < 1 or affordable(planned):
-        return planned
-    low, high = 0, planned  # low is affordable (or nothing), high is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if affordable(middle) else (low, middle)
-    return low
-
-
-def _plain(plan: PrivacyPlan) -> dict[str, Any]:
-    values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
-    return {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in values.items()}
-
-
-def _later_fields() -> dict[str, Any]:
-    """Fields of a plan that an older checkpoint does not name, at what they were then."""
-    return {"secure_noise": False, "sampling_unit": "record", "records_per_unit": None, "unit_reduction": "mean"}
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:

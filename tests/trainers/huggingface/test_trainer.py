@@ -24,7 +24,8 @@ from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, pad_tokens, train
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
-from dpaudit.trainers.huggingface.trainer import DPTrainer, _steps_within
+from dpaudit.trainers.huggingface.plans import steps_within
+from dpaudit.trainers.huggingface.trainer import DPTrainer
 from dpaudit.trainers.optimizers import OptimizerSettings
 from dpaudit.trainers.sampling import ScriptedSampler
 
@@ -259,7 +260,7 @@ def test_the_budget_stops_training_before_it_is_overspent(tmp_path):
     run.train()
     assert run.ledger.steps == 3 and run.state.global_step == 3
     empty = Ledger(stages=(), relation=PLAN.relation)
-    allowed = [_steps_within(lambda ledger, most=most: most - ledger.steps, empty, PLAN, 5) for most in (9, 2, 0)]
+    allowed = [steps_within(lambda ledger, most=most: most - ledger.steps, empty, PLAN, 5) for most in (9, 2, 0)]
     assert allowed == [5, 2, 0]
 
 
