@@ -63,6 +63,25 @@ def _without_preflight(train: Callable[..., Any]) -> dict[str, Any]:
     return {"preflight": False} if "preflight" in inspect.signature(train).parameters else {}
 
 
+def _in_units(plan: Any, rows: Sequence[_Record]) -> tuple[Sequence[_Record], dict[str, Any]]:
+    """Records as units of privacy, where the plan draws whole units: each is a unit of two rows, itself and a copy.
+
+    What a unit adds is then what the record alone would, unless its rows are clipped apart or another unit's are among
+    them; with one row for each unit neither would show.
+    """
+    if not getattr(plan, "draws_units", False):
+        return rows, {}
+    numbers = list(range(len(rows)))
+    return [*rows, *rows], {"units": numbers + numbers}
+
+
+def _drawn(plan: Any, indices: Sequence[int], rows: int) -> tuple[int, ...]:
+    """The records of a minibatch, of each the number that it was given; in order where units were drawn."""
+    if not getattr(plan, "draws_units", False):
+        return tuple(indices)
+    return tuple(sorted({i % rows for i in indices}))
+
+
 @dataclasses.dataclass(slots=True)
 class _Trace:
     vectors: list[Vector] = dataclasses.field(default_factory=list)
@@ -246,7 +265,7 @@ class FirstOrderAdapter(_TrainerAdapter):
 
         def callback(report: Any) -> None:
             nonlocal held
-            trace.batches.append(tuple(report.private.indices))
+            trace.batches.append(_drawn(self._plan, report.private.indices, len(rows)))
             self._published = {"clipping_norm": float(report.clipping_norm)}
             if held is not None:
                 moved = self._flat()
@@ -271,8 +290,9 @@ class FirstOrderAdapter(_TrainerAdapter):
         arguments = {
             "collate": self._collated, "loss_fn": self._losses, "optimizer": self._optimizer, **self._options, **extra,
         }  # fmt: skip
+        rows, units = _in_units(plan, rows)
         return self._train(
-            arguments.pop("model", self.model), rows, _without_target(plan), journal=journal, **arguments
+            arguments.pop("model", self.model), rows, _without_target(plan), journal=journal, **units, **arguments
         )
 
     def _flat(self) -> Vector:
@@ -399,7 +419,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
 
         def callback(report: Any) -> None:
             trace.vectors.append(np.asarray(report.released, dtype=np.float64))
-            trace.batches.append(tuple(report.private.indices))
+            trace.batches.append(_drawn(self._stage.plan, report.private.indices, len(rows)))
 
         extra: dict[str, Any] = {"callback": callback}
         rows: Sequence[_Record] = self._rows
@@ -425,4 +445,5 @@ class ZerothOrderAdapter(_TrainerAdapter):
             "collate": self._collated, "loss_fn": self._losses, "directions": self._directions, **self._options,
             **extra,
         }  # fmt: skip
-        return self._train(model, rows, [stage], journal=journal, **arguments)
+        rows, units = _in_units(stage.plan, rows)
+        return self._train(model, rows, [stage], journal=journal, **units, **arguments)
