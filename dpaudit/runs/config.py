@@ -84,6 +84,9 @@ class Data(_Section):
     """PUBLIC evaluation records in one of these forms, with the same columns; never private ones."""
     text_column: str = Field(default="text", min_length=1)
     """Tables only: column of the texts."""
+    prompt_columns: tuple[str, ...] = Field(default=(), examples=[["question"]])
+    """Tables only, causal models: columns that the model reads before the text and does not learn to write: a question,
+    a dialogue so far, the fields of a table. One column stands as it is, several as ``name : value | name : value``."""
     label_column: str = Field(default="label", min_length=1)
     """Tables only: column of the class labels, for sequence classification."""
     labels: tuple[str | int, ...] | None = Field(default=None, examples=[["ham", "spam"]])
@@ -286,6 +289,8 @@ class Config(_Section):
             raise ValueError(f"data.limit_by={self.data.limit_by!r} chooses for data.limit, which is missing; add it")
         if self.data.labels is not None and self.model.task != "sequence-classification":
             raise ValueError("data.labels names classes and needs model.task='sequence-classification'; leave it out")
+        if self.data.prompt_columns and self.model.task != "causal-lm":
+            raise ValueError("data.prompt_columns stand before a text to be written and need model.task='causal-lm'")
         if self.model.lora_targets is not None and self.model.trainable != "lora":
             raise ValueError('model.lora_targets needs model.trainable="lora"; leave it out, or train adapters')
         if self.privacy.method == "dp-zoso" and self.optimizer.schedule != "constant":
@@ -361,7 +366,9 @@ def read_config(path: Path) -> Config:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise InvalidValue(f"configuration {path} does not exist; start from examples/certify.toml.") from error
+        raise InvalidValue(
+            f"configuration {path} does not exist; 'dpaudit init' writes one for your data and model."
+        ) from error
     try:
         return parse_config(parse_toml(data, name=f"configuration {path}"), str(path))
     except InvalidEvidence as error:
@@ -390,7 +397,10 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         message = str(first["msg"]).removeprefix("Value error, ")
         if key == "privacy.public_size" and first["type"] == "missing":
             raise InvalidValue(f"{name}: {key}: field required; {PUBLIC_SIZE_HINT}.") from error
-        hint = {"missing": "add it; see examples/certify.toml"}.get(first["type"], "correct it")
+        if first["type"] == "value_error" and not first["loc"]:  # of several keys together; it names its own remedy
+            raise InvalidValue(f"{name}: {message}.") from error
+        missing = "add it; 'dpaudit init' writes a file with every key that is needed"
+        hint = missing if first["type"] == "missing" else "correct it"
         if first["type"] == "extra_forbidden":
             hint = _spelling(first["loc"])
         raise InvalidValue(f"{name}: {key}{got}: {message[:1].lower() + message[1:]}; {hint}.") from error

@@ -38,6 +38,8 @@ def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:
     """Token ids of records, cut to ``data.max_length``; causal records stand between end-of-text tokens."""
     config, tokenizer = prepared.config, prepared.tokenizer
     length = config.data.max_length
+    if config.data.prompt_columns:
+        return [_answered(tokenizer, text, length) for text in records.texts]
     if is_causal(config):
         eos = tokenizer.eos_token_id
         rows = tokenizer(list(records.texts), add_special_tokens=False)["input_ids"]
@@ -49,6 +51,16 @@ def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:
         {"input_ids": row, "attention_mask": [1] * len(row), "labels": label}
         for row, label in zip(rows, records.labels, strict=True)
     ]
+
+
+def _answered(tokenizer: Any, text: str, length: int) -> dict[str, Any]:
+    """A prompt and the text after it, of which the text alone is learnt."""
+    from dpaudit.runs.records import PROMPT_END
+    from dpaudit.trainers.tasks.text import encode_pair
+
+    prompt, _, answer = text.rpartition(PROMPT_END)
+    row = encode_pair(tokenizer, prompt, answer, length=length)
+    return {**row, "attention_mask": [1] * len(row["input_ids"])}
 
 
 def collator(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -21,6 +21,8 @@ from dpaudit.storage.readers import read_bytes
 from dpaudit.storage.tables import RECORDS, Table, format_of, label_text, load_table
 from dpaudit.storage.text import read_text, text_lines
 
+PROMPT_END = "\x1f"
+"""Between a prompt and its text, which together are the record (``data.prompt_columns``)."""
 _NO_NAMES = frozenset({"none", "nan", "null", "na", "n/a", "<na>"})
 """Names that a missing cell takes when a table passes through another program; declared, they are plain classes."""
 
@@ -305,6 +307,7 @@ def _lines(data: Data, path: Path, needs_labels: bool) -> RawRecords:
 
 def _rows(data: Data, path: Path, needs_labels: bool) -> RawRecords:
     columns = [data.text_column]
+    columns += data.prompt_columns
     columns += [data.label_column] if needs_labels else []
     columns += [data.source_column] if data.source is not None else []
     columns += [data.unit_column] if data.unit_column is not None else []
@@ -316,6 +319,8 @@ def _rows(data: Data, path: Path, needs_labels: bool) -> RawRecords:
         chosen = "" if data.source is None else f" with {data.source_column}={data.source!r}; check data.source"
         raise InvalidValue(f"data file {path.name} has no rows{chosen}.")
     texts = _texts(table, data.text_column)
+    if data.prompt_columns:
+        texts = tuple(f"{p}{PROMPT_END}{t}" for p, t in zip(_prompts(table, data.prompt_columns), texts, strict=True))
     labels = _labels(table, data.label_column) if needs_labels else None
     places = tuple(table.place(i) for i in range(len(table)))
     units = None if data.unit_column is None else _units(table, data.unit_column)
@@ -327,12 +332,27 @@ def _texts(table: Table, column: str) -> tuple[str, ...]:
     for i, cell in enumerate(cells):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise InvalidValue(f"data file {table.name}, {table.place(i)} is an empty text; remove it or fill it.")
+        if PROMPT_END in str(cell):
+            raise InvalidValue(
+                f"data file {table.name}, {table.place(i)} holds the control character U+001F; remove it from the text."
+            )
         if not isinstance(cell, str):
             raise InvalidValue(
                 f"data file {table.name}, {table.place(i)} holds {str(cell)[:40]} in {column!r}, which is no text;"
                 " write text there, or name another column."
             )
     return tuple(cells)
+
+
+def _prompts(table: Table, columns: Sequence[str]) -> list[str]:
+    """What stands before each text: the one column, or several as name and value; a missing cell is left out."""
+    prompts = []
+    for i in range(len(table)):
+        cells = {name: table.columns[name][i] for name in columns}
+        told = {name: str(cell).strip() for name, cell in cells.items() if cell is not None and str(cell).strip()}
+        several = " | ".join(f"{name} : {value}" for name, value in told.items())
+        prompts.append("".join(told.values()) if len(columns) == 1 else several)
+    return prompts
 
 
 def _labels(table: Table, column: str) -> tuple[str, ...]:
