@@ -22,6 +22,13 @@ class GdpAccountant(Accountant[Charges]):
     name = "gdp"
     options = frozenset({"assume", "rtol"})
 
+    @property
+    def version(self) -> str:
+        """That of ``prv``, whose curve a certified μ comes from."""
+        from dpaudit.accounting.prv.accountant import NUMERICS
+
+        return NUMERICS
+
     def prepare(self, question: Question) -> Charges:
         """The charges of the ledger."""
         return charged(question)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import final
 
+from dpaudit._version import __version__
 from dpaudit.accounting.accountant import RTOL, Accountant, Bounds, Question, charged, resting_on
 from dpaudit.accounting.prv.curves import epsilon_interval
 from dpaudit.accounting.relations import Charges
+
+NUMERICS = f"{__version__}+prv2"
+"""This package's version with that of its lattice, by which a certificate's numbers are compared with fresh ones.
+
+The second lattice is composed by few Fourier coefficients, and its cells are wider in the tails.
+"""
 
 
 @final
@@ -15,6 +22,11 @@ class PrvAccountant(Accountant[Charges]):
 
     name = "prv"
     options = frozenset({"assume", "rtol"})
+
+    @property
+    def version(self) -> str:
+        """This package's version with that of the lattice."""
+        return NUMERICS
 
     def prepare(self, question: Question) -> Charges:
         """The charges of the ledger."""
