@@ -24,6 +24,7 @@ from dpaudit.certificates.sign import envelope_path as envelope_path
 from dpaudit.certificates.sign import key_id as key_id
 from dpaudit.certificates.sign import new_key_pair as new_key_pair
 from dpaudit.certificates.sign import sign as sign
+from dpaudit.certificates.sign import sign_file as sign_file
 from dpaudit.certificates.statement import Statement as Statement
 from dpaudit.certificates.statement import json_schema as json_schema
 from dpaudit.certificates.timestamp import attach_timestamp as attach_timestamp
@@ -72,6 +73,7 @@ __all__ = [
     "read_policy",
     "registry_entry",
     "sign",
+    "sign_file",
     "timestamp_request",
     "verify_certificate",
     "write_control",

@@ -16,6 +16,7 @@ from typing import Any
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, RECORDED, UNSIGNED, Step
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
+from dpaudit.storage.files import write_atomically
 from dpaudit.storage.readers import parse_json, read_bytes
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -100,6 +101,23 @@ def countersign(envelope: bytes, payload: bytes, private_key: bytes) -> bytes:
     if len(rows) > MAX_SIGNATURES:
         raise InvalidValue(f"certificate.dsse.json holds {len(rows) - 1} signatures and at most {MAX_SIGNATURES} fit.")
     return canonical_json({**value, "signatures": rows}) + b"\n"
+
+
+def sign_file(path: str | Path, private_key: bytes) -> Path:
+    """Sign a certificate or an amendment where it lies, and return the envelope; signatures that stand there stay.
+
+    Raises
+    ------
+    InvalidEvidence
+        When an envelope stands there that signs other bytes.
+    """
+    path = Path(path)
+    payload, envelope = read_bytes(path), envelope_path(path)
+    stands = envelope.exists()
+    write_atomically(
+        envelope, countersign(read_bytes(envelope), payload, private_key) if stands else sign(payload, private_key)
+    )
+    return envelope
 
 
 def key_id(public_key: str) -> str:

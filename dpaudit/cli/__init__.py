@@ -26,6 +26,7 @@ TRACEBACK = "DPAUDIT_TRACEBACK"
 
 COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
+    "amend": "Appends a note, a correction or a withdrawal to a certificate.",
     "attack": "Scores for a model and its canaries or members.",
     "audit": "Scores in; empirical lower bounds, ceiling, power and verdict out.",
     "bundle": "All evidence of a certificate in one file, which verify reads.",
@@ -36,6 +37,7 @@ COMMANDS = {
     "export": "A certificate as a paragraph for a contract, or as a registry entry.",
     "exposure": "Canary exposure report.",
     "init": "A commented configuration for your data and model; says what it assumed.",
+    "sign": "Signs a certificate or an amendment; makes keys.",
     "timestamp": "A third party's date on the frozen plan or a certificate, checked offline.",
     "train": "A training run from a TOML file, with canaries, into a run folder.",
     "verify": "Re-derives every number of a certificate from its evidence, without the model.",
