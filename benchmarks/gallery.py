@@ -111,7 +111,7 @@ def summary() -> list[str]:
     counts = {name: tuple(map(int, text.split("/"))) for name, text in measured().items()}
     few = [name for name, (won, made) in counts.items() if won < made - made // 20]
     seconds = sorted(each["seconds"] for each in planted)
-    false = sum(bool(each["names"]) for each in innocents)
+    false = sum(each["violated"] for each in innocents)
     return [
         "",
         "## Measured",
@@ -119,7 +119,8 @@ def summary() -> list[str]:
         f"{len(planted)} whole examinations of {len(counts)} faults: {sum(each['convicted'] for each in planted)}"
         f" convicted by name. Below 19 of 20: {', '.join(few) or 'none'}. An examination took"
         f" {seconds[len(seconds) // 2]:.1f} s at the median and {seconds[-1]:.0f} s at most, on one thread of a busy"
-        f" machine. {len(innocents)} examinations of correct steps gave findings in {false}.",
+        f" machine. {len(innocents)} examinations of {len({each['name'] for each in innocents})} kinds of correct steps"
+        f" convicted {false}.",
     ]
 
 

@@ -134,7 +134,7 @@ FAULTS: tuple[Fault, ...] = (
         "for _ in range(accumulate): batch += poisson(q / accumulate)", group="sampler",
     ),
     plain(
-        EmptyLocalDraws, "field-empty-local-draws", ("D1",), "sampling_rate",
+        EmptyLocalDraws, "field-empty-local-draws", ("D1",), "sampling_batch_size",
         "if len(local) == 0: continue  # on one worker", group="sampler",
     ),
     plain(
