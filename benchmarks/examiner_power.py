@@ -7,8 +7,8 @@
 Every case is one whole examination (all groups of tests, budget counted in steps), so that a fault counts as convicted
 only when the FIRST finding names its cause. Results go to benchmarks/results/examiner_power.json, written anew after
 every case; the order is by seed, so that a partial file is balanced. A row holds the commit of the detectors that it
-was measured with; ``--redo NAME`` measures the named faults again, with the detectors as they are now. The run of earlier
-detectors over 20 seeds, and what they made of faults on first sight, stands in examiner_power_0a34604.json.
+was measured with; ``--redo NAME`` measures the named faults again, with the detectors as they are now. The run of
+earlier detectors over 20 seeds, and what they made of faults on first sight, stands in examiner_power_0a34604.json.
 """
 
 from __future__ import annotations

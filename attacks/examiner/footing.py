@@ -29,6 +29,9 @@ REPEATS = 2e-3
 LEAST = 8
 """Released numbers from which parallel releases tell of a rate."""
 
+SEED = 11
+"""Public seed of clean steps that are compared with each other."""
+
 SPREAD = 0.5
 """Error of one released sum by rounding, in C, above which nothing can be read from it."""
 
@@ -52,6 +55,9 @@ class Footing:
     repeats : str
         "exact": the clean step gives the same again; "seeded": only under the same public seeds, as dropout does;
         "random": not at all; "unknown": there is no clean step.
+    aligned : bool
+        Of a seeded step: whether the order of the records makes no difference under one seed, as with directions that
+        all records share. Sums of records can then be compared under that seed.
     rounding : float
         Largest error of one released sum by the rounding of weights, in C.
     asks_empty : bool
@@ -66,6 +72,7 @@ class Footing:
     fixed: bool
     single: bool = True
     repeats: str = "unknown"
+    aligned: bool = False
     rounding: float = 0.0
     asks_empty: bool = True
     empty: str = ""
@@ -102,6 +109,7 @@ def footing(probe: Probe, plan: ExamPlan) -> tuple[Footing, str | None]:
                 " return what leaves the step."
             )
         base.repeats = _repeats(probe, base.usual, first, base.rounding * plan.sensitivity / plan.normaliser)
+        base.aligned = base.repeats == "seeded" and _aligned(probe, base)
         base.reference = _rate(probe, base, first)
     return base, _single(probe, base)
 
@@ -151,10 +159,18 @@ def _repeats(probe: Probe, batch: tuple[int, ...], first: Vector, rounding: floa
     probe.clean((*batch[:-1], other))
     # what a step keeps of the minibatch before it shows after another one; a rate that changes does not
     refuse_changed(second, probe.clean(batch))
-    set_public_seeds(11)
+    set_public_seeds(SEED)
     once = probe.clean(batch)
-    set_public_seeds(11)
+    set_public_seeds(SEED)
     return "seeded" if _alike(once, probe.clean(batch), rounding) else "random"
+
+
+def _aligned(probe: Probe, base: Footing) -> bool:
+    """Whether a minibatch in another order gives the same under the same public seeds."""
+    set_public_seeds(SEED)
+    once = probe.clean(base.usual)
+    set_public_seeds(SEED)
+    return len(base.usual) > 2 and _alike(once, probe.clean((*base.usual[2:], *base.usual[1::-1])), 0.0)
 
 
 def _alike(first: Vector, second: Vector, rounding: float) -> bool:

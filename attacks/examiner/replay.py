@@ -67,7 +67,7 @@ def _parts(
     seen: Sums, findings: list[ExamFinding], untested: list[str]
 ) -> list[tuple[str, Callable[[], list[ExamFinding]]]]:
     """The tests in order, each with its name; records come before the empty minibatch, which some steps die of."""
-    if not seen.footing.exact:
+    if not (seen.footing.exact or seen.footing.aligned):
         how = "follows the position of a record" if seen.footing.repeats == "seeded" else "is random"
         untested.append(
             f"replay: what the step releases without noise {how}, so that sums of records cannot be compared: only"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpaudit.attacks.examiner.adapter import Vector
-from dpaudit.attacks.examiner.footing import Footing
+from dpaudit.attacks.examiner.footing import SEED, Footing
 from dpaudit.attacks.examiner.plan import ExamPlan
-from dpaudit.attacks.examiner.probe import Probe, StepRaised
+from dpaudit.attacks.examiner.probe import Probe, StepRaised, set_public_seeds
 
 TOLERANCE = 1e-3
 """Relative slack for fp32 rounding of weights and sums: a breach is larger than this share of C."""
@@ -79,6 +79,8 @@ class Sums:
         if self.probe.left() < max(self.probe.cost, self.cost):
             raise OutOfTime
         begun = self.probe.used()
+        if self.footing.aligned:
+            set_public_seeds(SEED)
         with np.errstate(all="ignore"):
             released = self.probe.clean(batch)
         self.cost = max(self.cost, self.probe.used() - begun)
