@@ -15,7 +15,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.counted import refuse_uncounted
-from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, refuse_unshared
+from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, count_together, refuse_unshared
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
 from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.heartbeat import Heartbeat
@@ -302,16 +302,3 @@ def train(
 
 def _source(plan: PrivacyPlan) -> Noise:
     return NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
-
-
-def count_together(journal: Journal, together: Reduction, model: nn.Module, passes: int) -> int:
-    """Count one step in every process's journal, then agree on its passes: nobody releases before rank 0 has counted.
-
-    A journal that cannot be written ends the step in all processes.
-    """
-    try:
-        journal.count()
-    except BaseException:
-        together.begin(model, passes, failed=True)
-        raise
-    return together.begin(model, passes)

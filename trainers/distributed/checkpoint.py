@@ -7,7 +7,7 @@ state is ever written.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from dpaudit.trainers.step import trainable
 NUMBERS = "optimizer.json"
 
 
-def save_sharded(folder: Path | str, model: nn.Module, optimizer_state: Mapping[str, Any]) -> None:
+def save_sharded(
+    folder: Path | str, model: nn.Module, optimizer_state: Mapping[str, Any], *, names: Sequence[str] | None = None
+) -> None:
     """Write weights and optimizer state; every process calls it, and each writes its own shards.
 
     Parameters
@@ -33,13 +35,15 @@ def save_sharded(folder: Path | str, model: nn.Module, optimizer_state: Mapping[
         After ``fully_shard``.
     optimizer_state : mapping
         ``TrainingResult.optimizer_state`` of this process.
+    names : sequence of str, optional
+        Parameters in the optimizer's order; by default the model's trainable ones in its own.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     gather_nothing(model)
-    names = list(trainable(model))
+    names = list(trainable(model)) if names is None else list(names)
     moments = {
         f"{names[index]}/{key}": _like(model.get_parameter(names[index]), value)
         for index, values in optimizer_state["state"].items()
@@ -60,7 +64,7 @@ def save_sharded(folder: Path | str, model: nn.Module, optimizer_state: Mapping[
     dist.barrier()
 
 
-def load_sharded(folder: Path | str, model: nn.Module) -> dict[str, Any]:
+def load_sharded(folder: Path | str, model: nn.Module, *, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Read weights into a sharded model, in place, and give this process's optimizer state.
 
     The number of processes may be another than the one that wrote it.
@@ -82,7 +86,7 @@ def load_sharded(folder: Path | str, model: nn.Module) -> dict[str, Any]:
         raise InvalidEvidence(f"{folder} holds no {NUMBERS} and so no checkpoint of a sharded run; give its folder.")
     numbers = json.loads(path.read_text())
     gather_nothing(model)
-    names = list(trainable(model))
+    names = list(trainable(model)) if names is None else list(names)
     if missing := sorted(set(numbers["state"]) ^ set(names)) if numbers["state"] else []:
         raise InvalidEvidence(f"parameter {missing[0]!r} is not in both the model and the checkpoint {folder}.")
     moments: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dpaudit import Journal
 from dpaudit.privacy.errors import PrivacyRefusal, StorageFailed
 from dpaudit.trainers.distributed.shards import (
     add_up_replicas,
@@ -210,6 +211,19 @@ def reduction_for(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Reduc
         gather_nothing(model)
         return Sharded(model, parameters)
     return Replicated(parameters[0].device)
+
+
+def count_together(journal: Journal, together: Reduction, model: nn.Module, passes: int) -> int:
+    """Count one step in every process's journal, then agree on its passes: nobody releases before rank 0 has counted.
+
+    A journal that cannot be written ends the step in all processes.
+    """
+    try:
+        journal.count()
+    except BaseException:
+        together.begin(model, passes, failed=True)
+        raise
+    return together.begin(model, passes)
 
 
 def refuse_unshared(model: nn.Module, reduction: Reduction) -> None:

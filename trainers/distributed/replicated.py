@@ -70,10 +70,7 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
             "no process group is initialised; start with torchrun and call"
             " torch.distributed.init_process_group('gloo')."
         )
-    if plan.sampling not in (Sampling.POISSON, Sampling.NONE):
-        raise PrivacyRefusal(
-            f"sampling={str(plan.sampling)!r} would need the processes to agree on a draw; use sampling='poisson'."
-        )
+    refuse_coupled_sampling(plan)
     if has_shards(model):
         gather_nothing(model)
     refuse_model(model)
@@ -86,3 +83,17 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
         reduction=reduction_for(model, list(trainable(model).values())),
         journal=journal if rank == 0 else MemoryJournal(),
     )
+
+
+def refuse_coupled_sampling(plan: PrivacyPlan) -> None:
+    """Refuse draws of which the processes' shards are not independent.
+
+    Raises
+    ------
+    PrivacyRefusal
+        Names the sampling.
+    """
+    if plan.sampling not in (Sampling.POISSON, Sampling.NONE):
+        raise PrivacyRefusal(
+            f"sampling={str(plan.sampling)!r} would need the processes to agree on a draw; use sampling='poisson'."
+        )

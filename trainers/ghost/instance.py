@@ -39,7 +39,7 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
         )
     if not _trainable(module):
         return
-    if why := _BATCHLESS.get(type(module).__name__):
+    if why := next((_BATCHLESS[kind] for kind in kinds_of(module) & _BATCHLESS.keys()), None):
         raise UnsupportedModel(
             f"module {name} ({type(module).__name__}) {why}, which has no per-example gradient there; freeze it or"
             " choose another model or adapter."
@@ -59,6 +59,11 @@ def refuse_coupled(name: str, module: nn.Module) -> None:
             f"parameter {name}.{next(iter(module._parameters))} lives in a {type(module).__name__}, which has no"
             " forward to observe; freeze it or move it into a module of its own."
         )
+
+
+def kinds_of(module: nn.Module) -> set[str]:
+    """Names of a module's class and its bases: ``fully_shard`` puts a class of another name before them."""
+    return {kind.__name__ for kind in type(module).__mro__}
 
 
 def _trainable(module: nn.Module) -> bool:

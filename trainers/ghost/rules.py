@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from dpaudit.privacy.errors import UnsupportedModel
-from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise, refuse_coupled
+from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise, kinds_of, refuse_coupled
 from dpaudit.trainers.ghost.sites import (
     ConvolutionSite,
     EmbeddingSite,
@@ -38,7 +38,7 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
         own = {local: p for local, p in module._parameters.items() if p is not None}
         if id(module) in inside or not any(p.requires_grad for p in own.values()):
             continue
-        flattened = type(model.get_submodule(name.rpartition(".")[0])).__name__ in _FLATTENS_BATCH_MAJOR
+        flattened = not kinds_of(model.get_submodule(name.rpartition(".")[0])).isdisjoint(_FLATTENS_BATCH_MAJOR)
         kind = _kind(name, module, own)
         if kind is InstanceSite:
             everything = {n: p for n, p in module.named_parameters() if p is not None}
@@ -47,6 +47,11 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
                 raise UnsupportedModel(
                     f"parameter {next(iter(own))} sits directly on the model {type(model).__name__} and has no"
                     " per-example rule; freeze it or move it into a module of its own."
+                )
+            if any(hasattr(part, "_get_fsdp_state") for part in module.modules() if part is not module):
+                raise UnsupportedModel(
+                    f"module {name} ({type(module).__name__}) has no rule of its own and runs as a whole, but parts of"
+                    " it are sharded apart; leave fully_shard away from the modules inside it."
                 )
             yield InstanceSite(name, module, engine, everything)
         else:
@@ -75,5 +80,8 @@ def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Si
 
 
 def _is_hf_conv1d(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+        for kind in type(module).__mro__
+        if type(module).forward is vars(kind).get("forward")
+    )

@@ -177,13 +177,6 @@ def refuse_arguments(args: Any, privacy: PrivacyArguments | None, callbacks: lis
             "it publishes the realised batches' lengths; set 'no'",
         ),
         (bool(args.deepspeed), "deepspeed", args.deepspeed, "it owns the optimizer step; remove it"),
-        (bool(args.fsdp), "fsdp", args.fsdp, "sharded parameters have no per-example rule here; remove it"),
-        (
-            args.world_size > 1,
-            "world_size",
-            args.world_size,
-            "several processes are run by dpaudit.trainers.train with distributed_options(); start one process",
-        ),
         (args.n_gpu > 1, "n_gpu", args.n_gpu, "DataParallel averages over devices; make one device visible"),
         (
             args.neftune_noise_alpha is not None,

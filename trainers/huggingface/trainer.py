@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import json
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,29 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from dpaudit import Budget, Calibrate, Journal, Ledger, Stage
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal, StorageFailed
+from dpaudit import Budget, Calibrate, Journal, Ledger, MemoryJournal, Stage
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.protocols import seal_reason
-from dpaudit.storage.files import PRIVATE_MODE, write_atomically
-from dpaudit.storage.journal import DiskJournal, read_ledger
 from dpaudit.trainers.contribution import RunningSum
+from dpaudit.trainers.distributed.reduction import count_together
 from dpaudit.trainers.draw import clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import (
-    data_digest,
     refuse_another_plan,
     refuse_lost_steps,
-    refuse_missing_ledger,
 )
 from dpaudit.trainers.huggingface.draws import Drawn, Draws
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.opening import (
+    LEDGER,
+    PRIVATE,
+    RECORD,
+    DiskJournal,
+    compare_data,
+    open_run_ledger,
+    read_record,
+    write_atomically,
+)
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
+from dpaudit.trainers.huggingface.processes import ProcessesTrainer
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
@@ -47,19 +54,16 @@ from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.release import Releaser, clipper_for
-from dpaudit.trainers.sampling import Sampler, countable, sampler_for
+from dpaudit.trainers.sampling import Sampler, countable
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import LossFunction, PrivateStep, trainable
 from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 
-RECORD = "privacy.json"
-LEDGER = "ledger.jsonl"
-PRIVATE = "_private"  # a name that push_to_hub leaves out
 PUBLIC_LOGS = ("learning_rate", "epoch", "step")
 
 
-class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+class DPTrainer(ProcessesTrainer):
     """``transformers.Trainer`` whose every update is one noisy release of a plan.
 
     What stays Hugging Face's: arguments, learning-rate schedules, checkpoints, evaluation, callbacks. What does not:
@@ -166,7 +170,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._micro = PhysicalBatch(args.per_device_train_batch_size)
         if model is not None:
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=args, plan_sampling=self.plan, **kwargs)
         refuse_model(self.model)
         self._rows = rows_per_record
         self.train_dataset: Any
@@ -211,7 +215,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         checkpoint = Path(resume) if isinstance(resume, str) else None
         reason = "interrupted"
         try:
-            self._open_ledger(checkpoint)
+            self._open_together(checkpoint)
             if self.privacy is None or self.privacy.preflight:
                 self._check()
             assert self._journal is not None
@@ -284,11 +288,20 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Refused: every trial would spend the budget again."""
         raise PrivacyRefusal("hyperparameter_search would spend the budget once for each trial; search on public data.")
 
+    def _open_together(self, checkpoint: Path | None) -> None:
+        def opened() -> tuple[tuple[Stage, ...], int]:
+            self._open_ledger(checkpoint)
+            return self._past, self._allowed
+
+        self._past, self._allowed = self.from_the_first(opened)
+        if not self.leads:
+            self._journal, self._counted = MemoryJournal(), 0
+
     def _open_ledger(self, checkpoint: Path | None) -> None:
         path = Path(self.args.output_dir) / "privacy" / LEDGER
         known, head = sum(stage.steps for stage in self._past), None
         if checkpoint is not None:
-            record = _read_record(checkpoint)
+            record = read_record(checkpoint)
             began = {**later_fields(), **record["plan"]}
             if began != plain_plan(self.plan):
                 changed = sorted(k for k, v in plain_plan(self.plan).items() if began.get(k) != v)
@@ -335,6 +348,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 physical_batch_size=self._micro.size,
                 wanted=countable(self.train_dataset) > 0,
                 rows=self._rows,
+                forward_only=self.sharded,
             )
         finally:
             for module, mode in modes.items():
@@ -343,7 +357,7 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     # -- what runs ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
-        sampler = self._given_sampler or sampler_for(self.plan, self._units.drawn.count)
+        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count)
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
             self._units.placed,
@@ -373,6 +387,10 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self.optimizer = self._updates
         return self.optimizer
 
+    def trained(self) -> list[nn.Parameter]:
+        """The trained parameters, in the optimizer's order."""
+        return [self.model.get_parameter(name) for name in self._names]
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Count, clip, sum, add noise once; the optimizer's step that follows applies the release."""
         assert self._journal is not None and self._updates is not None
@@ -382,14 +400,15 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         group = self._updates.param_groups[0]
         if self._clipper is None or self._release is None:
             self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"), rows=self._rows)
-            self._release = Releaser(self.plan, self._clipper, self._noise)
+            self._release = Releaser(self.plan, self._clipper, self._noise, reduction=self._together)
             self._state = ModelState(self.model)
-        self._journal.count()
+        drawn = self._units.draw(inputs.records)
+        passes = count_together(self._journal, self._together, self.model, drawn.passes(self._micro.size))
         self._counted += 1
-        trained: list[Any] = self._updates.parameters
+        trained = self.trained()
         self.private_step, total = clipped_sum(
             model,
-            self._units.draw(inputs.records),
+            drawn,
             micro=self._micro,
             collate=self._collator(),
             loss_fn=self._autocast_loss,
@@ -399,6 +418,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             state=self._state,
             reduction=self.plan.unit_reduction if self.plan.draws_units else None,
             rows=self._rows,
+            passes=passes if self._together.shares_passes else None,
+            stand_in=lambda: self.train_dataset[0],
         )
         released = self._release(total, total.totals(trained))
         self._updates.receive(released.gradients, released.noise_std)
@@ -465,8 +486,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:  # the libraries that write have errors of their own for a full disk
-            if not self._room.explains(error):
-                raise
+            if not self._room.explains(error) or self.args.world_size > 1:
+                raise  # with several processes one cannot write again alone
             self._room.give_back()
             shutil.rmtree(folder, ignore_errors=True)
             try:
@@ -478,6 +499,8 @@ class DPTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.leads:
+            return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         record = {
             "schema": "dpaudit.trainer/1",
@@ -504,87 +527,8 @@ class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self._trainer._counted >= self._trainer._allowed:
             control.should_training_stop = True
-        if self._trainer._told.signal is not None:
+        together = self._trainer._together
+        if together.any(self._trainer._told.signal is not None):
             control.should_training_stop = control.should_save = True
+        control.should_training_stop = together.any(bool(control.should_training_stop))
         return control
-
-
-def _read_record(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / RECORD
-    if not path.exists():
-        raise PrivacyRefusal(
-            f"checkpoint {checkpoint.name!r} holds no {RECORD}, so its spent budget is unknown; resume from a"
-            " checkpoint that DPTrainer wrote."
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        Ledger.from_dict(record["ledger"])
-    except (ValueError, KeyError, TypeError, AttributeError, DpauditError) as error:
-        raise InvalidEvidence(
-            f"{path} is damaged ({type(error).__name__}), so that the spent budget is unknown; restore it."
-        ) from error
-    return record
-
-
-def open_run_ledger(
-    path: Path,
-    plan: PrivacyPlan,
-    *,
-    begun: bool,
-    known: int,
-    checkpoint: Path | None,
-    audit_plan_sha256: str | None,
-) -> DiskJournal:
-    """The journal of ``OUTPUT_DIR/privacy``: continued after steps, begun anew where none was ever counted.
-
-    Raises
-    ------
-    PrivacyRefusal
-        When steps were counted there and the run is not resumed.
-    InvalidEvidence
-        When it is resumed and the ledger is gone.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if begun and known:
-        copy = None if checkpoint is None or not (checkpoint / LEDGER).exists() else checkpoint / LEDGER
-        refuse_missing_ledger(path, known=known, copy=copy)
-    if path.exists() and not begun:
-        if read_ledger(path).steps:
-            raise PrivacyRefusal(
-                f"output_dir={str(path.parent.parent)!r} already holds a ledger; call"
-                " train(resume_from_checkpoint=True), or give a new output_dir."
-            )
-        for left in (path, path.with_suffix(".open")):  # of a run that was refused before its first step
-            left.unlink(missing_ok=True)
-    return DiskJournal(
-        path,
-        relation=plan.relation,
-        unit=plan.unit,
-        max_records_per_unit=plan.max_records_per_unit,
-        audit_plan_sha256=audit_plan_sha256,
-    )
-
-
-def compare_data(folder: Path, dataset: Any, *, begun: bool) -> None:
-    """Commit the data set by an HMAC whose key stays in ``folder``, and refuse another one on a resume.
-
-    Raises
-    ------
-    PrivacyRefusal
-        When the data can be compared and differ.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key_path, commitment = folder / "data.key", folder / "data_commitment.json"
-    if begun and key_path.exists() and commitment.exists():
-        stated = json.loads(commitment.read_text()).get("hmac_sha256")
-        found = data_digest(dataset, key_path.read_bytes())
-        if stated and found and found != stated:
-            raise PrivacyRefusal(
-                f"train_dataset is not the one that the run in {str(folder.parent)!r} began with; resume with its data,"
-                " or start a new run."
-            )
-        return
-    key = secrets.token_bytes(32)
-    write_atomically(key_path, key, mode=PRIVATE_MODE)
-    value = {"hmac_sha256": data_digest(dataset, key), "records": len(dataset)}
-    write_atomically(commitment, json.dumps(value).encode() + b"\n", mode=PRIVATE_MODE)

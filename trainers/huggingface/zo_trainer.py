@@ -18,8 +18,8 @@ from dpaudit.storage.journal import DiskJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
-from dpaudit.trainers.huggingface.trainer import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
@@ -113,6 +113,11 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if args is None:
             raise InvalidValue("args=None must be TrainingArguments; private training writes a ledger in output_dir.")
         refuse_arguments(args, privacy, list(kwargs.get("callbacks") or []))
+        if args.world_size > 1:
+            raise PrivacyRefusal(
+                f"world_size={args.world_size} cannot be used in ZOTrainer: several processes are run by zo_train with"
+                " world=TorchWorld(); start one process."
+            )
         for name in ("compute_loss_func", "optimizer_cls_and_kwargs", "optimizers"):
             if kwargs.get(name) is not None:
                 raise PrivacyRefusal(f"{name} has no effect without gradients; remove it, or use DPTrainer.")

@@ -288,6 +288,7 @@ def _left_as_found(model: nn.Module, loss_fn: Any) -> Iterator[list[ModelState]]
             yield states
     finally:
         torch.set_float32_matmul_precision(precision)
+        gather_nothing(model)
         for module, mode in modes.items():
             module.training = mode
         for p, grad in kept.items():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.ghost.head import frozen_head_losses, losses_in_chunks
 from dpaudit.trainers.ghost.sites import LinearSite, Site
 from dpaudit.trainers.tasks.padding import check_token_labels
@@ -51,6 +52,11 @@ def chunked_losses(model: nn.Module, inputs: Mapping[str, Any], shifted: Tensor)
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    if has_shards(model):
+        raise UnsupportedModel(
+            "chunked_head=True calls decoder and head past the model, whose call gathers their shards (fully_shard);"
+            " call causal_lm_losses with chunked_head=False."
+        )
     inner: Any = model
     if hasattr(inner, "get_base_model"):  # peft
         inner = inner.get_base_model()

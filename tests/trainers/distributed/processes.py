@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-SECONDS = 90
+SECONDS = 240
 
 
 def together(world: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -78,7 +78,7 @@ def losses_of(model: nn.Module) -> Callable[[slice], Tensor]:
 
     def losses(rows: slice) -> Tensor:
         inputs = {"input_ids": ids[rows], "attention_mask": mask[rows]}
-        if type(model).__name__.startswith("T5"):
+        if "T5" in type(model).__name__:  # also with the prefix that fully_shard puts before it
             inputs["decoder_input_ids"] = ids[rows][:, :-1]
             logits = model(**inputs).logits
         else:
