@@ -146,7 +146,7 @@ def markdown() -> str:
     for section in sections():
         wanted = "" if section.required else " This section may be left out."
         parts.append(f"\n## `[{section.name}]`\n\n{section.meaning.rstrip('.')}.{wanted}\n")
-        parts.append("| Key | Type | Default | Example | Meaning |\n|---|---|---|---|---|")
+        parts.append("| Key | Value | Meaning |\n|---|---|---|")
         parts += [_row(key) for key in section.keys]
     return "\n".join(parts) + "\n"
 
@@ -160,8 +160,11 @@ the one that was probably meant is named. Privacy has no silent defaults: what d
 
 
 def _row(key: Key) -> str:
-    default = "**required**" if key.required else "none" if key.default is None else f"`{toml(key.default)}`"
-    cells = [f"`{key.name}`", key.kind, default, f"`{_short(toml(key.example))}`", key.meaning.replace("``", "`")]
+    known = "no default" if key.default is None else f"default `{toml(key.default)}`"
+    default = "**required**" if key.required else known
+    shown = key.example != key.default and not key.kind.startswith('"')  # choices are their own example
+    example = f"; example `{_short(toml(key.example))}`" if shown else ""
+    cells = [f"`{key.name}`", f"{key.kind}; {default}{example}", key.meaning.replace("``", "`")]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
