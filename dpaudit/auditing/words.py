@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dpaudit.auditing.liveness import REVERSED
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_text, upper_text
-from dpaudit.privacy.verdict import Verdict
+from dpaudit.privacy.verdict import Verdict, enough_power
 
 if TYPE_CHECKING:
     from dpaudit.auditing.result import AuditResult
@@ -42,7 +42,26 @@ def summarise(result: AuditResult) -> str:
 def _inconclusive(result: AuditResult) -> str:
     if any(f.name == REVERSED for f in result.findings):
         return "Inconclusive: the scores look reversed, or were joined to the wrong ids, so that nothing can be found."
-    return "Inconclusive: no violation was found, and this audit could not be relied on to find one."
+    return f"Inconclusive: no violation was found, and {' and '.join(_lacking(result))}."
+
+
+_LACKS = {
+    "null_scores": "the scores were not seen to tell inserted from left-out canaries",
+    "ceiling": "not even a perfect attack could have decided the claim with this design",
+    "no_coins": "no fair coins decided who was a member",
+    "group_claim_unknown": "the claim for groups is not known",
+}
+
+
+def _lacking(result: AuditResult) -> list[str]:
+    """What keeps silence from counting, each in a few words."""
+    asking = [f.name for f in result.findings if f.status == Verdict.INCONCLUSIVE]
+    found = [_LACKS.get(name, f"{name.replace('_', ' ')} asks for no conclusion") for name in asking]
+    if result.power is None:
+        found.append("the power of the attack was not measured")
+    elif not enough_power(result.power_lower):
+        found.append(f"a power of {lower_text(result.power_lower or 0.0, 2)} at least is too little")
+    return found or ["nothing supports more"]
 
 
 def _violated(result: AuditResult) -> str:

@@ -16,6 +16,7 @@ from dpaudit.certificates.in_run import in_run_text, observed_in_run
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import LineModel, Predicate, VerdictModel
 from dpaudit.certificates.verdict import Weighed, verdict_of, weigh
+from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.level import Level, Line, LineName, Standing, reached
 from dpaudit.privacy.rounding import lower_text, percent_lower, percent_upper, upper_text
@@ -177,8 +178,21 @@ def _released_model(body: Predicate, weighed: Weighed) -> Line:
         sure = primary.get("confidence") if isinstance(primary, Mapping) else None
         shown = "" if sure is None else f" ({percent_lower(sure)} sure)"
         text = f"ε ≥ {lower_text(to_float(lower))}{group} by attack{shown}. {power_sentence(result)}"
+        text += _perfection(audit.plan)
     reasons = [*model.against, *model.invalid, *model.mismatch] or list(model.weak)
     return _line(LineName.RELEASED_MODEL, text, reasons, against=bool(model.against))
+
+
+def _perfection(plan: Mapping[str, Any] | None) -> str:
+    """What a plan that allows no wrong guess can decide: nothing in practice."""
+    from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.decidable import errors_allowed
+
+    try:
+        strict = plan is not None and errors_allowed(AuditPlan.from_dict(plan)) == 0
+    except (DpauditError, ValueError, TypeError):  # a plan of another form; its own step of verify says so
+        return ""
+    return " It convicts only where every guess is right: the claim is undecidable by attack." if strict else ""
 
 
 def _origin(body: Predicate) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dpaudit.auditing.decidable import undecidable
+from dpaudit.auditing.decidable import needs_perfection, undecidable
 from dpaudit.privacy.validate import name_some
 from dpaudit.runs.records import limit_rule
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def before_training(prepared: Prepared) -> tuple[str, ...]:
     """One sentence each, for the person who runs it: never written into the release."""
-    notes = (_selection(prepared), _classes(prepared), undecidable(prepared.audit_plan), _in_run(prepared))
+    plan, inside = prepared.audit_plan, prepared.in_run is not None and prepared.in_run.m
+    strict = None if inside else needs_perfection(plan)
+    notes = (_selection(prepared), _classes(prepared), undecidable(plan), _in_run(prepared), strict)
     return tuple(note for note in notes if note is not None)
 
 

@@ -12,7 +12,7 @@ import pytest
 import dpaudit.runs.fit as fitting
 from dpaudit import InvalidValue
 from dpaudit.auditing import design
-from dpaudit.auditing.decidable import undecidable
+from dpaudit.auditing.decidable import errors_allowed, needs_perfection, undecidable
 from dpaudit.cli import run
 from dpaudit.runs.config import parse_config
 from dpaudit.runs.notes import before_training
@@ -21,7 +21,7 @@ from tests.runs.run_helpers import small_config, write_toml
 
 
 def prepared(records: Records, *, m: int = 1000, **changes: Any) -> Any:
-    plan = design(m, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    plan = design(m, 2.0, 1e-5, relation="add_or_remove_one", unit="record")
     config = parse_config(small_config(**changes), "c.toml")
     return SimpleNamespace(config=config, private=records, split=None, audit_plan=plan, in_run=None)
 
@@ -34,6 +34,18 @@ def test_an_undecidable_claim_is_told_with_the_number_that_would_do() -> None:
     assert undecidable(design(few.m_needed, 3.0, 1e-5, relation="add_or_remove_one", unit="record")) is None
     never = design(100, 8.0, 1e-5, relation="add_or_remove_one", unit="record")
     assert never.m_needed is None and "no number of canaries in one run can" in (undecidable(never) or "")
+
+
+def test_a_plan_that_allows_no_error_is_called_undecidable_by_attack() -> None:
+    strict = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    assert errors_allowed(strict) == 0 and "only where all 92 guesses are right" in (needs_perfection(strict) or "")
+    loose = design(1000, 1.0, 1e-5, relation="add_or_remove_one", unit="record")
+    assert (errors_allowed(loose) or 0) > 0 and needs_perfection(loose) is None
+    records = prepared(Records(tuple("ab")), data__limit=None)
+    records.audit_plan = strict
+    assert len(before_training(records)) == 1
+    records.in_run = SimpleNamespace(m=100_000, reason="")
+    assert before_training(records) == ()  # who sees every update decides
 
 
 def test_a_limit_says_how_it_chose_where_it_had_to_choose() -> None:
