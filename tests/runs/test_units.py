@@ -172,6 +172,14 @@ def test_a_commitment_to_the_data_covers_who_wrote_them() -> None:
     assert len({data_hmac(b"k", records) for records in (plain, *names)}) == 3
 
 
+def test_a_simulated_run_of_in_run_canaries_draws_units_too(tmp_path: Path) -> None:
+    from dpaudit.runs.in_run.control import simulate
+
+    (plan,) = make_plans(configured(tmp_path, **WHOLE), 72)
+    scores, coins = simulate(plan, 50)
+    assert scores.shape == coins.shape == (50,) and np.isfinite(scores).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("design", ["records", "units"])
 def test_a_user_level_run_from_a_table_to_a_verified_certificate(tmp_path: Path, design: str) -> None:

@@ -86,6 +86,7 @@ def simulate(
         sampler=None if sampler is None else sampler(len(design.members)),
         noise=noise,
         clipper=_NoRecords(),
+        units=() if privacy.draws_units else None,
         canaries=canaries,
         preflight=False,
         **options,
