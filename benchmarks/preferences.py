@@ -2,10 +2,10 @@
 
     python benchmarks/preferences.py
 
-Generated preferences: after the first words of a sentence a rater prefers an answer in the style of one public text to one
-in the style of another. Both methods have the same ε for a pair, the same steps and pairs a step, and the same adapters on
-the small model of examples/model; a pair is clipped as one by DPO, and its chosen answer by SFT. Accuracy is the share of
-held-out pairs of which the chosen answer gained more over the model before training than the rejected one; 0.5 is chance.
+Generated preferences: after the first words of a sentence a rater prefers an answer in the style of one public text to
+one in the style of another. Both methods have the same ε for a pair, the same steps and pairs a step, and the same
+adapters on the small model of examples/model; DPO clips a pair as one, SFT its chosen answer. Accuracy is the share of
+held-out pairs of which the chosen answer gained more over the model before training than the rejected one.
 """
 
 from __future__ import annotations

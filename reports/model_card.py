@@ -23,6 +23,8 @@ def model_card(certificate: Statement) -> str:
     if claim:
         relation = relation_text(claim.relation, claim.unit)
         rows.append(("Claim", f"ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {escape(relation)}"))
+    if other := body.provenance.get("other_relation"):
+        rows.append(("Other relation", escape(other)))
     rows += [(line.title, f"**{line.standing}:** {escape(line.text)}") for line in evidence_lines(body)]
     if body.in_run is not None:
         rows += [

@@ -16,7 +16,8 @@ from dpaudit.certificates.control_file import binding_of, foreign_control, read_
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
-from dpaudit.certificates.limits import unit_premise
+from dpaudit.certificates.limits import UNITS, unit_premise
+from dpaudit.certificates.other_relation import other_relation
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy import validate
 from dpaudit.privacy.claim import Claim
@@ -166,6 +167,7 @@ def certify_run(
     config_sha256 = (provenance or {}).get("config_sha256")
     audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees, config_sha256)
     found, examined = _examination(release / "examination.json", findings)
+    mechanism = {**_told_units(release), **mechanism}
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
@@ -177,7 +179,11 @@ def certify_run(
         findings=found,
         examination=examined,
         subjects=_subjects(release),
-        provenance={"ledger_source": source or OWN_JOURNAL, **(provenance or {})},
+        provenance={
+            "ledger_source": source or OWN_JOURNAL,
+            "other_relation": other_relation(ledger, delta=claim.delta, accountants=tuple(accountants)),
+            **(provenance or {}),
+        },
         deviations=[*ledger_deviations(record.reasons), *deviations],
         limits=(*LIMITS, *unit_premise(claim.unit, claim.max_records_per_unit, mechanism)),
         reproduction=reproduction,
@@ -217,6 +223,16 @@ def _examination(path: Path, given: Any) -> tuple[list[dict[str, Any]], Mapping[
     recorded = read_json(path)
     own = public_findings(recorded.get("findings") or ())
     return [*own, *(row for row in found if row not in own)], recorded
+
+
+def _told_units(release: Path) -> dict[str, Any]:
+    """How a trainer of this package says that it told the units of privacy; nothing without its record."""
+    record = release / "model" / "privacy.json"
+    written = read_json(record) if record.exists() else None
+    if not isinstance(written, dict) or written.get("schema") != "dpaudit.trainer/1":
+        return {}
+    units = written.get("units")
+    return {UNITS: units} if isinstance(units, dict) else {}
 
 
 def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:

@@ -177,6 +177,7 @@ def _evidence(
     from dpaudit.certificates.build import LIMITS, CertificateEvidence
     from dpaudit.certificates.deviations import ledger_deviations
     from dpaudit.certificates.limits import unit_premise
+    from dpaudit.certificates.other_relation import other_relation
     from dpaudit.privacy.claim import Claim
     from dpaudit.runs.attempts import attempt_deviations, attempts_of
 
@@ -229,6 +230,7 @@ def _evidence(
                 "inserted": int(np.sum(secret.coins)),
                 "copies": plan.copies,
             },
+            "other_relation": other_relation(ledger, delta=config.claim.delta, accountants=config.privacy.accountants),
             "public_evaluation": {
                 "what": "perplexity per token" if config.model.task == "causal-lm" else "accuracy",
                 "before": facts.get("heldout_before"),

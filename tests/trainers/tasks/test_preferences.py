@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from dpaudit import MemoryJournal
-from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers import GhostClipping, OptimizerSettings, PrivacyPlan, train
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.preferences import (
+    REFERENCE,
     PreferenceCollator,
     dpo_losses,
     preference_records,
@@ -177,6 +179,50 @@ def test_a_private_step_on_pairs_is_the_sum_of_their_clipped_gradients() -> None
         assert result.preflight is not None  # on made-up pairs, through the collator
         found = torch.cat([t.flatten() for t in seen[0].released])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+class Stacked:
+    """Rows as TRL stacks them, every chosen answer and then every rejected one, with the losses that fit them."""
+
+    def __call__(self, records: Any) -> dict[str, Tensor]:
+        batch = COLLATE(records)
+        return {k: torch.cat([v[0::2], v[1::2]]) if len(v) == 2 * len(records) else v for k, v in batch.items()}
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        count = len(batch["ref_chosen_logps"])
+        order = torch.arange(2 * count).view(2, count).T.flatten()
+        rows = {k: v[order] if len(v) == 2 * count else v for k, v in batch.items()}
+        inputs = {k: v for k, v in rows.items() if k not in REFERENCE}
+        logits = model(**{k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}).logits
+        return dpo_losses(_Given(logits[order]), {**inputs, **{k: batch[k] for k in REFERENCE}})
+
+
+class _Given:
+    """Logits that were computed already, as a model."""
+
+    config = None
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    def __call__(self, **inputs: Any) -> Any:
+        return types.SimpleNamespace(logits=self._logits)
+
+
+def test_rows_that_stand_beside_another_pairs_are_refused_before_the_first_step() -> None:
+    model: Any = build("gpt2", torch.float32)
+    stacked = Stacked()
+    records = with_reference_logps(model, pairs(8), collate=COLLATE)
+    plan = PrivacyPlan(
+        delta=1e-3, relation="add_or_remove_one", sampling="poisson", unit="preference", public_size=8,
+        expected_batch_size=4, steps=1, clipping_norm=0.05, noise_multiplier=1.0,
+    )  # fmt: skip
+    expected = dpo_losses(model, COLLATE(records))
+    torch.testing.assert_close(stacked.losses(model, stacked(records)), expected)  # each a function of its own pair
+    journal = MemoryJournal()
+    with pytest.raises((PrivacyRefusal, UnsupportedModel), match="clipped sum"):
+        train(model, records, plan, collate=stacked, loss_fn=stacked.losses, journal=journal, rows_per_record=2)
+    assert not journal.ledger_stages()
 
 
 def test_pairs_of_one_person_are_clipped_as_one() -> None:
