@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries.coins import Coins, flip_coins
 from dpaudit.attacks.canaries.secret import write_private
+from dpaudit.privacy.commitment import canary_id
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import integer_at_least
-from dpaudit.storage.commitment import canary_id
 
 IntArray = NDArray[np.int64]
 MARK, VERSION = b"dpaudit.holdout", b"1"

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dpaudit._version import __version__ as __version__
+from dpaudit.privacy import parts as _parts
 from dpaudit.privacy.errors import DpauditError as DpauditError
 from dpaudit.privacy.errors import InvalidEvidence as InvalidEvidence
 from dpaudit.privacy.errors import InvalidValue as InvalidValue
@@ -101,6 +102,18 @@ _VERBS = {
 }
 """Function of each command: its module and its name there."""
 _PACKAGES = ("accounting", "attacks", "auditing", "certificates", "reports", "trainers")
+
+_parts.bind(
+    {
+        "write_atomically": "dpaudit.storage.files:write_atomically",
+        "read_json": "dpaudit.storage.readers:read_json",
+        "open_journal": "dpaudit.storage.journal:DiskJournal",
+        "read_ledger": "dpaudit.storage.journal:read_ledger",
+        "calibrate": "dpaudit.accounting:calibrate",
+        "refuse_missed_target": "dpaudit.accounting.target:refuse_missed_target",
+        "replies": "dpaudit.accounting.account:replies",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,17 +37,6 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(ROOMS) - {"cli"},
     "cli": set(ROOMS),
 }
-EXCEPTIONS = {
-    ("trainers/target.py", "accounting"),
-    ("trainers/huggingface/opening.py", "storage"),
-    ("trainers/huggingface/zo_trainer.py", "storage"),
-    ("attacks/canaries/canary.py", "storage"),
-    ("attacks/canaries/coins.py", "storage"),
-    ("attacks/canaries/secret.py", "storage"),
-    ("attacks/holdout.py", "storage"),
-    ("attacks/examiner/bookkeeping.py", "storage"),
-}
-"""File and room: arrows that the table does not allow and that still stand. None may be added."""
 TORCH_FREE = ("privacy", "storage", "accounting", "auditing", "certificates", "reports")
 
 
@@ -86,7 +75,7 @@ def test_a_room_imports_only_what_it_may(room: str, path: Path) -> None:
         assert top not in ON_TOP, f"{relative} imports {module} bare"
         target = room_of(module) if top == "dpaudit" else None
         if target is not None and target != room:
-            assert target in ALLOWED[room] or (relative, target) in EXCEPTIONS, f"{relative} imports {module}"
+            assert target in ALLOWED[room], f"{relative} imports {module}"
         if room in TORCH_FREE:
             assert top not in ("torch", "transformers"), f"{relative} imports {module}"
 

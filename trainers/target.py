@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
+from dpaudit.privacy import parts
 from dpaudit.privacy.delta import warn_of_large_delta
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.ledger import Ledger
@@ -34,11 +35,7 @@ def settled(plan: P, calibrate: Calibrate | None = None) -> P:
         :func:`dpaudit.accounting.target.refuse_missed_target`.
     """
     if not plan.is_calibrated:
-        if calibrate is None:
-            from dpaudit.accounting import calibrate as by_the_package
-
-            calibrate = by_the_package
-        plan = calibrate(plan)
+        plan = (parts.calibrate if calibrate is None else calibrate)(plan)
     check(plan)
     return plan
 
@@ -47,20 +44,14 @@ def check(plan: _Settled) -> None:
     """Refuse a target that the noise multiplier misses, and warn of a large δ, before the first step."""
     warn_of_large_delta(plan.delta, plan.public_size)
     if plan.target_epsilon is not None:
-        from dpaudit.accounting.target import refuse_missed_target
-
-        ledger: Ledger = plan.ledger()
-        refuse_missed_target(ledger, delta=plan.delta, target_epsilon=plan.target_epsilon)
+        parts.refuse_missed_target(plan.ledger(), delta=plan.delta, target_epsilon=plan.target_epsilon)
 
 
 def spent(ledger: Ledger, delta: float) -> float | None:
     """Certified upper bound on the ε of a ledger; None where no steps are counted or the accountant refuses it."""
-    from dpaudit.accounting.account import replies
-
     if not ledger.steps:
         return None
     try:
-        (reply,) = replies(ledger.merged(), delta=delta, accountants=("prv",))
+        return parts.epsilon_upper(ledger.merged(), delta=delta)
     except DpauditError:  # what is told beside training never ends it
         return None
-    return None if reply.guarantee is None else reply.guarantee.epsilon_upper

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries.coins import as_coins
+from dpaudit.privacy.commitment import canary_id, canonical_json, commitment, manifest, sha256_bytes
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.validate import integer_at_least, one_of
-from dpaudit.storage.commitment import canary_id, canonical_json, commitment, manifest, sha256_bytes
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

@@ -11,9 +11,9 @@ import secrets
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.privacy.commitment import NONCE_BYTES
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.validate import integer_at_least
-from dpaudit.storage.commitment import NONCE_BYTES
 
 Coins = NDArray[np.int8]
 

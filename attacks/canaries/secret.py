@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from dpaudit.attacks.canaries.canary import CanarySet, commit, from_rows
 from dpaudit.attacks.canaries.coins import Coins, as_coins
+from dpaudit.privacy.commitment import canonical_json
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
-from dpaudit.storage.commitment import canonical_json
+from dpaudit.privacy.parts import PRIVATE_MODE, write_atomically
 
 MARK, VERSION = b"dpaudit.canaries", b"1"
 _OPEN = ["id", "text", "input_ids", "scored", "label"]  # what an attack may read
@@ -127,17 +127,7 @@ def read_open(path: str | os.PathLike[str]) -> tuple[CanarySet, tuple[str, ...]]
 def write_private(path: Path, data: bytes) -> None:
     """Write bytes atomically with mode 0600: temporary name, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, data, mode=PRIVATE_MODE)
 
 
 def is_secret(path: str | os.PathLike[str]) -> bool:

@@ -14,6 +14,7 @@ from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence
+from dpaudit.privacy.parts import read_ledger
 from dpaudit.privacy.rounding import exact_text, upper_text
 
 Accountant = Callable[[Ledger, float], float]
@@ -120,10 +121,8 @@ def _same(counted: object, planned: object) -> bool:
 
 
 def _chain(path: Path) -> Iterator[ExamFinding]:
-    from dpaudit.storage.journal import read_journal
-
     try:
-        read_journal(path)
+        read_ledger(path)
     except InvalidEvidence as error:
         yield _book("ledger_chain", str(error))
 

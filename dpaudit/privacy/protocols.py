@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from dpaudit.privacy.errors import InvalidValue
@@ -65,6 +67,54 @@ class LastingJournal(Journal, Protocol):
     @property
     def steps(self) -> int:
         """Steps counted so far, those of earlier processes included."""
+
+
+class FileJournal(abc.ABC):
+    """A lasting journal that is one file, from which a checkpoint takes its copy and its place."""
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> Path:
+        """The sealed ledger's file."""
+
+    @property
+    @abc.abstractmethod
+    def head(self) -> str:
+        """SHA-256 of the last sealed line."""
+
+    @property
+    @abc.abstractmethod
+    def heads(self) -> tuple[str, ...]:
+        """SHA-256 of every sealed line."""
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int:
+        """Steps counted so far, those of earlier processes included."""
+
+    @abc.abstractmethod
+    def ledger(self) -> Ledger:
+        """The ledger so far, the open segment included."""
+
+    @abc.abstractmethod
+    def begin(self, stage: Stage, /) -> None:
+        """Open a stage; its ``steps`` are ignored. Seals the one before."""
+
+    @abc.abstractmethod
+    def count(self) -> None:
+        """Count one step BEFORE its noisy release; returns when that is on disk."""
+
+    @abc.abstractmethod
+    def seal(self, reason: str, /) -> None:
+        """Close the open stage."""
+
+    @abc.abstractmethod
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the sealed ledger."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give the ledger up, so that another journal may continue it."""
 
 
 class MemoryJournal:

@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 
 from dpaudit.privacy.errors import StorageFailed
-
-PRIVATE_MODE = 0o600
-"""Permissions of every file in ``private/``: its owner alone reads it, also after the folder was copied elsewhere."""
+from dpaudit.privacy.parts import PRIVATE_MODE as PRIVATE_MODE
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:

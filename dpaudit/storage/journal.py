@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Self
 
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.protocols import FileJournal
 from dpaudit.privacy.stage import Stage
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.files import sync_folder, write_atomically
@@ -126,7 +127,7 @@ def read_ledger(path: Path) -> Ledger:
     return read_journal(path).ledger
 
 
-class DiskJournal:
+class DiskJournal(FileJournal):
     """Writes a ledger; :meth:`count` returns only when the step is durable.
 
     One journal has a ledger at a time: the file is locked from here to :meth:`close` (or the end of the ``with``

@@ -6,8 +6,7 @@ copied beside the scores once these are made.
 
 from __future__ import annotations
 
-import os
-import secrets
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import name_some
+from dpaudit.storage.files import write_atomically
 from dpaudit.storage.tables import RECORDS, Table, identifiers, is_missing, label_text, load_table
 
 OUT = (".csv", ".parquet")
@@ -96,19 +96,13 @@ def write_scores(
     columns = {name: [cells[i] for i in order] for name, cells in kept.items()}
     frame = pd.DataFrame({"id": [ids[i] for i in order], "score": scores[order], "attack": attack, **columns})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if path.suffix == ".csv":
-                file.write(frame.to_csv(index=False).encode("utf-8"))
-            else:
-                frame.to_parquet(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    if path.suffix == ".csv":
+        content = frame.to_csv(index=False).encode("utf-8")
+    else:
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        content = buffer.getvalue()
+    write_atomically(path, content)
 
 
 def check_out(path: Path) -> None:

@@ -50,17 +50,71 @@ def _seeded_default(real: Any) -> Any:
     return lambda seed=7: real(seed)
 
 
-def run_with(folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+class Outputs:
+    """What the mechanism handed to the optimizer, and the weights it began with."""
+
+    def __init__(self) -> None:
+        self.gradients: list[list[torch.Tensor]] = []
+        self.noise: list[float] = []
+        self.rates: list[list[dict[str, Any]]] = []
+        self.start: list[torch.Tensor] = []
+        self.settings: Any = None
+
+    def record(self, patch: pytest.MonkeyPatch) -> None:
+        from dpaudit.trainers.optimizers import DPOptimizer
+
+        receive, step = DPOptimizer.receive, DPOptimizer.step
+
+        def receiving(optimizer: Any, gradients: Any, noise_std: float) -> None:
+            self.start = self.start or [p.detach().clone() for p in optimizer.parameters]
+            self.settings = optimizer.settings
+            self.gradients.append([g.clone() for g in gradients])
+            self.noise.append(noise_std)
+            receive(optimizer, gradients, noise_std)
+
+        def stepping(optimizer: Any) -> None:
+            kept = ("lr", "weight_decay")
+            self.rates.append([{key: group[key] for key in kept} for group in optimizer.param_groups])
+            step(optimizer)
+
+        patch.setattr(DPOptimizer, "receive", receiving)
+        patch.setattr(DPOptimizer, "step", stepping)
+
+    def replayed(self) -> list[bytes]:
+        """The weights that these releases give, tensor by tensor in one order."""
+        from dpaudit.trainers.optimizers import DPOptimizer
+
+        parameters = [torch.nn.Parameter(start.clone()) for start in self.start]
+        optimizer = DPOptimizer(parameters, self.settings)
+        for gradients, noise, groups in zip(self.gradients, self.noise, self.rates, strict=True):
+            optimizer.param_groups[0].update(groups[0])
+            optimizer.receive(gradients, noise)
+            optimizer.step()
+        return sorted(p.detach().numpy().tobytes() for p in parameters)
+
+    def released(self, file: bytes) -> list[bytes]:
+        """The tensors of the released model in the same order; a tied one counts once."""
+        from safetensors.torch import load
+
+        return sorted({tensor.float().numpy().tobytes() for tensor in load(file).values()})
+
+
+CLIPPING_NORM, BATCH, NOISE = 0.5, 40, 100.0
+
+
+def run_with(folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> dict[str, bytes]:
     folder.mkdir()
     (folder / "private.txt").write_text("\n".join(lines) + "\n")
     config = small_config(
         data__path=str(folder / "private.txt"),
         data__limit=None,
-        privacy__noise_multiplier=100.0,
-        privacy__expected_batch_size=40,  # so that the changed record is drawn
+        privacy__noise_multiplier=NOISE,
+        privacy__clipping_norm=CLIPPING_NORM,
+        privacy__expected_batch_size=BATCH,  # so that the changed record is drawn
     )
     with monkeypatch.context() as patch:
         fixed_randomness(patch)
+        outputs.record(patch)
         assert run_cli("certify", write_toml(folder / "c.toml", config), "--out", folder / "run").code == 2
     release = folder / "run" / "release"
     return {str(p.relative_to(release)): p.read_bytes() for p in release.rglob("*") if p.is_file()}
@@ -70,18 +124,20 @@ def test_one_changed_record_changes_nothing_but_mechanism_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = lzma.open(EXAMPLES / "data" / "austen_private.txt.xz", "rt").read().splitlines()[:60]
-    one = run_with(tmp_path / "one", lines, monkeypatch)
-    two = run_with(
-        tmp_path / "two", [*lines[:7], "It was a dark and stormy night on the moor.", *lines[8:]], monkeypatch
-    )
+    changed = [*lines[:7], "It was a dark and stormy night on the moor.", *lines[8:]]
+    first, second = Outputs(), Outputs()
+    one = run_with(tmp_path / "one", lines, monkeypatch, first)
+    two = run_with(tmp_path / "two", changed, monkeypatch, second)
     assert set(one) == set(two)
     assert {name for name in one if one[name] != two[name]} <= MECHANISM_OUTPUTS
     assert one["ledger.jsonl"] == two["ledger.jsonl"] and one["audit_plan.json"] == two["audit_plan.json"]
-    # The only trace in the weights is the record's share of a sum under noise a hundred times larger. Adam divides by
-    # the size of the noisy gradient, so the few coordinates whose noise happens to be near zero move by a whole step.
-    from safetensors.torch import load
-
-    left, right = load(one["model/model.safetensors"]), load(two["model/model.safetensors"])
-    moved = torch.cat([(left[name] - right[name]).abs().flatten() for name in left])
-    assert float((moved > 1e-3).double().mean()) < 1e-5 and float(moved.median()) < 1e-6
-    assert any(not torch.equal(left[name], right[name]) for name in left)
+    # The weights are computed from the starting weights and the noisy releases alone: doing so again gives them, bit
+    # for bit. (They cannot be compared with a tolerance: Adam divides by the noisy gradient's size, so that a coordinate
+    # whose noise happens to be near zero moves by a whole step, however small the record's share is.)
+    for outputs, files in ((first, one), (second, two)):
+        assert outputs.replayed() == outputs.released(files["model/model.safetensors"])
+    # And the releases hold the record within its bound: with equal noise and draws, replacing it in the first step
+    # moves the noisy mean by at most 2 C / L.
+    moved = torch.cat([(a - b).flatten() for a, b in zip(first.gradients[0], second.gradients[0], strict=True)])
+    assert 0 < float(moved.norm()) <= 2 * CLIPPING_NORM / BATCH * (1 + 1e-3)
+    assert all(noise == pytest.approx(NOISE * CLIPPING_NORM / BATCH, rel=1e-12) for noise in first.noise)

@@ -9,10 +9,8 @@ from typing import Any
 
 from dpaudit import Ledger
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal
-from dpaudit.storage.files import PRIVATE_MODE
-from dpaudit.storage.files import write_atomically as write_atomically
-from dpaudit.storage.journal import DiskJournal as DiskJournal
-from dpaudit.storage.journal import read_ledger
+from dpaudit.privacy.parts import PRIVATE_MODE, open_journal, read_json, read_ledger, write_atomically
+from dpaudit.privacy.protocols import FileJournal
 from dpaudit.trainers.huggingface.continuation import data_digest, refuse_missing_ledger
 from dpaudit.trainers.plan import PrivacyPlan
 
@@ -29,7 +27,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
             " checkpoint that DPTrainer wrote."
         )
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = read_json(path)
         Ledger.from_dict(record["ledger"])
     except (ValueError, KeyError, TypeError, AttributeError, DpauditError) as error:
         raise InvalidEvidence(
@@ -46,7 +44,7 @@ def open_run_ledger(
     known: int,
     checkpoint: Path | None,
     audit_plan_sha256: str | None,
-) -> DiskJournal:
+) -> FileJournal:
     """The journal of ``OUTPUT_DIR/privacy``: continued after steps, begun anew where none was ever counted.
 
     Raises
@@ -68,7 +66,7 @@ def open_run_ledger(
             )
         for left in (path, path.with_suffix(".open")):  # of a run that was refused before its first step
             left.unlink(missing_ok=True)
-    return DiskJournal(
+    return open_journal(
         path,
         relation=plan.relation,
         unit=plan.unit,
@@ -88,7 +86,7 @@ def compare_data(folder: Path, dataset: Any, *, begun: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key_path, commitment = folder / "data.key", folder / "data_commitment.json"
     if begun and key_path.exists() and commitment.exists():
-        stated = json.loads(commitment.read_text()).get("hmac_sha256")
+        stated = read_json(commitment).get("hmac_sha256")
         found = data_digest(dataset, key_path.read_bytes())
         if stated and found and found != stated:
             raise PrivacyRefusal(

@@ -19,7 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dpaudit import Budget, Calibrate, Journal, Ledger, MemoryJournal, Stage
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
-from dpaudit.privacy.protocols import seal_reason
+from dpaudit.privacy.parts import write_atomically
+from dpaudit.privacy.protocols import FileJournal, seal_reason
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.distributed.reduction import count_together
 from dpaudit.trainers.draw import clipped_sum
@@ -36,11 +37,9 @@ from dpaudit.trainers.huggingface.opening import (
     LEDGER,
     PRIVATE,
     RECORD,
-    DiskJournal,
     compare_data,
     open_run_ledger,
     read_record,
-    write_atomically,
 )
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
@@ -281,7 +280,7 @@ class DPTrainer(ProcessesTrainer):
                 self._journal.seal(seal_reason(reason, is_test=self.status == "test"))
         finally:
             self._past, self._counted = self.ledger.stages, 0
-            if not self._given_journal and isinstance(self._journal, DiskJournal):
+            if not self._given_journal and isinstance(self._journal, FileJournal):
                 self._journal.close()  # so that a resume in this process finds the ledger free
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
@@ -311,7 +310,7 @@ class DPTrainer(ProcessesTrainer):
                 )
             self._past, head = Ledger.from_dict(record["ledger"]).stages, record.get("head")
             known = sum(stage.steps for stage in self._past)
-        if isinstance(self._journal, DiskJournal) and self._given_journal:
+        if isinstance(self._journal, FileJournal) and self._given_journal:
             if checkpoint is not None:
                 counted = self._journal.ledger()
                 refuse_lost_steps(self._journal.path, counted, self._journal.heads, known=known, head=head)
@@ -507,12 +506,12 @@ class DPTrainer(ProcessesTrainer):
             "status": self.status,
             "plan": plain_plan(self.plan),
             "ledger": self.ledger.to_dict(),
-            "head": self._journal.head if isinstance(self._journal, DiskJournal) else None,
+            "head": self._journal.head if isinstance(self._journal, FileJournal) else None,
             "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
             "units": self._units.statement,
         }
-        if isinstance(self._journal, DiskJournal):
+        if isinstance(self._journal, FileJournal):
             self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at
             record["head"] = self._journal.head
         write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")

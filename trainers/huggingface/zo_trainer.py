@@ -13,8 +13,8 @@ from transformers.trainer_utils import TrainOutput
 
 from dpaudit import Calibrate, Journal, Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.storage.files import write_atomically
-from dpaudit.storage.journal import DiskJournal
+from dpaudit.privacy.parts import write_atomically
+from dpaudit.privacy.protocols import FileJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.losses import per_example_losses
@@ -138,7 +138,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     @property
     def ledger(self) -> Ledger:
         """Every step counted so far, of earlier segments too."""
-        if isinstance(self._journal, DiskJournal):
+        if isinstance(self._journal, FileJournal):
             return self._journal.ledger().merged()
         if isinstance(self._journal, MemoryJournal):
             return dataclasses.replace(self.plan.ledger(), stages=self._journal.ledger_stages()).merged()
@@ -206,7 +206,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return output
 
     def _release_ledger(self) -> None:
-        if not self._given_journal and isinstance(self._journal, DiskJournal):
+        if not self._given_journal and isinstance(self._journal, FileJournal):
             self._journal.close()  # so that a resume in this process finds the ledger free
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:

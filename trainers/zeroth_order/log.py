@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpaudit.privacy.errors import InvalidEvidence, StorageFailed
+from dpaudit.privacy.parts import write_atomically
 
 SCHEMA = "dpaudit.zo_log/1"
 
@@ -174,13 +174,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Drop a torn last line before appending to the file."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
+    write_atomically(path, text.encode())
 
 
 def _parse(lines: Sequence[Mapping[str, Any]]) -> ZOLog:
