@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 import click
 
 from dpaudit.cli.common import delta_option, emit, json_option, table
-from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, upper_text
-from dpaudit.privacy.stage import Relation
-from dpaudit.privacy.stage_text import KEYS, REQUIRED, parse_stage
-from dpaudit.runs.ledger_file import read_ledger_file
+from dpaudit.privacy.stage_text import KEYS, REQUIRED
+from dpaudit.runs.ledger_file import ledger_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,26 +43,6 @@ def ledger_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def make_ledger(
-    stages: tuple[str, ...], ledger_path: Path | None, relation: str | None
-) -> tuple[Ledger, dict[str, Any]]:
-    """The ledger of the options, and what to echo: relation, stages, and which fields a default filled."""
-    if bool(stages) == bool(ledger_path):
-        raise click.UsageError("Give either --stage (once or more) or --ledger.")
-    if ledger_path is not None:
-        ledger, missing = read_ledger_file(ledger_path, relation)
-    else:
-        parsed = [parse_stage(text) for text in stages]
-        missing = ["sampling"] if any(defaulted for _, defaulted in parsed) else []
-        missing += ["relation"] if relation is None else []
-        chosen = Relation.parse(relation or Relation.ADD_OR_REMOVE_ONE)
-        ledger = Ledger(stages=tuple(stage for stage, _ in parsed), relation=chosen)
-    echo: dict[str, Any] = {"relation": str(ledger.relation), "stages": [s.to_dict() for s in ledger.stages]}
-    if missing:
-        echo |= {"defaulted": True, "defaulted_fields": sorted(missing)}
-    return ledger, echo
 
 
 def shown(result: Mapping[str, Any]) -> list[str]:
@@ -107,7 +85,7 @@ def command(
     """
     from dpaudit.accounting.account import answered, replies
 
-    ledger, echo = make_ledger(stages, ledger_path, relation)
+    ledger, echo = ledger_of(stages, ledger_path, relation)
     found = replies(
         ledger,
         delta=delta,

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from dpaudit.cli.common import delta_option, emit, json_option, table
-from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, percent_lower, upper_text
-from dpaudit.privacy.text import printable
-
-if TYPE_CHECKING:
-    from dpaudit.auditing import AuditResult
+from dpaudit.cli.common import delta_option, emit, json_option
 
 FILE = click.Path(path_type=Path)
-"""δ at which the ledger's profile is taken for the declared curve; more points would add a little power."""
-
 RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 
 
@@ -58,6 +51,7 @@ def command(scores: Path, as_json: bool, **options: Any) -> None:
       dpaudit audit scores.parquet --claimed-epsilon 4 --delta 1e-5 --manifest canaries.json --control leaky.csv --json
       dpaudit audit scores.csv --claimed-epsilon 4 --delta 1e-5 --ledger runs/first
     """
+    from dpaudit.auditing.text import audit_text
     from dpaudit.runs.audit import audit
 
     stated = options["plan"] is not None or options["ledger"] is not None
@@ -67,38 +61,5 @@ def command(scores: Path, as_json: bool, **options: Any) -> None:
     result = audit(scores, **options)
     payload = result.to_dict()
     payload["design"]["defaulted"] = defaulted
-    emit(payload, as_json, to_text(result))
+    emit(payload, as_json, audit_text(result))
     raise SystemExit(result.exit_code)
-
-
-def to_text(result: AuditResult) -> str:
-    """The result for people: verdict, the numbers in two columns, then every finding in words."""
-
-    rows = [
-        (
-            "tested claim",
-            f"{upper_text(result.tested_epsilon)} at delta {exact_text(result.delta)} ({result.claim_tested})",
-        ),
-        (
-            f"epsilon >= ({percent_lower(result.confidence)})",
-            f"{lower_text(result.epsilon_lower)}  [{result.estimator}]",
-        ),
-        (
-            f"epsilon >= ({percent_lower(result.confidence_at_verdict)}, verdict)",
-            lower_text(result.epsilon_lower_at_verdict),
-        ),
-        ("right guesses", ABSENT if result.guesses is None else f"{result.correct} of {result.guesses}"),
-        ("ceiling (perfect attack)", lower_text(result.ceiling)),
-        ("expected if exactly as claimed", nearest_text(result.expected_epsilon_lower)),
-        ("power of this attack", f"{lower_text(result.power)}, at least {lower_text(result.power_lower)} (95%)"),
-        ("power if attack were optimal", lower_text(result.power_if_attack_were_optimal)),
-        ("coins", str(result.design["coins"])),
-    ]
-    if result.auc is not None:
-        low, high = result.auc["interval"]
-        rows.append(("AUC", f"{nearest_text(result.auc['value'], 3)} ({lower_text(low, 3)} to {upper_text(high, 3)})"))
-    for bound in result.secondary:
-        rows.append((f"{bound.kind}: {bound.estimator}", f"{lower_text(bound.epsilon_lower)}  (no verdict)"))
-    parts = [f"verdict: {result.verdict}", table(rows), *(f"- {printable(f.text)}" for f in result.findings)]
-    parts.append(printable(result.summary))
-    return "\n".join(parts)

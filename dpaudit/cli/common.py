@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +11,7 @@ import click
 from dpaudit.cli.terminal import say, show
 from dpaudit.privacy.stage_text import number
 from dpaudit.privacy.text import printable
+from dpaudit.privacy.text import table as table
 from dpaudit.storage.plain import plain as plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,12 +51,3 @@ class Number(click.ParamType[float]):
             return number(value) if isinstance(value, str) else float(value)
         except ValueError:
             self.fail(f"{value!r} is not a number or a fraction such as 256/60000.", param, ctx)
-
-
-def table(rows: Iterable[Iterable[str]]) -> str:
-    """Align columns of text with two spaces; a cell stays on its line whatever it holds."""
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )

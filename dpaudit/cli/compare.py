@@ -6,26 +6,10 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.account import ledger_options, make_ledger, shown
+from dpaudit.cli.account import ledger_options, shown
 from dpaudit.cli.common import delta_option, emit, json_option, table
-from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.rounding import ABSENT, exact_text
-
-
-def read_points(path: Path) -> list[tuple[float, float]]:
-    """Empirical (fpr, tpr) points from a CSV file with these two columns."""
-    from dpaudit.privacy.errors import InvalidEvidence
-    from dpaudit.storage.tables import numbers, read_table
-
-    try:
-        table = read_table(path, columns=("fpr", "tpr"))
-        fpr, tpr = (numbers(table[name], name=name).tolist() for name in ("fpr", "tpr"))
-    except InvalidEvidence as error:
-        raise InvalidValue(str(error)) from None
-    points = list(zip(fpr, tpr, strict=True))
-    if any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
-        raise InvalidValue(f"points {str(path)!r} hold a rate outside [0, 1]; write probabilities.")
-    return points
+from dpaudit.runs.ledger_file import ledger_of
 
 
 @click.command("compare")
@@ -56,8 +40,9 @@ def command(
     """
     from dpaudit.accounting import compare
     from dpaudit.accounting.registry import BUILT_IN
+    from dpaudit.runs.points import read_points
 
-    ledger, echo = make_ledger(stages, ledger_path, relation)
+    ledger, echo = ledger_of(stages, ledger_path, relation)
     found = compare(
         ledger,
         delta=delta,

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from dpaudit.cli.common import emit, json_option, table
-from dpaudit.privacy.rounding import ABSENT, nearest_text, upper_text
-
-if TYPE_CHECKING:
-    from dpaudit.auditing import ExposureReport
+from dpaudit.cli.common import emit, json_option
 
 FILE = click.Path(path_type=Path)
 
@@ -38,10 +33,11 @@ def command(
       dpaudit exposure canaries.csv --references references.csv
       dpaudit exposure canaries.csv --references references.csv --group-claim 4=19.8 --delta 1e-5 --json
     """
+    from dpaudit.auditing.text import exposure_text
     from dpaudit.runs.exposure import exposure
 
     report = exposure(canaries, references, group_claims=_claims(claims) or None, delta=delta)
-    payload, text = report.to_dict(), to_text(report)
+    payload, text = report.to_dict(), exposure_text(report)
     if out is not None:
         from dpaudit.reports import exposure_page
 
@@ -66,51 +62,3 @@ def _claims(texts: tuple[str, ...]) -> dict[int, float]:
         validate.non_negative(group_claim=value)
         found[k] = value
     return found
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """A number with its noun."""
-    return f"{number} {one if number == 1 else many}"
-
-
-def to_text(report: ExposureReport) -> str:
-    """The report for people: one line per canary, then the tests."""
-    from dpaudit.auditing.exposure import mean_exposure_without_leakage
-    from dpaudit.auditing.exposure_checks import REVERSED_WORDS
-    from dpaudit.auditing.exposure_report import LEVEL
-
-    rows = [("id", "copies", "rank", "exposure", "extrapolated", "p-value")]
-    for i, name in enumerate(report.ids):
-        far = ABSENT if report.extrapolated is None else nearest_text(report.extrapolated[i], 3)
-        rows.append(
-            (
-                name,
-                str(report.copies[i]),
-                str(report.ranks[i]),
-                nearest_text(report.exposures[i], 3),
-                far,
-                upper_text(report.p_values[i], 3),
-            )
-        )
-    lines = [table(rows), *([REVERSED_WORDS] if report.looks_reversed else [])]
-    for group in report.by_copies:
-        lines.append(
-            f"{counted(group['canaries'], 'canary', 'canaries')} with {counted(group['copies'], 'copy', 'copies')}"
-            f" ({'one record' if group['copies'] == 1 else group['claim']}): mean exposure"
-            f" {nearest_text(group['mean_exposure'], 3)} bits, rank-sum p={upper_text(group['p_value'], 3)}"
-            + ("" if group["exact"] else " (normal approximation)")
-            + (f", p={upper_text(p, 3)} under the claim" if (p := group["p_value_under_claim"]) is not None else "")
-        )
-    lines.append(
-        f"all canaries: rank-sum p={upper_text(report.combined_p_value, 3)} against {report.references} references"
-    )
-    if not report.fit.used:
-        lines.append(f"no extrapolation: {report.fit.reason}")
-    chance, below = LEVEL * len(report.ids), int((report.p_values <= LEVEL).sum())
-    lines.append(
-        f"single p-values are not corrected: {below} of {len(report.ids)} are at most {LEVEL:g}, and about"
-        f" {nearest_text(chance, 2)} would be by chance"
-    )
-    mean = nearest_text(mean_exposure_without_leakage(report.references))
-    lines.append(f"Without leakage the mean exposure is {mean} bits. Exposure is no bound on ε.")
-    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 # Cc control, Cf invisible formatting (direction marks, joiners), Cs surrogates, Zl and Zp separators of lines and
 # paragraphs; Cn (unassigned) and Co (private use) have no agreed shape.
@@ -35,3 +36,12 @@ def _hidden(character: str) -> bool:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """Align columns of text with two spaces; a cell stays on its line whatever it holds."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )

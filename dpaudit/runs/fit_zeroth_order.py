@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def stages_of(config: Config, plans: Sequence[PrivacyPlan]) -> tuple[ZOStage, ...]:
-    """What a configuration makes of its stages' plans: the rate halves from stage to stage."""
-    from dpaudit.trainers.zeroth_order.stages import ZOStage
+    """The stages of DP-ZOSO that a configuration asks for, with the steps and σ of its plans."""
+    from dpaudit.trainers.zeroth_order.stages import zoso
 
     options = config.zeroth_order
     assert options is not None  # the configuration required it
-    return tuple(
-        ZOStage(
-            plan=plan,
-            learning_rate=config.optimizer.learning_rate * 0.5**number,
-            scale=options.scale,
-            proximal=options.proximal,
-        )
-        for number, plan in enumerate(plans)
-    )
+    steps = [plan.steps for plan in plans]
+    return zoso(
+        dataclasses.replace(plans[0], steps=sum(steps)),
+        learning_rate=config.optimizer.learning_rate,
+        scale=options.scale,
+        stages=len(plans),
+        steps=steps,
+        proximal=options.proximal,
+    ).stages
 
 
 def directions_of(config: Config, purpose: str) -> Directions:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
+from dpaudit.privacy.stage_text import parse_stage
 from dpaudit.storage.readers import read_json
 
 
@@ -34,3 +37,23 @@ def read_ledger_file(path: Path, relation: str | None) -> tuple[Ledger, list[str
             raise InvalidEvidence(f"ledger {str(path)!r} is not a JSON object; write Ledger.to_dict() there.")
         ledger = Ledger.from_dict(value)
     return (ledger if relation is None else dataclasses.replace(ledger, relation=Relation.parse(relation))), []
+
+
+def ledger_of(stages: Sequence[str], path: Path | None, relation: str | None) -> tuple[Ledger, dict[str, Any]]:
+    """The ledger of the options, and what to echo: relation, stages, and which fields a default filled."""
+    if bool(stages) == bool(path):
+        raise InvalidValue(
+            "stages and a ledger file describe the same thing; give either --stage (once or more) or --ledger."
+        )
+    if path is not None:
+        ledger, missing = read_ledger_file(path, relation)
+    else:
+        parsed = [parse_stage(text) for text in stages]
+        missing = ["sampling"] if any(defaulted for _, defaulted in parsed) else []
+        missing += ["relation"] if relation is None else []
+        chosen = Relation.parse(relation or Relation.ADD_OR_REMOVE_ONE)
+        ledger = Ledger(stages=tuple(stage for stage, _ in parsed), relation=chosen)
+    echo: dict[str, Any] = {"relation": str(ledger.relation), "stages": [s.to_dict() for s in ledger.stages]}
+    if missing:
+        echo |= {"defaulted": True, "defaulted_fields": sorted(missing)}
+    return ledger, echo

@@ -135,14 +135,9 @@ def stage_steps(config: Config) -> list[int]:
     total = config.privacy.steps
     if config.privacy.method != "dp-zoso" or config.zeroth_order is None:
         return [total]
-    weights = [2**s for s in range(config.zeroth_order.stages)]
-    steps = [max(1, total * w // sum(weights)) for w in weights]
-    steps[-1] += total - sum(steps)
-    if steps[-1] < 1:
-        raise InvalidValue(
-            f"privacy.steps={total} cannot fill zeroth_order.stages={config.zeroth_order.stages}; raise the steps."
-        )
-    return steps
+    from dpaudit.trainers.zeroth_order.stages import stage_steps as split
+
+    return split(total, config.zeroth_order.stages)
 
 
 def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:

@@ -132,8 +132,8 @@ def test_one_changed_record_changes_nothing_but_mechanism_outputs(
     assert {name for name in one if one[name] != two[name]} <= MECHANISM_OUTPUTS
     assert one["ledger.jsonl"] == two["ledger.jsonl"] and one["audit_plan.json"] == two["audit_plan.json"]
     # The weights are computed from the starting weights and the noisy releases alone: doing so again gives them, bit
-    # for bit. (They cannot be compared with a tolerance: Adam divides by the noisy gradient's size, so that a coordinate
-    # whose noise happens to be near zero moves by a whole step, however small the record's share is.)
+    # for bit. (They cannot be compared with a tolerance: Adam divides by the noisy gradient's size, so that a
+    # coordinate whose noise happens to be near zero moves by a whole step, however small the record's share is.)
     for outputs, files in ((first, one), (second, two)):
         assert outputs.replayed() == outputs.released(files["model/model.safetensors"])
     # And the releases hold the record within its bound: with equal noise and draws, replacing it in the first step
