@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 from dpaudit.privacy.errors import PrivacyRefusal
@@ -102,100 +101,3 @@ def optimizer_settings(args: Any) -> OptimizerSettings:
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay,
     )
-
-
-def refuse_arguments(args: Any, privacy: PrivacyArguments | None, callbacks: list[Any]) -> None:
-    """Refuse TrainingArguments under which the ledger would not describe the run.
-
-    Raises
-    ------
-    PrivacyRefusal
-        One sentence: the argument, its value, why, and what to set instead.
-    """
-    public = bool(privacy and privacy.evaluation_is_public)
-    scheduler = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-    metric_driven = scheduler in ("reduce_lr_on_plateau", "greedy")
-    early = [type(c).__name__ for c in callbacks if _is_early_stopping(c)]
-    refusals: list[tuple[bool, str, Any, str]] = [
-        (args.fp16, "fp16", args.fp16, "its gradient scaler rescales what was clipped; set bf16=True or none"),
-        (
-            args.gradient_accumulation_steps != 1,
-            "gradient_accumulation_steps",
-            args.gradient_accumulation_steps,
-            "one Poisson draw is one step here; set 1, and split it by per_device_train_batch_size",
-        ),
-        (
-            strategy not in ("random", "None"),
-            "train_sampling_strategy",
-            strategy,
-            "batches sorted by length are not Poisson draws; set 'random'",
-        ),
-        (
-            args.auto_find_batch_size,
-            "auto_find_batch_size",
-            True,
-            "it restarts training, which would release steps again; set False: micro-batches halve by themselves",
-        ),
-        (
-            args.label_smoothing_factor != 0,
-            "label_smoothing_factor",
-            args.label_smoothing_factor,
-            "Hugging Face smooths over the whole batch; smooth inside per_example_loss",
-        ),
-        (
-            args.dataloader_drop_last,
-            "dataloader_drop_last",
-            True,
-            "a Poisson draw has no last batch to drop; set False",
-        ),
-        (
-            args.load_best_model_at_end and not public,
-            "load_best_model_at_end",
-            True,
-            "choosing by private records is not free; set False, or evaluation_is_public=True",
-        ),
-        (
-            str(getattr(args.save_strategy, "value", args.save_strategy)) == "best" and not public,
-            "save_strategy",
-            "best",
-            "choosing by private records is not free; save by steps, or set evaluation_is_public=True",
-        ),
-        (
-            metric_driven and not public,
-            "lr_scheduler_type",
-            scheduler,
-            "a rate that follows private metrics is not free; choose a schedule fixed beforehand",
-        ),
-        (bool(early) and not public, "callbacks", early, "stopping by private metrics is not free; remove it"),
-        (args.torch_compile, "torch_compile", True, "compiled graphs bypass the clipping hooks; set False"),
-        (args.use_liger_kernel, "use_liger_kernel", True, "fused losses bypass the clipped output layer; set False"),
-        (
-            str(args.include_num_input_tokens_seen) not in ("no", "False"),
-            "include_num_input_tokens_seen",
-            args.include_num_input_tokens_seen,
-            "it publishes the realised batches' lengths; set 'no'",
-        ),
-        (bool(args.deepspeed), "deepspeed", args.deepspeed, "it owns the optimizer step; remove it"),
-        (args.n_gpu > 1, "n_gpu", args.n_gpu, "DataParallel averages over devices; make one device visible"),
-        (
-            args.neftune_noise_alpha is not None,
-            "neftune_noise_alpha",
-            args.neftune_noise_alpha,
-            "its hook changes embeddings behind the clipping hooks; set None",
-        ),
-        (
-            "wandb" in args.report_to and os.environ.get("WANDB_WATCH") in ("all", "gradients"),
-            "report_to",
-            args.report_to,
-            "WANDB_WATCH sends gradients before they are clipped and noised; unset it in the environment",
-        ),
-    ]
-    for broken, name, value, why in refusals:
-        if broken:
-            raise PrivacyRefusal(f"{name}={value!r} cannot be used in private training: {why}.")
-
-
-def _is_early_stopping(callback: Any) -> bool:
-    kind = callback if isinstance(callback, type) else type(callback)
-    return any(base.__name__ == "EarlyStoppingCallback" for base in kind.__mro__)

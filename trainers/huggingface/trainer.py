@@ -26,12 +26,13 @@ from dpaudit.trainers.distributed.reduction import count_together
 from dpaudit.trainers.draw import clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
-from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings, refuse_arguments
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings
 from dpaudit.trainers.huggingface.continuation import (
     refuse_another_plan,
     refuse_lost_steps,
 )
 from dpaudit.trainers.huggingface.draws import Drawn, Draws
+from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import (
     LEDGER,

@@ -15,8 +15,9 @@ from dpaudit import Calibrate, Journal, Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import FileJournal
-from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
+from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output

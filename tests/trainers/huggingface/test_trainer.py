@@ -22,7 +22,8 @@ from dpaudit import Ledger, MemoryJournal, account
 from dpaudit.privacy.errors import DpauditError, PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers import NoiseSource, PoissonSampler, PrivacyPlan, pad_tokens, train
-from dpaudit.trainers.huggingface.arguments import PrivacyArguments, refuse_arguments
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments
+from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.plans import steps_within
 from dpaudit.trainers.huggingface.trainer import DPTrainer
