@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,39 @@ from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import one_of
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What an attack needs beside the target model and the canaries."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What an attack may look at: the audited model and its canaries, and what else the caller gave."""
 
+    model: Any
+    canaries: CanarySet
+    base: Any
+    references: Sequence[Any]
+    population: CanarySet | None
+    neighbours: Sequence[Sequence[Sequence[int]]]
+    k: float
+    offline_a: float
+    batch_size: int
+
+    def losses(self, of: Any, records: CanarySet | None = None, *, mean: bool = False) -> FloatArray:
+        """Loss of each record under a model, (m,): the sum over its scored tokens, or their mean."""
+        records = self.canaries if records is None else records
+        values = canary_losses(of, records, batch_size=self.batch_size)
+        return values / np.maximum(records.score_mask.sum(axis=1), 1) if mean else values
+
+    def tokens(self) -> Any:
+        """Log-probabilities of each record's tokens under the audited model, with their means and deviations."""
+        own = self.canaries
+        return token_statistics(
+            self.model, own.input_ids, own.attention_mask, score_mask=own.score_mask, batch_size=self.batch_size
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One attack: its scores (m,), higher = member, and what it needs beside the target model and the canaries."""
+
+    scores: Callable[[Scored], FloatArray]
     base: bool = False
     references: int = 0
     population: bool = False
@@ -39,18 +68,52 @@ class Needs:
     neighbours: bool = False
 
 
-ATTACKS: dict[str, Needs] = {
-    "loss": Needs(),
-    "loss-drop": Needs(base=True),
-    "loss-residual": Needs(base=True),
-    "neighbourhood": Needs(causal=True, neighbours=True),
-    "zlib": Needs(),
-    "min-k": Needs(causal=True),
-    "min-k++": Needs(causal=True),
-    "grad-norm": Needs(),
-    "lira-offline": Needs(references=2),
-    "rmia-offline": Needs(references=1, population=True),
+def _neighbourhood(given: Scored) -> FloatArray:
+    beside = neighbour_losses(given.model, given.neighbours, batch_size=given.batch_size)
+    return neighbourhood_scores(given.losses(given.model, mean=True), beside)
+
+
+def _min_k(given: Scored) -> FloatArray:
+    return min_k_scores(given.tokens().log_probs, k=given.k)
+
+
+def _min_k_plus_plus(given: Scored) -> FloatArray:
+    found = given.tokens()
+    return min_k_plus_plus_scores(found.log_probs, found.means, found.deviations, k=given.k)
+
+
+def _gradient_norm(given: Scored) -> FloatArray:
+    before = None if given.base is None else gradient_norms(given.base, given.canaries)
+    return gradient_norm_scores(gradient_norms(given.model, given.canaries), before)
+
+
+def _lira_offline(given: Scored) -> FloatArray:
+    # A mean loss per token keeps the logit away from saturation for long records.
+    signals = np.stack([logit_confidence(given.losses(r, mean=True)) for r in given.references])
+    shadows = ShadowSignals(signals, np.zeros(signals.shape, dtype=bool))
+    return lira_offline_scores(logit_confidence(given.losses(given.model, mean=True)), shadows)
+
+
+def _rmia_offline(given: Scored) -> FloatArray:
+    models = (given.model, *given.references)
+    pair = [[-given.losses(of, records, mean=True) for of in models] for records in (given.canaries, given.population)]
+    return rmia_scores(pair[0][0], pair[0][1:], pair[1][0], pair[1][1:], offline_a=given.offline_a)
+
+
+ATTACKS: dict[str, Attack] = {
+    "loss": Attack(lambda given: loss_scores(given.losses(given.model))),
+    "loss-drop": Attack(lambda g: loss_drop_scores(g.losses(g.model), g.losses(g.base)), base=True),
+    "loss-residual": Attack(lambda g: residual_scores(g.losses(g.model), g.losses(g.base)), base=True),
+    "neighbourhood": Attack(_neighbourhood, causal=True, neighbours=True),
+    "zlib": Attack(lambda given: zlib_scores(given.losses(given.model), given.canaries.texts)),
+    "min-k": Attack(_min_k, causal=True),
+    "min-k++": Attack(_min_k_plus_plus, causal=True),
+    "grad-norm": Attack(_gradient_norm),
+    "lira-offline": Attack(_lira_offline, references=2),
+    "rmia-offline": Attack(_rmia_offline, references=1, population=True),
 }
+"""Every attack by its name. A further one is a line here, a function of what it looks at, and its name in the command's
+``--attack`` (which is listed apart, so that ``-h`` does not import torch; a test compares the lists)."""
 
 
 def score_model(
@@ -88,63 +151,40 @@ def score_model(
         Share of tokens of Min-K%; RMIA's ``a``; records per forward pass.
     """
     one_of(ATTACKS, attack=attack)
-    needs = ATTACKS[attack]
-    if needs.base and base is None:
-        raise InvalidValue(f"attack={attack} compares with the model before fine-tuning; give base.")
-    if len(references) < needs.references:
-        raise InvalidValue(
-            f"attack={attack} needs at least {needs.references} reference models never trained on these records and "
-            f"{len(references)} were given."
-        )
-    if needs.population and population is None:
-        raise InvalidValue(f"attack={attack} compares with records outside the audit; give a population.")
-    if needs.neighbours and not neighbours:
-        raise InvalidValue(f"attack={attack} compares with perturbed records; give neighbours.")
-    if needs.causal and canaries.labels is not None:
-        raise InvalidValue(f"attack={attack} scores tokens and needs a causal language model; use loss or loss-drop.")
-
-    def losses(of: Any, records: CanarySet, *, mean: bool = False) -> FloatArray:
-        values = canary_losses(of, records, batch_size=batch_size)
-        return values / np.maximum(records.score_mask.sum(axis=1), 1) if mean else values
-
-    if attack == "loss":
-        scores = loss_scores(losses(model, canaries))
-    elif attack == "loss-drop":
-        scores = loss_drop_scores(losses(model, canaries), losses(base, canaries))
-    elif attack == "loss-residual":
-        scores = residual_scores(losses(model, canaries), losses(base, canaries))
-    elif attack == "neighbourhood":
-        scores = neighbourhood_scores(
-            losses(model, canaries, mean=True), neighbour_losses(model, neighbours, batch_size=batch_size)
-        )
-    elif attack == "zlib":
-        scores = zlib_scores(losses(model, canaries), canaries.texts)
-    elif attack == "grad-norm":
-        own = gradient_norms(model, canaries)
-        scores = gradient_norm_scores(own, None if base is None else gradient_norms(base, canaries))
-    elif attack == "lira-offline":
-        # A mean loss per token keeps the logit away from saturation for long records.
-        signals = np.stack([logit_confidence(losses(r, canaries, mean=True)) for r in references])
-        shadows = ShadowSignals(signals, np.zeros(signals.shape, dtype=bool))
-        scores = lira_offline_scores(logit_confidence(losses(model, canaries, mean=True)), shadows)
-    elif attack == "rmia-offline":
-        assert population is not None
-        pair = [[-losses(of, records, mean=True) for of in (model, *references)] for records in (canaries, population)]
-        scores = rmia_scores(pair[0][0], pair[0][1:], pair[1][0], pair[1][1:], offline_a=offline_a)
-    else:
-        found = token_statistics(
-            model, canaries.input_ids, canaries.attention_mask, score_mask=canaries.score_mask, batch_size=batch_size
-        )
-        plus = attack == "min-k++"
-        scores = (
-            min_k_plus_plus_scores(found.log_probs, found.means, found.deviations, k=k)
-            if plus
-            else min_k_scores(found.log_probs, k=k)
-        )
+    given = Scored(
+        model=model,
+        canaries=canaries,
+        base=base,
+        references=references,
+        population=population,
+        neighbours=neighbours,
+        k=k,
+        offline_a=offline_a,
+        batch_size=batch_size,
+    )
+    _refuse_missing(attack, given)
+    scores = ATTACKS[attack].scores(given)
     if not np.isfinite(scores).all():
         bad = np.flatnonzero(~np.isfinite(scores))
         raise InvalidEvidence(f"attack={attack} gave {len(bad)} scores that are not finite (first: canary {bad[0]}).")
     return scores
+
+
+def _refuse_missing(name: str, given: Scored) -> None:
+    attack = ATTACKS[name]
+    if attack.base and given.base is None:
+        raise InvalidValue(f"attack={name} compares with the model before fine-tuning; give base.")
+    if len(given.references) < attack.references:
+        raise InvalidValue(
+            f"attack={name} needs at least {attack.references} reference models never trained on these records and "
+            f"{len(given.references)} were given."
+        )
+    if attack.population and given.population is None:
+        raise InvalidValue(f"attack={name} compares with records outside the audit; give a population.")
+    if attack.neighbours and not given.neighbours:
+        raise InvalidValue(f"attack={name} compares with perturbed records; give neighbours.")
+    if attack.causal and given.canaries.labels is not None:
+        raise InvalidValue(f"attack={name} scores tokens and needs a causal language model; use loss or loss-drop.")
 
 
 def neighbour_losses(model: Any, neighbours: Sequence[Sequence[Sequence[int]]], *, batch_size: int = 64) -> FloatArray:
