@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dpaudit.accounting import account, calibrate
-from dpaudit.attacks import flip_coins
+from dpaudit.attacks import InRunCanaries, draw_in_run_canaries, flip_coins
 from dpaudit.auditing import design
 from dpaudit.certificates import (
     Canaries,
@@ -19,6 +19,7 @@ from dpaudit.certificates import (
     DiskJournal,
     canary_id,
     certify_run,
+    commit_in_run,
     commitment,
     manifest,
     read_journal,
@@ -31,6 +32,7 @@ from dpaudit.trainers import (
     NoiseSource,
     OptimizerSettings,
     PrivacyPlan,
+    ReleaseRecorder,
     noise_statement,
     noisy_mean,
     sampler_for,
@@ -38,7 +40,7 @@ from dpaudit.trainers import (
 )
 
 EPSILON, DELTA, RELATION, UNIT = 3.0, 1e-5, "add_or_remove_one", "row"
-RECORDS, CANARIES, FEATURES, CLASSES = 600, 200, 8, 3
+RECORDS, CANARIES, IN_RUN, FEATURES, CLASSES = 600, 200, 100, 8, 3
 
 
 def main(run: Path, steps: int = 30):
@@ -55,7 +57,16 @@ def main(run: Path, steps: int = 30):
     canaries = Canaries(ids=tuple(ids), coins=tuple(int(c) for c in coins), copies=1, nonce=nonce)
     write_manifest(private / "manifest.json", canaries)
     opened = commitment(nonce, manifest(ids, canaries.coins, 1))
-    audit = design(CANARIES, EPSILON, DELTA, relation=RELATION, unit=UNIT, attack="loss", coin_commitment=opened)
+    sizes = {name: p.numel() for name, p in trainable(model).items()}
+    drawn = draw_in_run_canaries(sum(sizes.values()), m=IN_RUN)  # a trained number of its own each, seen by every step
+    in_run = commit_in_run(
+        drawn.coordinates, drawn.coins, dimension=drawn.dimension,
+        claimed_epsilon=EPSILON, delta=DELTA, relation=RELATION, unit=UNIT,
+    )  # fmt: skip
+    audit = design(
+        CANARIES, EPSILON, DELTA, relation=RELATION, unit=UNIT, attack="loss", coin_commitment=opened,
+        in_run=in_run.plan.to_dict(), alpha_split=in_run.alpha_split,
+    )  # fmt: skip
     plan_digest = write_plan(release / "audit_plan.json", audit)
     print("publish this digest before you train:", plan_digest)
 
@@ -70,7 +81,12 @@ def main(run: Path, steps: int = 30):
     x, y = torch.cat([features, canary_x[inserted]]), torch.cat([labels, canary_y[inserted]])
     parameters = list(trainable(model).values())
     optimizer = DPOptimizer(parameters, OptimizerSettings(learning_rate=1e-2))
-    sampler, noise = sampler_for(plan, len(y)), NoiseSource()
+    seen = InRunCanaries(
+        drawn, list(sizes.values()),
+        sampling_probability=plan.sampling_probability, contribution=plan.clipping_norm,
+    )  # fmt: skip
+    recorder = ReleaseRecorder(sizes)
+    sampler, noise = sampler_for(plan, len(y) + seen.members), NoiseSource()
 
     # 3. The loop.
     with (
@@ -82,15 +98,19 @@ def main(run: Path, steps: int = 30):
     ):  # fmt: skip
         journal.begin(plan.stage(0))
         for _ in range(plan.steps):
-            indices = torch.as_tensor(sampler.draw())
+            draw = sampler.draw()
+            indices = torch.as_tensor(draw[draw < len(y)])
             for p in parameters:
                 p.grad = None
             if len(indices):  # an empty draw is a step all the same: its noise is released
                 losses = nn.functional.cross_entropy(model(x[indices]), y[indices], reduction="none")
                 clipper.backward(losses)  # adds the clipped SUM into p.grad; the norms it returns are private
             sums = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
+            seen.add_to(sums, draw[draw >= len(y)] - len(y))  # the drawn in-run canaries, before the noise
             journal.count()  # on disk BEFORE the release
             release_of_step = noisy_mean(sums, noise=noise, noise_std=plan.noise_std, normaliser=plan.normaliser)
+            seen.observe(release_of_step, deviation=plan.noise_std, normaliser=plan.normaliser)
+            recorder.observe(release_of_step, plan.noise_std / plan.normaliser)
             optimizer.receive(release_of_step, plan.noise_std / plan.normaliser)
             optimizer.step()
     (bound,) = account(read_journal(release / "ledger.jsonl").ledger, delta=DELTA)
@@ -113,6 +133,7 @@ def main(run: Path, steps: int = 30):
         trust_model="central: the trainer sees the records",
         release_scope="last iterate",
         canaries=canaries,
+        in_run=in_run.seen(seen.scores(), recorder.state()),
         reproduction="python own_loop.py RUN",
     )
 

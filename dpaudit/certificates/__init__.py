@@ -17,6 +17,7 @@ from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
 from dpaudit.certificates.import_run import write_manifest as write_manifest
 from dpaudit.certificates.import_run import write_plan as write_plan
+from dpaudit.certificates.in_run_loop import commit_in_run as commit_in_run
 from dpaudit.certificates.policy import Policy as Policy
 from dpaudit.certificates.policy import read_policy as read_policy
 from dpaudit.certificates.privacy_json import privacy_json as privacy_json
@@ -55,6 +56,7 @@ __all__ = [
     "canary_id",
     "certify_run",
     "check_timestamp",
+    "commit_in_run",
     "commitment",
     "contract_paragraph",
     "envelope_path",

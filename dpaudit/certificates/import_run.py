@@ -16,6 +16,7 @@ from dpaudit.certificates.control_file import binding_of, foreign_control, read_
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
+from dpaudit.certificates.in_run_loop import InRunSeen, in_run_section
 from dpaudit.certificates.limits import UNITS, unit_premise
 from dpaudit.certificates.other_relation import other_relation
 from dpaudit.certificates.statement import Statement
@@ -107,6 +108,7 @@ def certify_run(
     release_scope: str,
     accountants: Sequence[str] = ("prv", "rdp"),
     canaries: Canaries | None = None,
+    in_run: InRunSeen | None = None,
     findings: Any = (),
     provenance: Mapping[str, Any] | None = None,
     deviations: Sequence[str] = (),
@@ -129,6 +131,9 @@ def certify_run(
         Steps that ran; see :func:`dpaudit.certificates.from_opacus` and :func:`dpaudit.certificates.from_event`. Leave
         it out where dpaudit's own journal counted them into ``release/ledger.jsonl``: such a run, bound to its audit
         plan by the journal's ``audit_plan_sha256``, carries no deviation for its ledger.
+    in_run : InRunSeen, optional
+        What in-run canaries saw, from :func:`commit_in_run` and the loop; ``in_run.json`` is written. The plan must
+        have announced it, and ``canaries`` must be given.
     claim, mechanism, trust_model, release_scope, provenance, deviations, reproduction
         As in :class:`CertificateEvidence`; the mechanism must state algorithm, clipping_norm, normaliser and
         noise_source.
@@ -166,6 +171,10 @@ def certify_run(
     guarantees = account(ledger, delta=claim.delta, accountants=tuple(accountants))
     config_sha256 = (provenance or {}).get("config_sha256")
     audited = {} if canaries is None else _audit(release, canaries, ledger, guarantees, config_sha256)
+    if in_run is not None:
+        plan, upper = audited.get("audit_plan", {}), smallest_upper(guarantees)
+        path, rows = release / "in_run.json", ledger.merged()
+        audited["in_run"] = in_run_section(path, plan.get("in_run"), in_run, rows, upper)[1]
     found, examined = _examination(release / "examination.json", findings)
     mechanism = {**_told_units(release), **mechanism}
     evidence = CertificateEvidence(

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from dpaudit.trainers.sampling import Sampler
 from dpaudit.trainers.units import RecordDraws, UnitDraws
 
@@ -15,6 +17,31 @@ class Drawn:
     """The records of one draw, collated later, so that the micro-batch can shrink."""
 
     records: list[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A drawn in-run canary, where a record would stand."""
+
+    number: int
+
+
+class WithMembers(Dataset[Any]):
+    """A data set that gives back a drawn canary as it is.
+
+    Parameters
+    ----------
+    dataset : sequence
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        return key if isinstance(key, Member) else self._dataset[key]
 
 
 class Draws:
@@ -28,9 +55,11 @@ class Draws:
 
     def __iter__(self) -> Iterator[list[Any]]:
         for _ in range(self._steps):
-            drawn = self._sampler.draw().tolist()
+            indices, count = self._sampler.draw().tolist(), self._drawn.count
+            canaries = [Member(i - count) for i in indices if i >= count]  # in-run canaries stand behind the rest
+            drawn = [i for i in indices if i < count]
             rows = self._drawn.rows(drawn)
             if isinstance(self._drawn, UnitDraws):
-                yield [(unit, i) for unit, members in zip(drawn, rows, strict=True) for i in members]
+                yield [*((unit, i) for unit, members in zip(drawn, rows, strict=True) for i in members), *canaries]
             else:
-                yield [i for members in rows for i in members]
+                yield [*(i for members in rows for i in members), *canaries]

@@ -22,7 +22,7 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import FileJournal, seal_reason
 from dpaudit.trainers.contribution import RunningSum
-from dpaudit.trainers.distributed.reduction import count_together
+from dpaudit.trainers.distributed.reduction import OneProcess, count_together
 from dpaudit.trainers.draw import clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
@@ -31,9 +31,10 @@ from dpaudit.trainers.huggingface.continuation import (
     refuse_another_plan,
     refuse_lost_steps,
 )
-from dpaudit.trainers.huggingface.draws import Drawn, Draws
+from dpaudit.trainers.huggingface.draws import Drawn, Draws, Member, WithMembers
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.huggingface.observed import Observed
 from dpaudit.trainers.huggingface.opening import (
     LEDGER,
     PRIVATE,
@@ -48,6 +49,7 @@ from dpaudit.trainers.huggingface.processes import ProcessesTrainer
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
+from dpaudit.trainers.observer import Canaries
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -59,6 +61,7 @@ from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import LossFunction, PrivateStep, trainable
 from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
+from dpaudit.trainers.witness import ReleaseRecorder
 
 PUBLIC_LOGS = ("learning_rate", "epoch", "step")
 
@@ -91,6 +94,9 @@ class DPTrainer(ProcessesTrainer):
         Name of each record's unit of privacy, where no ``unit_column`` of the arguments tells it; see :func:`train`.
     rows_per_record : int
         Successive rows of a collated batch that are one record with one loss, clipped as one.
+    in_run : Canaries, optional
+        In-run canaries made for the model's trainable parameters, as :class:`dpaudit.attacks.InRunCanaries`: each is
+        drawn with the records' q, added to the clipped sums and scored from every release.
     sampler, noise : optional
         Injected for tests; they mark :attr:`status` "test".
 
@@ -105,6 +111,8 @@ class DPTrainer(ProcessesTrainer):
         Noise-free values of the last step.
     status : str
         "completed" or "test".
+    recorder : ReleaseRecorder or None
+        Energy of every release so far, for :func:`dpaudit.auditing.energy_test`; None before the first step.
 
     Notes
     -----
@@ -126,6 +134,7 @@ class DPTrainer(ProcessesTrainer):
         audit_plan_sha256: str | None = None,
         units: Iterable[Any] | None = None,
         rows_per_record: int = 1,
+        in_run: Canaries | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
         **kwargs: Any,
@@ -157,6 +166,8 @@ class DPTrainer(ProcessesTrainer):
         self._audit_plan, self._told = audit_plan_sha256, Interruption()
         self._noise: Noise = NoiseSource(secure=self.plan.secure_noise) if noise is None else noise
         self._given_sampler = sampler
+        self._in_run = in_run
+        self._observed: Observed | None = None
         self._clipper: GhostClipping | None = None
         self._release: Releaser | None = None
         self._updates: DPOptimizer | None = None
@@ -190,6 +201,11 @@ class DPTrainer(ProcessesTrainer):
         """ "completed", or "test" where injected randomness took part."""
         injected = self._noise.is_test or bool(self._given_sampler and self._given_sampler.is_test)
         return "test" if injected else "completed"
+
+    @property
+    def recorder(self) -> ReleaseRecorder | None:
+        """Energy of every release so far; None before the first step."""
+        return None if self._observed is None else self._observed.recorder
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
         """Train as the plan says; a resume continues the ledger of the checkpoint's run.
@@ -357,10 +373,11 @@ class DPTrainer(ProcessesTrainer):
     # -- what runs ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
-        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count)
+        members = 0 if self._in_run is None else self._in_run.members
+        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count + members)
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
-            self._units.placed,
+            WithMembers(self._units.placed) if members else self._units.placed,
             batch_sampler=Draws(sampler, steps, self._units.drawn),
             collate_fn=Drawn,
             num_workers=self.args.dataloader_num_workers,
@@ -402,7 +419,10 @@ class DPTrainer(ProcessesTrainer):
             self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"), rows=self._rows)
             self._release = Releaser(self.plan, self._clipper, self._noise, reduction=self._together)
             self._state = ModelState(self.model)
-        drawn = self._units.draw(inputs.records)
+            self._watch()
+        canaries = [r.number for r in inputs.records if isinstance(r, Member)]
+        drawn = self._units.draw([r for r in inputs.records if not isinstance(r, Member)])
+        bound = self._release.clipping_norm
         passes = count_together(self._journal, self._together, self.model, drawn.passes(self._micro.size))
         self._counted += 1
         trained = self.trained()
@@ -414,14 +434,19 @@ class DPTrainer(ProcessesTrainer):
             loss_fn=self._autocast_loss,
             clipper=self._clipper,
             sums=RunningSum(trained),
-            bound=self._release.clipping_norm,
+            bound=bound,
             state=self._state,
             reduction=self.plan.unit_reduction if self.plan.draws_units else None,
             rows=self._rows,
             passes=passes if self._together.shares_passes else None,
             stand_in=lambda: self.train_dataset[0],
         )
-        released = self._release(total, total.totals(trained))
+        totals = total.totals(trained)
+        if self._observed is not None:
+            self._observed.add_to(totals, canaries, self._clipper, bound)
+        released = self._release(total, totals)
+        if self._observed is not None:
+            self._observed.observe(released.gradients, self._clipper, bound)
         self._updates.receive(released.gradients, released.noise_std)
         group["clipping_norm"] = self._release.clipping_norm
         losses = self.private_step.losses
@@ -431,6 +456,27 @@ class DPTrainer(ProcessesTrainer):
             self._beat.step(self.ledger.steps)
         shown = mean if self._may_publish else 0.0
         return torch.tensor(shown, device=self.args.device)
+
+    def _watch(self) -> None:
+        """Begin to watch releases, or go on from the checkpoint of the run; with several processes nobody watches.
+
+        Raises
+        ------
+        PrivacyRefusal
+            If there are canaries and several processes, which would each draw them.
+        """
+        if not isinstance(self._together, OneProcess):
+            if self._in_run is not None:
+                raise PrivacyRefusal("in_run canaries need one process in DPTrainer; train in one, or leave them out.")
+            return
+        if self._observed is None:
+            count = self._units.drawn.count
+            self._observed = Observed(self.model, self.plan, self.trained(), count, self._in_run)
+            if self.state.global_step:
+                self._observed.resume(self._seen_path())
+
+    def _seen_path(self) -> Path:
+        return Path(self.args.output_dir) / PRIVATE / f"in_run-{self.state.global_step}.pt"
 
     def _autocast_loss(self, model: nn.Module, batch: Any) -> Tensor:
         with self.compute_loss_context_manager():
@@ -484,6 +530,10 @@ class DPTrainer(ProcessesTrainer):
         """Write a checkpoint, on a full disk into the reserved room; then reserve the next one's."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
+            if self._observed is not None and self.args.should_save:
+                path = self._seen_path()
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_atomically(path, self._observed.state(), mode=0o600)
             super()._save_checkpoint(model, trial)
         except Exception as error:  # the libraries that write have errors of their own for a full disk
             if not self._room.explains(error) or self.args.world_size > 1:

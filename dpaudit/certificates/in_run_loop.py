@@ -1,0 +1,147 @@
+"""In-run canaries of a training loop of one's own: committed before the first step, certified at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpaudit.auditing.in_run.arrays import bits_text
+from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit
+from dpaudit.auditing.in_run.evidence import InRunEvidence, energy_from_state, in_run_manifest
+from dpaudit.auditing.in_run.plan import InRunPlan, plan_in_run, split_alpha
+from dpaudit.auditing.plan import AlphaSplit
+from dpaudit.certificates.curve import declared_deltas
+from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.ledger import Ledger
+from dpaudit.privacy.stage import Relation
+from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, sha256_bytes
+from dpaudit.storage.files import write_atomically
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class InRunSeen:
+    """What the observer of every noisy update saw of a finished run, with what opens the commitment."""
+
+    evidence: InRunEvidence
+    nonce: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class InRunCommitted:
+    """In-run canaries under commitment; made by :func:`commit_in_run`. Keep it secret until the run has ended.
+
+    Attributes
+    ----------
+    plan : InRunPlan
+        Give ``plan.to_dict()`` to :func:`dpaudit.auditing.design` as ``in_run``.
+    alpha_split : AlphaSplit
+        What is left of α for the audit of the final model; give it to ``design`` too.
+    coordinates, coins : arrays (m,)
+        Of the canaries.
+    nonce : bytes
+        32 secret bytes.
+    """
+
+    plan: InRunPlan
+    alpha_split: AlphaSplit
+    coordinates: NDArray[np.int64]
+    coins: NDArray[np.bool_]
+    nonce: bytes
+
+    def seen(self, scores: ArrayLike, energy: Mapping[str, Any]) -> InRunSeen:
+        """The evidence of the finished run.
+
+        Parameters
+        ----------
+        scores : array (m,)
+            ``InRunCanaries.scores()``.
+        energy : mapping
+            ``ReleaseRecorder.state()``.
+        """
+        evidence = InRunEvidence(
+            coordinates=self.coordinates,
+            scores=np.asarray(scores, dtype=np.float64),
+            coins=self.coins,
+            energy=energy_from_state(energy),
+        )
+        return InRunSeen(evidence=evidence, nonce=self.nonce)
+
+
+def commit_in_run(
+    coordinates: ArrayLike,
+    coins: ArrayLike,
+    *,
+    dimension: int,
+    claimed_epsilon: float,
+    delta: float,
+    relation: Relation | str,
+    unit: str,
+    alpha: float = 0.05,
+) -> InRunCommitted:
+    """Commit to in-run canaries and plan their audit, before the first step.
+
+    Parameters
+    ----------
+    coordinates, coins : arrays (m,)
+        Of :func:`dpaudit.attacks.draw_in_run_canaries`.
+    dimension : int
+        Number of trained coordinates.
+    claimed_epsilon, delta, relation, unit
+        The claim.
+    alpha : float, default=0.05
+        False-alarm budget of the whole run; it is divided between the final model, the run and the examination.
+    """
+    where, flips, nonce = np.asarray(coordinates, np.int64), np.asarray(coins).astype(bool), os.urandom(NONCE_BYTES)
+    final, mine = split_alpha(alpha)
+    plan = plan_in_run(
+        len(where),
+        claimed_epsilon,
+        delta,
+        dimension=dimension,
+        relation=relation,
+        unit=unit,
+        alpha=alpha,
+        alpha_split=mine,
+        commitment=commitment(nonce, in_run_manifest(where, flips, dimension)),
+    )
+    return InRunCommitted(plan=plan, alpha_split=final, coordinates=where, coins=flips, nonce=nonce)
+
+
+def in_run_section(
+    path: Path, planned: Mapping[str, Any] | None, seen: InRunSeen, ledger: Ledger, accounted_upper: float | None
+) -> tuple[InRunResult, dict[str, Any]]:
+    """Write ``in_run.json`` at ``path`` and make the certificate's section of it.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the audit plan announced no in-run audit, or another one.
+    """
+    if planned is None:
+        raise InvalidEvidence("audit_plan.json announces no in-run audit; give design its in_run before training.")
+    plan, evidence = InRunPlan.from_dict(planned), seen.evidence
+    if plan.m and commitment(seen.nonce, evidence.manifest(plan.dimension)) != plan.commitment:
+        raise InvalidEvidence("the in-run canaries do not open the commitment in audit_plan.json; give those.")
+    content = canonical_json(evidence.to_dict()) + b"\n"
+    write_atomically(path, content)
+    result = in_run_audit(
+        plan,
+        evidence,
+        stages=ledger.stages,
+        deltas=declared_deltas(ledger, plan.epsilons),
+        coins="verified",
+        accounted_upper=accounted_upper,
+    )
+    section = {
+        "coins": bits_text(evidence.coins) if plan.m else None,
+        "nonce": seen.nonce.hex() if plan.m else None,
+        "evidence_digest": sha256_bytes(content),
+        "result": result.to_dict(),
+    }
+    return result, section
