@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from dpaudit.accounting.account import epsilon_upper
+from dpaudit.accounting.accountant import RTOL
+from dpaudit.accounting.prv.curves import epsilon_once
+from dpaudit.accounting.relations import charges
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import DpauditError, InvalidValue, UnsupportedStage
 from dpaudit.privacy.ledger import Ledger
@@ -54,30 +57,55 @@ class _Search:
 
 
 def smallest_meeting(
-    epsilon_of: Callable[[float], float], target: float, *, start: float, largest: float, rtol: float = 1e-4
+    epsilon_of: Callable[[float], float],
+    target: float,
+    *,
+    start: float,
+    largest: float,
+    rtol: float = 1e-4,
+    quick: Callable[[float], float] | None = None,
 ) -> float:
     """Smallest value (to ``rtol`` in ε, on the safe side) whose decreasing ``epsilon_of`` is at most ``target``.
 
     Regula falsi on log ε against log of the value, bracketed; every value tried is a certified evaluation, and the one
     returned is evaluated twice. Values below 1e-6 are not looked for.
+
+    Parameters
+    ----------
+    quick : callable, optional
+        Something near ε and cheaper, to search with; it need not be a bound. What it finds is evaluated by
+        ``epsilon_of``, and searched for with that where it misses the target or lies well below it.
     """
+    if quick is not None:
+        found = _smallest(_Search(quick, target), start, largest, rtol)
+        if target * (1 - 10 * rtol) <= epsilon_of(found) <= target:
+            return found
+        start = found
     search = _Search(epsilon_of, target)
+    return search.checked(_smallest(search, start, largest, rtol))
+
+
+def _smallest(search: _Search, start: float, largest: float, rtol: float) -> float:
+    target = search.target
     low = high = start
     at_low = at_high = search(start)
+    # ε falls at least as fast as the value rises, so that the first step is likely to end on the other side.
+    step = min(max(0.95 * at_low / target, 0.5), 0.9)
     while at_low <= target:
         high, at_high = low, at_low
-        low /= 2
+        low *= step
         if low < SMALLEST_SIGMA:
-            return search.checked(high)
-        at_low = search(low)
+            return high
+        at_low, step = search(low), 0.5
+    step = max(min(1.05 * at_high / target, 2.0), 1.1)
     while at_high > target:
         low, at_low = high, at_high
         if high >= largest:
             raise search.unmet(
                 f"target epsilon={target} is not met up to {largest:g}; raise the target, or lower steps or q."
             )
-        high = min(2 * high, largest)
-        at_high = search(high)
+        high = min(step * high, largest)
+        at_high, step = search(high), 2.0
     side = 0
     for _ in range(60):
         if at_high >= target * (1 - rtol) or high / low < 1 + 1e-9:
@@ -89,7 +117,7 @@ def smallest_meeting(
             high, at_high, side = middle, at_middle, max(side, 0) + 1
         else:
             low, at_low, side = middle, at_middle, min(side, 0) - 1
-    return search.checked(high)
+    return high
 
 
 def _between(low: float, high: float, at_low: float, at_high: float, target: float, rtol: float) -> float:
@@ -123,7 +151,12 @@ def calibrate(plan: P, /, *, accountant: str = "prv", assume: Collection[str] = 
     def epsilon_of(sigma: float) -> float:
         return epsilon_upper(plan.with_noise_multiplier(sigma).ledger(), plan.delta, accountant, assume=assume)
 
-    sigma = smallest_meeting(epsilon_of, target, start=1.0, largest=LARGEST_SIGMA)
+    def quick(sigma: float) -> float:
+        ledger = plan.with_noise_multiplier(sigma).ledger()
+        return epsilon_once(charges(ledger, assume=assume), plan.delta, RTOL)
+
+    search = quick if accountant == "prv" else None
+    sigma = smallest_meeting(epsilon_of, target, start=1.0, largest=LARGEST_SIGMA, quick=search)
     return plan.with_noise_multiplier(sigma)  # type: ignore[return-value]
 
 
@@ -184,16 +217,30 @@ def calibrate_steps(
         return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
 
     search = _Search(epsilon_of, target_epsilon)
-    if search(1) > target_epsilon:
+    low, at_low = 1, search(1)
+    if at_low > target_epsilon:
         raise search.unmet(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
-    low, high = 1, 2
-    while search(high) <= target_epsilon:
+    high, at_high = 1, at_low
+    while at_high <= target_epsilon:
+        low, at_low = high, at_high
         if high == LARGEST_STEPS:
             return search.checked(high)
-        low, high = high, min(2 * high, LARGEST_STEPS)
+        # ε grows about as the root of the steps at first, and faster later.
+        further = 2.0 if at_low == 0 else min(1.1 * (target_epsilon / at_low) ** 2, 1e6)
+        high = min(max(2 * low, math.ceil(low * further)), LARGEST_STEPS)
+        at_high = search(high)
+    turn = 0
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if search(middle) <= target_epsilon else (low, middle)
+        turn += 1
+        a, b = _gap(at_low, target_epsilon), _gap(at_high, target_epsilon)
+        share = a / (a - b) if turn % 3 and math.isfinite(b) else 0.5
+        middle = round(low * (high / low) ** min(max(share, 0.0), 1.0))
+        middle = min(max(middle, low + 1), high - 1)
+        at_middle = search(middle)
+        if at_middle <= target_epsilon:
+            low, at_low = middle, at_middle
+        else:
+            high, at_high = middle, at_middle
     return search.checked(low)
 
 

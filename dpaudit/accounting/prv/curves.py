@@ -12,7 +12,7 @@ from scipy.special import log_ndtr, ndtri_exp
 from dpaudit.accounting.prv import participation
 from dpaudit.accounting.prv.pair import chernoff_delta, dominated, dominating, spacing
 from dpaudit.accounting.prv.readings import delta_above, delta_below
-from dpaudit.accounting.prv.refine import refine
+from dpaudit.accounting.prv.refine import first_upper, refine
 from dpaudit.accounting.prv.route import Route
 from dpaudit.accounting.prv.saddle import aim_at_delta, aim_at_epsilon
 from dpaudit.accounting.prv.sides import Sides, directions, sides, with_gaussian
@@ -76,6 +76,23 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
         plain = _plain(cost, delta)
         found = checked(max(found.lower, plain.lower), min(found.upper, plain.upper), "bounds on epsilon")
     return found
+
+
+def epsilon_once(cost: Charges, delta: float, rtol: float) -> float:
+    """Nearly the upper end of :func:`epsilon_interval`: one look, in the direction that is probably the larger one.
+
+    It proves nothing. It is for searches that evaluate what they find with :func:`epsilon_interval`.
+    """
+    if cost.infinite or not cost.runs or participation.total_variation(cost) <= delta:
+        return epsilon_interval(cost, delta).upper
+    split = sides(cost, delta)
+    if not split.above.runs or not split.on_lattice:
+        return epsilon_interval(cost, delta).upper
+    above = with_gaussian(split.above)
+    aims = [aim_at_delta(above, direction, math.log(delta)) for direction in directions(split.above)]
+    aim = max(aims, key=lambda aim: aim.epsilon)
+    upper = first_upper(above, aim, math.log(delta - split.spent), rtol, 1e-9)
+    return upper + split.pure if math.isfinite(upper) else epsilon_interval(cost, delta).upper
 
 
 def _plain(cost: Charges, delta: float) -> Interval:

@@ -75,3 +75,10 @@ def refine(
         moves += 1
         h = route.spacing(aim, max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol))
     return low, high
+
+
+def first_upper(runs: Sequence[Run], aim: Aim, log_delta: float, rtol: float, atol: float) -> float:
+    """Upper bound of the first round of :func:`refine`, of one direction by itself."""
+    route, tolerance = Route(runs), max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol)
+    above, _ = route.above(runs, aim, route.spacing(aim, tolerance), _GROWTH, tolerance)
+    return above(log_delta, False)
