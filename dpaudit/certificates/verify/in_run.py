@@ -11,7 +11,6 @@ from dpaudit.certificates.curve import declared_deltas
 from dpaudit.certificates.in_run import FILE, in_run_faults, planned_in_run
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import InRun, Predicate
-from dpaudit.certificates.verify.accounting import Recomputed, bounds
 from dpaudit.certificates.verify.compare import first_difference, judge_differences, written_here
 from dpaudit.certificates.verify.guard import Attempt, attempt
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step
@@ -52,7 +51,7 @@ class RecomputedInRun:
         return self.result is not None
 
 
-def recompute_in_run(folder: Path, body: Predicate, guarantees: Recomputed) -> RecomputedInRun | None:
+def recompute_in_run(folder: Path, body: Predicate) -> RecomputedInRun | None:
     """Make the in-run audit of a certificate again; None where it has none and its plan announces none.
 
     Parameters
@@ -60,8 +59,6 @@ def recompute_in_run(folder: Path, body: Predicate, guarantees: Recomputed) -> R
     folder : Path
         Where ``in_run.json`` lies.
     body : Predicate
-    guarantees : dict
-        Accountants' fresh results; the bound is tested against the smallest of them.
     """
     section, planned = body.in_run, planned_in_run(body)
     if section is None and planned is None:
@@ -84,7 +81,7 @@ def recompute_in_run(folder: Path, body: Predicate, guarantees: Recomputed) -> R
     plan, seen = evidence
     opened = attempt("in_run.coins", lambda: _coins_step(section, plan, seen))
     steps.append(opened.value or _failed(opened, "in_run.coins"))
-    made = attempt("in_run.result", lambda: _again(body, section, plan, seen, guarantees))
+    made = attempt("in_run.result", lambda: _again(body, section, plan, seen))
     if made.value is None:
         return RecomputedInRun(result=None, steps=(*steps, _failed(made, "in_run.result")))
     found = attempt("in_run.result", lambda: result_steps(body, section.result, made.value or {}))
@@ -149,9 +146,7 @@ def _coins_step(section: InRun, plan: InRunPlan, evidence: InRunEvidence) -> Ste
     return Step(name, DIFFERENT, "nonce, coordinates and coins do not open the plan's commitment: coins were changed")
 
 
-def _again(
-    body: Predicate, section: InRun, plan: InRunPlan, evidence: InRunEvidence, guarantees: Recomputed
-) -> dict[str, Any]:
+def _again(body: Predicate, section: InRun, plan: InRunPlan, evidence: InRunEvidence) -> dict[str, Any]:
     from dpaudit.auditing.in_run.audit import in_run_audit
 
     if body.ledger is None:
@@ -163,7 +158,8 @@ def _again(
         stages=ledger.stages,
         deltas=declared_deltas(ledger, plan.epsilons),
         coins="verified" if not plan.m or _opens(section, plan, evidence) else "asserted",
-        accounted_upper=smallest_upper(bounds(guarantees)),
+        # As it was made: whether this bound follows from the ledger is what the accounting's own steps say.
+        accounted_upper=smallest_upper(body.accounting.guarantees),
     )
     fresh: dict[str, Any] = plain_json(result.to_dict())
     return fresh
