@@ -15,6 +15,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.counted import refuse_uncounted
+from dpaudit.trainers.distributed.examination import refuse_faulty_release
 from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, count_together, refuse_unshared
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
 from dpaudit.trainers.draw import Draw, clipped_sum
@@ -229,6 +230,8 @@ def train(
     trained = list(parameters.values())
     sums = RunningSum(trained)
     reason, failure = "interrupted", None
+    if together.shares_passes and start_step < plan.steps:
+        refuse_faulty_release(model, trained, together, source)
     with held:
         release = Releaser(plan, clipper, source, reduction=together)
         journal.begin(stage)

@@ -22,6 +22,7 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import FileJournal, seal_reason
 from dpaudit.trainers.contribution import RunningSum
+from dpaudit.trainers.distributed.examination import refuse_faulty_release
 from dpaudit.trainers.distributed.reduction import OneProcess, count_together
 from dpaudit.trainers.draw import clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
@@ -419,6 +420,8 @@ class DPTrainer(ProcessesTrainer):
             self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"), rows=self._rows)
             self._release = Releaser(self.plan, self._clipper, self._noise, reduction=self._together)
             self._state = ModelState(self.model)
+            if self._together.shares_passes:
+                refuse_faulty_release(self.model, self.trained(), self._together, self._noise)
             self._watch()
         canaries = [r.number for r in inputs.records if isinstance(r, Member)]
         drawn = self._units.draw([r for r in inputs.records if not isinstance(r, Member)])
