@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpaudit.certificates.observers import observer_rows
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.level import LineName, headline
@@ -42,6 +43,10 @@ class CertifiedRun:
         Largest lower bound that a perfect attack could have shown.
     power, power_lower : float or None
         Power of the attack against the control's fault, and the lower end of its 95 % interval; None if not measured.
+    in_run_epsilon_lower : float or None
+        Lower bound on ε, with confidence 0.95, that who sees every noisy update can show; None without an in-run audit.
+    in_run_power_lower : float or None
+        Lower end of the 95 % interval of that observer's power against its control's fault.
     level : int
         How far the evidence reaches, 0 to 3; level 4 takes signatures, which ``dpaudit verify`` looks at.
     text : str
@@ -58,6 +63,8 @@ class CertifiedRun:
     ceiling: float | None
     power: float | None
     power_lower: float | None
+    in_run_epsilon_lower: float | None
+    in_run_power_lower: float | None
     level: int
     text: str = dataclasses.field(repr=False)
 
@@ -142,9 +149,10 @@ def certify(
     if examine:
         job = examine_phase(job, budget=examine_budget, tell=tell)
     published = certify_phase(job, signing_key=signing_key)
-    result = published.result
+    result, body = published.result, published.certificate.predicate
+    inside = {} if body.in_run is None else body.in_run.result
     return CertifiedRun(
-        verdict=published.certificate.predicate.verdict.name,
+        verdict=body.verdict.name,
         certificate=job.folder.certificate,
         report=job.folder.report,
         claimed_epsilon=job.config.claim.epsilon,
@@ -154,7 +162,9 @@ def certify(
         ceiling=result.ceiling,
         power=result.power,
         power_lower=result.power_lower,
-        level=published.certificate.predicate.level or 0,
+        in_run_epsilon_lower=(inside.get("primary") or {}).get("epsilon_lower"),
+        in_run_power_lower=inside.get("power_lower"),
+        level=body.level or 0,
         text=summary(job, published),
     )
 
@@ -186,7 +196,13 @@ def summary(job: Job, published: Published) -> str:
         ),
         f"attack          {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries;"
         f" a perfect one could have shown ε ≥ {lower_text(result.ceiling)}",
-        f"power           {_power(result, job)}",
+        f"power           {_power(result, job, decides=body.in_run is None)}",
+        *(
+            f"{row.observer}: ε ≥ {row.lower} ({row.guesses} guesses right); power: {row.power}; smallest shortfall of"
+            f" noise seen with probability 0.95: {row.visible}"
+            for row in observer_rows(body)
+            if body.in_run is not None
+        ),
         f"exposure        median {nearest_text(exposure.get('median'))} bits of at most"
         f" {nearest_text(exposure.get('largest_possible'))}; its mean is"
         f" {nearest_text(exposure.get('mean_without_leakage'))} without leakage",
@@ -198,10 +214,11 @@ def summary(job: Job, published: Published) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _power(result: AuditResult, job: Job) -> str:
+def _power(result: AuditResult, job: Job, *, decides: bool) -> str:
+    """Power of the model attack; ``decides`` where no observer of every update stands beside it."""
     from dpaudit.auditing import AuditPlan
 
-    needed = AuditPlan.from_dict(read_json(job.folder.audit_plan)).control_canaries
+    needed = AuditPlan.from_dict(read_json(job.folder.audit_plan)).control_canaries if decides else None
     least = "" if needed is None else f"; a verdict takes a control of at least {needed} canaries"
     if result.power is None or result.power_lower is None:
         return f"unknown (no positive control was run{least})"
