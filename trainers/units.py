@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,6 +48,9 @@ class Units:
     def named(cls, names: Iterable[Any], *, records: int | None = None) -> Units:
         """Units from one name a record: text, whole numbers or anything that equals itself.
 
+        Texts that differ in case, blanks or width alone are one unit: two names for one person would break the bound,
+        and one name for two persons breaks none.
+
         Raises
         ------
         InvalidValue
@@ -60,7 +64,7 @@ class Units:
                     f"record {place} names no unit of privacy ({name!r}); fill it in, with a name of its own where the"
                     " record belongs to nobody else."
                 )
-            of.append(numbers.setdefault(name, len(numbers)))
+            of.append(numbers.setdefault(unit_name(name) if isinstance(name, str) else name, len(numbers)))
         if records is not None and len(of) != records:
             raise InvalidValue(f"units has {len(of)} names for {records} records; give one for each record.")
         return cls(np.asarray(of, dtype=np.int64), len(numbers))
@@ -91,6 +95,15 @@ class Units:
                 f" hold for a {unit}; choose at random (max_records_rule='choose'), draw units whole"
                 " (sampling_unit='unit'), or raise the bound."
             )
+
+
+def unit_name(name: str) -> str:
+    """A name without what people write in two ways.
+
+    >>> unit_name(" Ann  MOSS ")
+    'ann moss'
+    """
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def bound_records(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -368,7 +367,9 @@ def _labels(table: Table, column: str) -> tuple[str, ...]:
 
 
 def _units(table: Table, column: str) -> tuple[str, ...]:
-    """Names of the units, alike where they differ in case or blanks: two names for one person would break the bound."""
+    """Names of the units, alike where they differ in case or blanks."""
+    from dpaudit.trainers.units import unit_name
+
     names = []
     for i, cell in enumerate(table.columns[column]):
         name = label_text(cell)
@@ -377,7 +378,7 @@ def _units(table: Table, column: str) -> tuple[str, ...]:
                 f"data file {table.name}, {table.place(i)} names no unit of privacy in {column!r}; fill it, with a name"
                 " of its own where the record belongs to nobody else."
             )
-        names.append(" ".join(unicodedata.normalize("NFKC", name).casefold().split()))
+        names.append(unit_name(name))
     return tuple(names)
 
 

@@ -190,6 +190,14 @@ def test_no_unit_moves_what_another_keeps(rows, limit):
         assert sum(row[0] == owner for row in whole) == min(limit, owners.count(owner))
 
 
+def test_one_person_is_not_two_units_by_writing_the_name_in_two_ways():
+    assert Units.named(["Ann Moss", " ann  moss ", "ANN MOSS", "\uff21nn Moss", "Anna Moss", 7, "7"]).of.tolist() == [
+        0, 0, 0, 0, 1, 2, 3,
+    ]  # fmt: skip
+    with pytest.raises(InvalidValue, match="one unit has 2 records"):
+        bound_records(["Ann", "ann"], 1, rule="refuse")
+
+
 def test_losses_of_units():
     losses, units = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 2, 2])
     assert unit_losses(losses, units, 3, reduction="sum").tolist() == [1.0, 0.0, 8.0]

@@ -29,12 +29,15 @@ class DatasetUnits:
         Column that told the units; it never reaches the collator.
     statement : dict
         How the unit of privacy was enforced, for the record beside the model; without a count.
+    units : Units or None
+        Whose the records are, where that was told.
     """
 
     dataset: Any
     drawn: RecordDraws | UnitDraws
     column: str | None
     statement: dict[str, Any]
+    units: Units | None = None
 
     @classmethod
     def of(
@@ -64,7 +67,7 @@ class DatasetUnits:
             kept = bound_records(known, plan.max_records_per_unit, rule=rule, unit=plan.unit, marks=marks)
             dataset = _chosen(dataset, kept.tolist())
             known = Units.named([int(known.of[i]) for i in kept])
-        return cls(dataset, draws_of(plan, len(known.of), known), column, _stated(plan, column or "units", rule))
+        return cls(dataset, draws_of(plan, len(known.of), known), column, _stated(plan, column or "units", rule), known)
 
     @property
     def placed(self) -> Any:

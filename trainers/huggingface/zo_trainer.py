@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
@@ -83,7 +85,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         The claim.
     zeroth_order : ZerothOrderArguments
         Directions, clip and stages.
-    per_example_loss, calibrate, journal, audit_plan_sha256, sampler, noise
+    per_example_loss, calibrate, journal, audit_plan_sha256, units, sampler, noise
         As in :class:`DPTrainer`.
 
     Attributes
@@ -107,6 +109,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         calibrate: Calibrate | None = None,
         journal: Journal | None = None,
         audit_plan_sha256: str | None = None,
+        units: Iterable[Any] | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
         **kwargs: Any,
@@ -135,6 +138,9 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
         super().__init__(model=model, args=args, **kwargs)
         refuse_model(self.model)
+        self.train_dataset: Any
+        self._units = DatasetUnits.of(kwargs.get("train_dataset"), self.plan.stages[0].plan, privacy, units)
+        self.train_dataset = self._units.dataset
 
     @property
     def ledger(self) -> Ledger:
@@ -195,6 +201,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 noise=self._noise,
                 start=start,
                 state=state,
+                units=self._units.units,
                 preflight=self.privacy.preflight,
             )
         finally:
@@ -255,7 +262,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _collate(self, rows: list[Any]) -> Any:
         collator = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        return self._prepare_inputs(collator(rows))
+        return self._prepare_inputs(self._units.without_column(collator)(rows))
 
     def _evaluate_losses(self, model: nn.Module, batch: Any) -> Any:
         with self.compute_loss_context_manager():
@@ -300,6 +307,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "ledger": self.ledger.to_dict(),
             "noise": None if self._noise and self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
+            "units": self._units.statement,
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 

@@ -12,7 +12,16 @@ import torch
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import DPPreferenceTrainer, DPTrainer, NoNoise, PrivacyArguments, train
+from dpaudit.trainers import (
+    DPPreferenceTrainer,
+    DPTrainer,
+    NoNoise,
+    PrivacyArguments,
+    ZerothOrderArguments,
+    ZOTrainer,
+    pad_tokens,
+    train,
+)
 from dpaudit.trainers.optimizers import OptimizerSettings
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.losses import causal_lm_losses
@@ -110,6 +119,22 @@ def test_the_record_beside_the_model_says_how_units_were_told(
     made.train()
     made.save_model(str(tmp_path / "model"))
     assert json.loads((tmp_path / "model" / "privacy.json").read_text())["units"] == expected
+
+
+def test_forward_only_training_draws_units_and_holds_the_bound(tmp_path: Path) -> None:
+    zeroth = ZerothOrderArguments(run_key="test")
+    args = arguments(tmp_path, max_steps=2, learning_rate=1e-3)
+    common: dict[str, Any] = {
+        "zeroth_order": zeroth, "train_dataset": OWNED,
+        "data_collator": lambda rows: pad_tokens([r["input_ids"] for r in rows], length=8),
+    }  # fmt: skip
+    with pytest.raises(InvalidValue, match="one author has 6 records, above max_records_per_unit=3"):
+        ZOTrainer(model(), args, privacy=claim(max_records_per_unit=3), **common)
+    made = ZOTrainer(model(), args, privacy=claim(**WHOLE), sampler=ScriptedSampler([[0, 6], [2]]), **common)
+    made.train()
+    assert made.ledger.stages[0].sampling_probability == 2 / 7
+    made.save_model(str(tmp_path / "model"))
+    assert json.loads((tmp_path / "model" / "privacy.json").read_text())["units"]["drawn"] == "unit"
 
 
 PAIRS = [
