@@ -12,7 +12,6 @@ from dpaudit.certificates.amend import read_amendments as read_amendments
 from dpaudit.certificates.control_file import write_control as write_control
 from dpaudit.certificates.export import contract_paragraph as contract_paragraph
 from dpaudit.certificates.export import registry_entry as registry_entry
-from dpaudit.certificates.import_run import Canaries as Canaries
 from dpaudit.certificates.import_run import certify_run as certify_run
 from dpaudit.certificates.import_run import read_manifest as read_manifest
 from dpaudit.certificates.import_run import write_manifest as write_manifest
@@ -34,6 +33,7 @@ from dpaudit.certificates.timestamp import timestamp_request as timestamp_reques
 from dpaudit.certificates.verify.report import VerificationReport as VerificationReport
 from dpaudit.certificates.verify.verify import read_certificate as read_certificate
 from dpaudit.certificates.verify.verify import verify_certificate as verify_certificate
+from dpaudit.privacy.canaries import Canaries as Canaries
 from dpaudit.privacy.claim import Claim as Claim
 from dpaudit.storage.commitment import canary_id as canary_id
 from dpaudit.storage.commitment import commitment as commitment

@@ -6,7 +6,6 @@ says in words what the mechanism was. What dpaudit did not see itself is written
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +20,19 @@ from dpaudit.certificates.limits import UNITS, unit_premise
 from dpaudit.certificates.other_relation import other_relation
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy import validate
+from dpaudit.privacy.canaries import Canaries
 from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.privacy.finding import public_examination, public_findings
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.protocols import TEST_REASON
-from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
+from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
 from dpaudit.storage.plain import plain
 from dpaudit.storage.readers import read_json
+from dpaudit.storage.scores import read_coins
 from dpaudit.storage.tables import number, read_table
 
 if TYPE_CHECKING:
@@ -42,51 +43,24 @@ _STATUS = {"complete": "complete", "completed": "complete", "unfinished": "unfin
 OWN_JOURNAL = "dpaudit's own journal, which counted every step before its release"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Canaries:
-    """An opened canary manifest.
+def read_manifest(path: Path) -> Canaries:
+    """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``.
 
-    Attributes
-    ----------
-    ids, coins
-        Opaque ids and 0/1 coins of equal length.
-    copies : int
-        Times an inserted canary stands in the data.
-    nonce : bytes
-        32 bytes; with ids and coins it opens the commitment inside the audit plan.
+    Raises
+    ------
+    InvalidEvidence
+        When it is no manifest, or holds no nonce that could open a commitment.
     """
-
-    ids: tuple[str, ...]
-    coins: tuple[int, ...]
-    copies: int
-    nonce: bytes
-
-
-def read_manifest(path: str | Path) -> Canaries:
-    """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``."""
-    path = Path(path)
-    value = read_json(path)
-    try:
-        rows = value["canaries"]
-        found = Canaries(
-            ids=tuple(str(row[0]) for row in rows),
-            coins=tuple(int(row[1]) for row in rows),
-            copies=int(value["copies"]),
-            nonce=bytes.fromhex(value["nonce"]),
-        )
-        if any(len(row) != 2 or row[1] not in (0, 1) for row in rows) or len(set(found.ids)) != len(rows):
-            raise ValueError("a row is not [unique id, 0 or 1]")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InvalidEvidence(
-            f"{path.name} is not a canary manifest ({error or type(error).__name__}); it needs nonce, copies, canaries."
-        ) from None
+    found = read_coins(path)
+    if found.nonce is None:
+        raise InvalidEvidence(f"{path.name} is a canary manifest without its nonce; give the one that was committed.")
     return found
 
 
 def write_manifest(path: str | Path, canaries: Canaries) -> None:
     """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends."""
-    value = manifest(canaries.ids, canaries.coins, canaries.copies)
-    content = canonical_json({**value, "nonce": canaries.nonce.hex()}) + b"\n"
+    nonce = {} if canaries.nonce is None else {"nonce": canaries.nonce.hex()}
+    content = canonical_json({**canaries.manifest(), **nonce}) + b"\n"
     write_atomically(Path(path), content, mode=PRIVATE_MODE)
 
 
@@ -312,8 +286,7 @@ def _audit(
     plan_path, scores_path = release / "audit_plan.json", release / "scores.parquet"
     stated = read_json(plan_path)
     plan = AuditPlan.from_dict(stated)
-    opened = commitment(canaries.nonce, manifest(canaries.ids, canaries.coins, canaries.copies))
-    if opened != plan.coin_commitment:
+    if canaries.nonce is None or canaries.commitment != plan.coin_commitment:
         raise InvalidEvidence(
             f"the manifest does not open the commitment in {plan_path.name}; give the manifest that was committed."
         )

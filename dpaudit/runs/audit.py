@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from dpaudit.auditing import AuditPlan, AuditResult, Control
     from dpaudit.auditing.f_dp import TradeOff
-    from dpaudit.storage.scores import Coins, ScoreFile
+    from dpaudit.privacy.canaries import Canaries
+    from dpaudit.storage.scores import ScoreFile
 
 
 def audit(
@@ -158,7 +159,9 @@ def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _read(scores: Path, attack: str | None, manifest: Path | None) -> tuple[ScoreFile, NDArray[np.bool_], Coins | None]:
+def _read(
+    scores: Path, attack: str | None, manifest: Path | None
+) -> tuple[ScoreFile, NDArray[np.bool_], Canaries | None]:
     """Scores, their coins in the same order, and the manifest that the coins come from, if any."""
     from dpaudit.storage.scores import join_coins, read_coins, read_scores
 
@@ -199,7 +202,7 @@ def _trials(
     return ids, values, member
 
 
-def _copies(given: int | None, plan: AuditPlan | None, opened: Coins | None, file: ScoreFile) -> int:
+def _copies(given: int | None, plan: AuditPlan | None, opened: Canaries | None, file: ScoreFile) -> int:
     """Copies of each inserted canary; what the option, plan, coins and score file say must agree.
 
     With the copies understated, a correct run would be convicted: k copies leak as a group of k records may.
@@ -270,7 +273,7 @@ def _read_plan(path: Path, claimed_epsilon: float, delta: float) -> AuditPlan:
     return plan
 
 
-def _coin_state(opened: Coins | None, given: str | None, planned: str | None) -> str:
+def _coin_state(opened: Canaries | None, given: str | None, planned: str | None) -> str:
     """``verified`` when the manifest opens the published commitment, ``asserted`` when there is none to open."""
     from dpaudit.privacy.errors import InvalidEvidence
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.privacy.canaries import Canaries
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import name_some
-from dpaudit.storage.commitment import NONCE_BYTES, commitment, manifest
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import coins as read_flips
 from dpaudit.storage.tables import format_of, identifiers, numbers, read_table
@@ -30,16 +30,6 @@ class ScoreFile:
     runs: list[str] | None
     pairs: list[str] | None
     attack: str | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Coins:
-    """Coins by canary id, with the number of copies; ``commitment`` is the digest they open, when they have a nonce."""
-
-    by_id: Mapping[str, int]
-    copies: int
-    commitment: str | None
-    published: str | None
 
 
 def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = True) -> ScoreFile:
@@ -90,7 +80,7 @@ def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> 
     return {column: [cells[i] for i in rows] for column, cells in table.items()}
 
 
-def read_coins(path: Path) -> Coins:
+def read_coins(path: Path) -> Canaries:
     """Read coins from a JSON manifest, or from a table id, coin[, nonce][, copies] such as the secret canary file.
 
     JSON: the manifest of ``dpaudit.storage.commitment.manifest`` (``canaries``: [[id, coin], …], ``copies``), bare or
@@ -110,7 +100,7 @@ def read_coins(path: Path) -> Coins:
     return _coins(path, rows, copies, _nonce(value.get("nonce"), path), None if published is None else str(published))
 
 
-def _coins_of_table(path: Path) -> Coins:
+def _coins_of_table(path: Path) -> Canaries:
     table = read_table(path, columns=("id", "coin"), optional=("nonce", "copies"), binary=("nonce",))
     ids = identifiers(table["id"], name=path.name)
     flips = read_flips(table["coin"], name="coin", ids=ids)
@@ -141,34 +131,26 @@ def _nonce(text: Any, path: Path) -> bytes | None:
         raise InvalidEvidence(f"{path.name} has a nonce that is not hexadecimal; restore the file.") from None
 
 
-def _coins(path: Path, rows: Sequence[Any], copies: int, nonce: bytes | None, published: str | None) -> Coins:
-    ids = identifiers([row[0] for row in rows], name=path.name)
-    if len(set(ids)) != len(ids) or not ids:
-        raise InvalidEvidence(
-            f"{path.name} holds {len(ids)} canaries with {len(set(ids))} ids; every id needs one coin."
-        )
-    if any(isinstance(row[1], bool) or row[1] not in (0, 1) for row in rows):
-        raise InvalidEvidence(f"{path.name} holds a coin other than 0 and 1; restore the manifest.")
-    if nonce is not None and len(nonce) != NONCE_BYTES:
-        raise InvalidEvidence(
-            f"{path.name} has a nonce of {len(nonce)} bytes, not {NONCE_BYTES}; restore the manifest."
-        )
-    coins = [int(row[1]) for row in rows]
-    digest = None if nonce is None else commitment(nonce, manifest(ids, coins, copies))
-    return Coins(dict(zip(ids, coins, strict=True)), copies, digest, published)
+def _coins(path: Path, rows: Sequence[Any], copies: int, nonce: bytes | None, published: str | None) -> Canaries:
+    ids = tuple(identifiers([row[0] for row in rows], name=path.name))
+    try:
+        return Canaries(ids=ids, coins=tuple(row[1] for row in rows), copies=copies, nonce=nonce, published=published)
+    except (InvalidValue, TypeError) as error:
+        raise InvalidEvidence(f"{path.name}: {error}") from None
 
 
-def join_coins(file: ScoreFile, coins: Coins, path: Path) -> NDArray[np.bool_]:
+def join_coins(file: ScoreFile, coins: Canaries, path: Path) -> NDArray[np.bool_]:
     """Coins in the order of the scores; unknown, missing and contradicting ids are refused by name."""
-    if unknown := [i for i in file.ids if i not in coins.by_id]:
+    known = coins.by_id
+    if unknown := [i for i in file.ids if i not in known]:
         raise InvalidEvidence(f"id {unknown[0]!r} and {len(unknown) - 1} others are scored but not in {path.name}.")
     scored = set(file.ids)
-    if missing := [i for i in coins.by_id if i not in scored]:
+    if missing := [i for i in known if i not in scored]:
         raise InvalidEvidence(
             f"{len(missing)} canaries of {path.name} have no score (first: {missing[0]!r}); score each; none may be"
             " lost to deduplication or truncation."
         )
-    joined = np.array([coins.by_id[i] for i in file.ids], dtype=np.bool_)
+    joined = np.array([known[i] for i in file.ids], dtype=np.bool_)
     if file.member is not None and (wrong := np.flatnonzero(joined != file.member)).size:
         raise InvalidEvidence(
             f"member of id {file.ids[int(wrong[0])]!r} and {wrong.size - 1} others contradicts {path.name};"

@@ -11,8 +11,8 @@ import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue, Ledger, PrivacyRefusal, Stage
 from dpaudit.accounting.events import from_event, to_event
-from dpaudit.certificates import Claim
-from dpaudit.certificates.import_run import Canaries, certify_run, read_manifest, write_manifest, write_plan
+from dpaudit.certificates import Canaries, Claim
+from dpaudit.certificates.import_run import certify_run, read_manifest, write_manifest, write_plan
 from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.storage.journal import DiskJournal
 from tests import ROOT

@@ -53,13 +53,30 @@ def check(folder: Path, witness: Path) -> None:
     assert counted >= released, f"{counted} counted, {released} released"
 
 
+STATUSES = ("planned", "training", "trained", "attacked", "certified")
+
+
+def wait_for_the_moment(process: subprocess.Popen[bytes], folder: Path, witness: Path, rng: random.Random) -> None:
+    """Wait for a moment in the run's own progress (a release, or a status) and a little longer, at any speed."""
+    releases = (witness.stat().st_size if witness.exists() else 0) + rng.randint(1, 9)
+    status = rng.choice(STATUSES) if rng.random() < 0.3 else None
+    while process.poll() is None:
+        if witness.exists() and witness.stat().st_size >= releases:
+            break
+        if status is not None and (folder / "run.json").exists():
+            if read_record(RunFolder.open(folder)).status == status:
+                break
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0.0, 0.3))
+
+
 def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> list[str]:
     rng, seen = random.Random(seed), []
     config = write_toml(tmp_path / "c.toml", small_config(privacy__steps=30, run__seed=0))
     folder, witness = tmp_path / "run0", tmp_path / "released0"
     for number in range(kills):
         process = start(folder, config, witness)
-        time.sleep(rng.uniform(2.0, 14.0))
+        wait_for_the_moment(process, folder, witness, rng)
         process.send_signal(signal.SIGKILL)
         process.wait()
         check(folder, witness)
