@@ -123,6 +123,10 @@ class StepAdapter:
         """Tensors beside the weights that are released with them, such as running statistics, by name."""
         raise NotImplementedError
 
+    def bounds(self) -> Sequence[float]:
+        """Clipping bounds in force at the steps of the last run, where the plan states that they adapt."""
+        raise NotImplementedError
+
     def run(self, batches: Sequence[Batch], /) -> Vector:
         """Vectors of consecutive steps of ONE run on given minibatches, as an array (steps, coordinates)."""
         raise NotImplementedError

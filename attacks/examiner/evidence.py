@@ -87,8 +87,9 @@ def collect(probe: Probe, plan: ExamPlan, base: Footing, d: int, untested: list[
     def ran(count: int, public: int) -> Vector:
         set_public_seeds(public)
         if empty:
-            return probe.run([()] * count) - quiet
-        return probe.residuals(base.usual, count, seeds=None if seeds is None else public)
+            return _to_first_bound(probe, plan, probe.run([()] * count) - quiet, 1)
+        rows = probe.residuals(base.usual, count, seeds=None if seeds is None else public)
+        return _to_first_bound(probe, plan, rows, 2)
 
     rows = ran(steps, 1)
     second, third = ran(again, 1), ran(min(again, max(8, math.ceil(64 / d))), 7)
@@ -97,6 +98,20 @@ def collect(probe: Probe, plan: ExamPlan, base: Footing, d: int, untested: list[
         loaded=dict(_with_records(probe, plan, base, d, cost, untested)), empty=empty,
         records=0 if empty else len(base.usual), lattice=_lattice(base, plan, d),
     )  # fmt: skip
+
+
+def _to_first_bound(probe: Probe, plan: ExamPlan, rows: Vector, each: int) -> Vector:
+    """Noise of a run whose clipping bound adapts, as the plan states it, brought to the plan's bound.
+
+    Parameters
+    ----------
+    each : int
+        Steps run for every row; the last of them is the row's.
+    """
+    if plan.stage.quantile_sigma is None or not probe.has("bounds"):
+        return rows
+    bounds = np.asarray(probe.called("bounds"), dtype=np.float64)[-each * len(rows) :][each - 1 :: each]
+    return rows * (plan.clipping_norm / bounds)[:, None] if len(bounds) == len(rows) else rows
 
 
 def _lattice(base: Footing, plan: ExamPlan, d: int) -> float:

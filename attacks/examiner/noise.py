@@ -94,7 +94,7 @@ def _judged(
         return joint
     findings += few_values(evidence, plan)
     findings += _loaded(evidence, plan, each, worth, untested)
-    if evidence.empty and base.exact:
+    if evidence.empty and base.exact and plan.stage.quantile_sigma is None:
         findings += _carried(probe, plan, each, untested, math.sqrt(max(_mean_square(evidence.rows), 1.0)))
     if not any(finding.status == "violated" for finding in findings):
         findings += _law(evidence, rows, each, plan.laplace, untested)

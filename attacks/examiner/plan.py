@@ -17,7 +17,8 @@ class ExamPlan:
     Parameters
     ----------
     stage : Stage
-        Sampling, q, σ, steps, directions; with ``clipping_norm`` C.
+        Sampling, q, σ, steps, directions; with ``clipping_norm`` C. A bound that adapts is stated by
+        ``quantile_sigma``; C is then the first one, and an adapter with ``bounds()`` tells those of a run.
     normaliser : float
         Public constant L that the noisy sum is divided by; 1 when the sum itself is released.
     relation : Relation
