@@ -68,6 +68,11 @@ def replies(
     InvalidValue
         An argument is out of its bounds, or a name is no accountant's: a mistake of the caller, not of an accountant.
     """
+    if not isinstance(ledger, Ledger):
+        raise InvalidValue(
+            f"ledger is {type(ledger).__name__} and must be a Ledger; make one of"
+            " dpaudit.Ledger(stages=..., relation=...), or of (sigma, q, steps) with dpaudit.accounting.from_triples."
+        )
     names = (accountants,) if isinstance(accountants, str) else tuple(accountants)
     if not names:
         raise InvalidValue("accountants=() asks nobody; name at least one accountant, such as 'prv'.")

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
+from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.text import printable
 from dpaudit.runs.config import parse_config
@@ -105,8 +106,8 @@ def init(
 
         print(dpaudit.init("mails.csv", "my-model", unit="mail", public_size=2000))
     """
-    if public_size < 20:
-        raise InvalidValue(f"public_size={public_size} must be >= 20; fewer records cannot be trained on privately.")
+    validate.integer_at_least(20, public_size=public_size)
+    validate.label(unit=unit)
     path = Path(f"{_stem(Path(data))}.toml") if out is None else Path(out)
     if os.path.lexists(path):
         raise InvalidValue(f"{path} exists; give another --out.")

@@ -75,6 +75,8 @@ def look_at_data(
         raise InvalidValue(str(error)) from None
     text = _named(path, names, text_column, "--text-column") or _likely(names, TEXTS)
     label = _named(path, names, label_column, "--label-column") or _likely(names, LABELS)
+    if text == label and text_column is None:
+        text = _likely([name for name in names if name != label], TEXTS)
     rest = [name for name in names if name != label]
     if text is None and len(rest) == 1:
         text = rest[0]
@@ -82,6 +84,8 @@ def look_at_data(
         raise InvalidValue(
             f"{path.name} has the columns {name_some(names)}; say which holds the texts with --text-column."
         )
+    if text == label and text_column and label_column:
+        raise InvalidValue(f"--text-column and --label-column both name {text!r}; the class is another column.")
     if wants_labels and label is None:
         raise InvalidValue(
             f"{path.name} has the columns {name_some(names)}; say which holds the class with --label-column."
@@ -112,13 +116,14 @@ def look_at_model(
     if not (path / "config.json").is_file() and not gguf:
         raise InvalidValue(f"model {str(path)!r} holds no config.json; give a folder written by save_pretrained.")
     config = _read(path / "config.json")
-    architectures = [str(name) for name in config.get("architectures") or []]
+    named = config.get("architectures")
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
     continues = bool(gguf) or any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in architectures)
     chosen = task or ("sequence-classification" if has_labels else "causal-lm")
     if chosen == "causal-lm" and not continues:
         raise InvalidValue(
-            f"model {path.name!r} is a {' or '.join(architectures) or config.get('model_type', 'model')}, which cannot"
-            " continue texts; give a causal model, or a table with labels (--label-column) to classify."
+            f"model {path.name!r} {_is(architectures)}, which cannot continue texts;"
+            " give a causal model, or a table with labels (--label-column) to classify."
         )
     size = sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".gguf"))
     lengths = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
@@ -126,10 +131,14 @@ def look_at_model(
         path=path,
         task=chosen,
         gguf_file=gguf[0] if gguf and not (path / "config.json").is_file() else None,
-        longest=next((n for n in lengths if isinstance(n, int)), None),
+        longest=next((n for n in lengths if isinstance(n, int) and n > 1), None),
         is_large=size > _LARGE,
         reserved_tokens=_reserved(path / "tokenizer.json"),
     )
+
+
+def _is(architectures: Sequence[str]) -> str:
+    return f"is a {' or '.join(architectures)}" if architectures else "names no architecture"
 
 
 def _reserved(tokens: Path) -> int:

@@ -235,3 +235,11 @@ def test_an_unattained_bound_is_never_called_tight() -> None:
     assert "tight" not in remarks["pld"] and "truth" not in remarks["pld"].replace(
         "how near to the truth is not known", ""
     )
+
+
+def test_what_is_no_ledger_is_named_with_what_makes_one() -> None:
+    from dpaudit import InvalidValue
+
+    for wrong in ("q=0.01,sigma=1.0,steps=10", [(1.0, 0.1, 10)], None):
+        with pytest.raises(InvalidValue, match=r"must be a Ledger; make one of dpaudit\.Ledger"):
+            account(wrong, delta=1e-5)  # type: ignore[arg-type]

@@ -107,8 +107,13 @@ def test_a_name_with_quotes_stays_one_comment_and_one_text(tmp_path: Path) -> No
         ({"model": "gpt2"}, "hub are not downloaded"),
         ({"text_column": "txt"}, "is no column of mails.csv; it has body, spam, sender"),
         ({"task": "sequence-classification"}, "--label-column"),
-        ({"public_size": 3}, "must be >= 20"),
-        ({"unit": ""}, "claim.unit"),
+        ({"public_size": 3}, "20"),
+        ({"public_size": "500"}, "public_size"),
+        ({"public_size": 10**400}, "beyond 64 bits"),
+        ({"unit": ""}, "unit"),
+        ({"unit": "a\nb"}, "unit"),
+        ({"text_column": "spam", "label_column": "spam"}, "both name 'spam'"),
+        ({"delta": 1.0}, r"claim\.delta"),
     ],
 )
 def test_refusals_are_one_sentence_and_write_nothing(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
@@ -135,3 +140,10 @@ def test_command_prints_what_it_assumed_and_never_overwrites(tmp_path: Path) -> 
     again = run_cli(*asked)
     assert again.code == 64 and "exists; give another --out" in again.error
     assert run_cli(*asked[:-1], tmp_path / "b.toml", "--json").json["schema"] == "dpaudit.init/1"
+
+
+@pytest.mark.parametrize("named", ["GPT2LMHeadModel", None, [], 3])
+def test_a_model_that_names_no_architecture_is_one_sentence(tmp_path: Path, named: object) -> None:
+    odd = folder(tmp_path / "odd", architectures=named, n_positions=-3)
+    with pytest.raises(InvalidValue, match="names no architecture, which cannot continue texts"):
+        init(mails(tmp_path / "mails.csv"), odd, unit="mail", public_size=50, out=tmp_path / "run.toml")
