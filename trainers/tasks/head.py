@@ -14,6 +14,7 @@ from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.ghost.head import frozen_head_losses, losses_in_chunks
 from dpaudit.trainers.ghost.sites import LinearSite, Site
+from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.tasks.padding import check_token_labels
 from dpaudit.trainers.tasks.tokens import token_losses
 
@@ -80,15 +81,10 @@ def _parts(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
 @torch.no_grad()
 def _refuse_other_logits(model: nn.Module, decoder: nn.Module, head: nn.Linear, ids: Tensor) -> None:
     """Compare the model's logits with the head of its last hidden state, dropout off, on ids of public content."""
-    modes = {module: module.training for module in model.modules()}
     ids = torch.arange(ids.shape[1], device=ids.device)[None] % len(head.weight)
-    try:
-        model.eval()
+    with evaluating(model):
         expected = model(input_ids=ids, use_cache=False).logits.float()
         found = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-3, equal_nan=True):
         raise UnsupportedModel(
             f"model {type(model).__name__} does more to its logits than one linear layer of the last hidden state; call"

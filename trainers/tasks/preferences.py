@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers.ghost.head import IGNORED
+from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.tasks.losses import next_token_losses
 from dpaudit.trainers.tasks.padding import shifted_targets, starting_left
 
@@ -221,17 +222,12 @@ def _pair_logps(
     """Log-probabilities of the chosen and the rejected answer of each pair, in evaluation mode."""
     validate.integer_at_least(1, batch_size=batch_size)
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
     found: list[float] = []
-    model.eval()
-    try:
+    with evaluating(model):
         for at in range(0, len(records), batch_size):
             part = [records[i] for i in range(at, min(at + batch_size, len(records)))]
             batch = {k: v.to(device) for k, v in collate(part).items() if k not in REFERENCE}
             found += answer_logps(model, batch, mean=loss_type == "ipo").double().tolist()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return list(zip(found[0::PAIR], found[1::PAIR], strict=True))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.tasks.losses import IGNORED
 from dpaudit.trainers.zeroth_order.tasks import PROMPTS, masked_prompt_losses
 
@@ -162,9 +163,8 @@ def complete(
 ) -> list[str]:
     """Targets that a model writes for sources encoded as by :func:`encode_pair`, one by one, greedily or by beams."""
     generator: Any = model
-    device, mode, written = next(model.parameters()).device, model.training, []
-    model.eval()
-    try:
+    device, written = next(model.parameters()).device, []
+    with evaluating(model):
         for source in sources:
             ids = [*tokenizer(source, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             prompt = torch.tensor([ids], device=device)
@@ -178,6 +178,4 @@ def complete(
                 eos_token_id=tokenizer.eos_token_id,
             )
             written.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip())
-    finally:
-        model.train(mode)
     return written

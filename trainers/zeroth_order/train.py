@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
 from dpaudit.trainers.counted import refuse_uncounted
+from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
@@ -281,7 +281,7 @@ def zo_train(
             sampler_for(stage.plan, draws_of(stage.plan, countable(records), known).count)
     check(plan)
     trainable_parameters(model)  # refuses weights of a type that no step can move, before the preflight runs them
-    with _evaluating(model):
+    with evaluating(model):
         before_training(
             model,
             records,
@@ -306,7 +306,7 @@ def zo_train(
     failure: StorageFailed | None = None
     begun = time.monotonic()
     forwards = ModelState(model)
-    with _evaluating(model):
+    with evaluating(model):
         for index, first, last in _spans(plan, start, stop):
             stage = plan.stages[index]
             base = sum(earlier.plan.steps for earlier in plan.stages[:index])
@@ -412,7 +412,7 @@ def rebuild(log: ZOLog, model: nn.Module) -> ZOWeights:
                 f"the log's {key} does not fit this model; give the base model that the run began from."
             )
     done, pending = 0, None
-    with _evaluating(model):
+    with evaluating(model):
         for entry in log.entries:
             if isinstance(entry, StageEntry):
                 pending, done = entry, entry.done
@@ -477,14 +477,3 @@ def _chunks(
             part += [part[0]] * (size - real)
         collated = len(part)
         yield Chunk(collate(part), real, collated)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

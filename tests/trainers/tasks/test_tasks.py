@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -26,13 +25,9 @@ from dpaudit.trainers import (
 )
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.parameters import head_parameters
-from dpaudit.trainers.tasks.metrics import corpus_bleu, corpus_rouge_l, perplexity, rouge_l, tokenize_13a
-from dpaudit.trainers.tasks.tables import generated_tables
+from dpaudit.trainers.tasks.metrics import perplexity
 from dpaudit.trainers.tasks.text import complete, encode_dialogue, encode_pair, encode_table, linearise_table
-from tests import DATA
 from tests.trainers.reference_clipper import LoopClipper
-
-GOLDEN = json.loads((DATA / "text_metrics.json").read_text())
 
 
 def tokenizer():
@@ -55,30 +50,6 @@ SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, interme
 
 
 # -- metrics ------------------------------------------------------------
-def test_bleu_agrees_with_the_reference_scorer():
-    hypotheses, references = GOLDEN["hypotheses"], GOLDEN["references"]
-    assert corpus_bleu(hypotheses, references) == pytest.approx(GOLDEN["bleu"], abs=1e-9)
-    assert corpus_bleu(hypotheses[:3], references[:3]) == pytest.approx(GOLDEN["bleu_first3"], abs=1e-9)
-    assert corpus_bleu(hypotheses, [r[:1] for r in references]) == pytest.approx(GOLDEN["bleu_single"], abs=1e-9)
-    assert corpus_bleu(["a b"], [["a c"]]) == 0 and corpus_bleu(["a b c d"], [["a b c d"]]) == 100
-
-
-def test_tokens_follow_mteval():
-    text = 'It\'s a 5-star, $3.50 "pub" (cheap) & good; see a.b 1,000 £30.'
-    assert " ".join(tokenize_13a(text)) == GOLDEN["tokens_13a"]
-
-
-def test_rouge_l_agrees_with_the_reference_scorer():
-    found = [rouge_l(h, r[:1], beta=1) for h, r in zip(GOLDEN["hypotheses"], GOLDEN["references"], strict=True)]
-    assert found == pytest.approx(GOLDEN["rouge_l_f1_first_reference"])
-    # precision 2/2, recall 2/4: F with beta 1.2 by hand
-    assert rouge_l("a b", ["a x b y"]) == pytest.approx(2.44 * 0.5 / (0.5 + 1.44))
-    assert corpus_rouge_l(["a b", "c"], [["a b"], ["d", "c"]]) == 100
-    assert rouge_l("", ["a"]) == 0
-    with pytest.raises(InvalidValue, match="equally many"):
-        corpus_rouge_l(["a"], [])
-
-
 def test_perplexity_weighs_tokens_and_not_records():
     model = gpt2()
     records = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}, {"input_ids": [9, 4], "labels": [9, 4]}]
@@ -166,17 +137,6 @@ def test_completion_reads_what_a_pair_wrote():
         causal_lm_losses(model, **batch).sum().backward()
         optimizer.step()
     assert complete(model, tokenizer(), ["name : pub"], max_new_tokens=5) == ["the film"]
-
-
-def test_generated_tables_are_reproducible_and_true_to_their_fields():
-    records = generated_tables(200, seed=1, users=20)
-    assert records == generated_tables(200, seed=1, users=20) != generated_tables(200, seed=2, users=20)
-    assert {r.user for r in records} <= set(range(20)) and len({r.text for r in records}) > 180
-    for record in records:
-        for text in record.references:
-            assert record.fields["name"] in text and record.fields["eatType"] in text and text.endswith(".")
-            assert record.fields.get("food", "") in text and record.fields.get("near", "") in text
-    assert [r.user for r in generated_tables(3, seed=0)] == [0, 1, 2]
 
 
 # -- which parameters ------------------------------------------------------------
