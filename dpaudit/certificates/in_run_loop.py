@@ -130,18 +130,37 @@ def in_run_section(
         raise InvalidEvidence("the in-run canaries do not open the commitment in audit_plan.json; give those.")
     content = canonical_json(evidence.to_dict()) + b"\n"
     write_atomically(path, content)
+    return section_of(plan, seen, sha256_bytes(content), ledger, accounted_upper)
+
+
+def section_of(
+    plan: InRunPlan, seen: InRunSeen, evidence_digest: str, ledger: Ledger, accounted_upper: float | None
+) -> tuple[InRunResult, dict[str, Any]]:
+    """Audit what was seen, and make the certificate's section: ``coins``, ``nonce``, ``evidence_digest``, ``result``.
+
+    Parameters
+    ----------
+    plan, seen
+        Of the run; ``seen`` opens the plan's commitment.
+    evidence_digest : str
+        SHA-256 of ``in_run.json``.
+    ledger : Ledger
+        The steps that were counted.
+    accounted_upper : float or None
+        Their certified ε.
+    """
     result = in_run_audit(
         plan,
-        evidence,
+        seen.evidence,
         stages=ledger.stages,
-        deltas=declared_deltas(ledger, plan.epsilons),
+        deltas=declared_deltas(ledger, plan.epsilons) if plan.m else (),
         coins="verified",
         accounted_upper=accounted_upper,
     )
     section = {
-        "coins": bits_text(evidence.coins) if plan.m else None,
+        "coins": bits_text(seen.evidence.coins) if plan.m else None,
         "nonce": seen.nonce.hex() if plan.m else None,
-        "evidence_digest": sha256_bytes(content),
+        "evidence_digest": evidence_digest,
         "result": result.to_dict(),
     }
     return result, section

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from dpaudit import Ledger
-from dpaudit.auditing.in_run.arrays import bits_text
-from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit
+from dpaudit.auditing.in_run.audit import InRunResult
 from dpaudit.auditing.in_run.evidence import ControlRun, InRunEvidence, energy_from_state
 from dpaudit.auditing.plan import AuditPlan
-from dpaudit.certificates.curve import declared_deltas
+from dpaudit.certificates.in_run_loop import InRunSeen, section_of
 from dpaudit.runs.in_run.planning import in_run_of, read_fixed
 from dpaudit.runs.in_run.watch import Watch
 from dpaudit.storage.commitment import sha256_file
@@ -65,18 +64,5 @@ def in_run_part(folder: RunFolder, plan: AuditPlan, ledger: Ledger, accounted_up
     secret = read_fixed(folder, mine)
     coins = np.zeros(0, dtype=np.bool_) if secret is None else secret.coins
     evidence = InRunEvidence.from_dict(read_json(folder.in_run), coins)
-    result = in_run_audit(
-        mine,
-        evidence,
-        stages=ledger.stages,
-        deltas=declared_deltas(ledger, mine.epsilons),
-        coins="verified",
-        accounted_upper=accounted_upper,
-    )
-    section = {
-        "coins": None if secret is None else bits_text(coins),
-        "nonce": None if secret is None else secret.nonce.hex(),
-        "evidence_digest": sha256_file(folder.in_run),
-        "result": result.to_dict(),
-    }
-    return InRunPart(result, section)
+    seen = InRunSeen(evidence=evidence, nonce=b"" if secret is None else secret.nonce)
+    return InRunPart(*section_of(mine, seen, sha256_file(folder.in_run), ledger, accounted_upper))
