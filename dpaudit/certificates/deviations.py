@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from dpaudit.privacy.protocols import TEST_REASON
 
-_IMPORTED = (
-    "The ledger was imported from {source} after the run: dpaudit did not count the steps itself and relies on that"
-    " history."
-)
+IMPORTED = "The ledger was imported from "
+"""Beginning of the deviation of a ledger that somebody else counted."""
+_IMPORTED = IMPORTED + "{source} after the run: dpaudit did not count the steps itself and relies on that history."
 _INJECTED = (
     "{count} segments of the ledger ran with injected randomness: their steps can be repeated and are not private."
 )

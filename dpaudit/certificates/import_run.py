@@ -149,7 +149,7 @@ def certify_run(
         plan, upper = audited.get("audit_plan", {}), smallest_upper(guarantees)
         path, rows = release / "in_run.json", ledger.merged()
         audited["in_run"] = in_run_section(path, plan.get("in_run"), in_run, rows, upper)[1]
-    found, examined = _examination(release / "examination.json", findings)
+    found, examined = _examination(release / "examination.json", findings, config_sha256)
     mechanism = {**_told_units(release), **mechanism}
     evidence = CertificateEvidence(
         claim=claim,
@@ -196,10 +196,11 @@ def _status(given: str, release: Path) -> str:
     return _STATUS[stated]
 
 
-def _examination(path: Path, given: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
+def _examination(path: Path, given: Any, config: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
     """Findings for the certificate, and what it says of the tests behind them: as given, or as a file beside it has."""
     if hasattr(given, "tests") and hasattr(given, "untested"):
-        return public_findings(given), plain(public_examination(given))
+        bound = {} if config is None else {"config_sha256": config}
+        return public_findings(given), plain({**public_examination(given), **bound})
     found = public_findings(given)
     if not path.exists():
         return found, None

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.certificates.deviations import IMPORTED
 from dpaudit.certificates.examined import examination_gaps, findings_against, sizes_text
 from dpaudit.certificates.faults import audit_faults, epsilon_upper, mismatches, tested_group_epsilon
 from dpaudit.certificates.in_run import in_run_text, observed_in_run
@@ -132,6 +133,8 @@ def _accounting(body: Predicate, weighed: Weighed, chained: bool) -> Line:
         steps = "" if ledger is None else f" from {count:,} recorded step{'' if count == 1 else 's'}"
         within = claim.epsilon if claim else None
         text = f"ε ≤ {upper_text(best.epsilon_upper, within=within)} follows{steps} (certified by {best.accountant})"
+    if any(deviation.startswith(IMPORTED) for deviation in body.deviations):
+        text += "; the ledger was imported after the run"
     against = bool(reasons) and best is not None and not body.missing
     if weighed.unfinished:
         reasons.append("the run did not finish")
@@ -151,6 +154,7 @@ def _implementation(body: Predicate, weighed: Weighed) -> Line:
         found = "found nothing" if not against else f"reported {len(against)} finding{'s' if len(against) > 1 else ''}"
         text = f"{count} white-box tests of the training step {found}" + (f"; excluded: {sizes}" if sizes else "")
         text += "; as the owner recorded it"
+        text += "" if examination.get("config_sha256") else ", with no configuration that binds it to this run"
     inside = in_run_text(body)
     text += f". {inside}" if inside else ""
     observed = weighed.in_run

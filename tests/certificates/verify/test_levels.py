@@ -125,6 +125,16 @@ def test_an_examination_that_is_not_in_full_fails_its_line(deserved: Path, new: 
     assert any(word in reason for reason in implementation.reasons)
 
 
+def test_a_loop_without_a_configuration_is_examined_by_its_owners_word(deserved: Path, new: New) -> None:
+    from dpaudit.storage.commitment import canonical_json
+
+    forgery = new(deserved)
+    del forgery.body["examination"]["config_sha256"], forgery.body["provenance"]["config_sha256"]
+    (forgery.folder / "examination.json").write_bytes(canonical_json(forgery.body["examination"]) + b"\n")
+    implementation = next(line for line in forgery.seal().verify().lines if line.name == "implementation")
+    assert implementation.standing == "shown" and "no configuration that binds it" in implementation.text
+
+
 def test_a_graver_verdict_wins_over_every_level(convicted: Path, new: New) -> None:
     report = new(convicted).verify()
     assert (report.verdict, report.level_reached) == ("violated", 0)
