@@ -27,9 +27,17 @@ def alone(seen: Sums, candidates: dict[str, int]) -> list[ExamFinding]:
     for name, index in candidates.items():
         vector, bound = seen.alone(index)
         norms[name] = norm(vector) / bound
+    _stands(seen, norms)
     limit = 1 + TOLERANCE + seen.slack(2)
     bad = {name: value for name, value in norms.items() if not value <= limit}
     return [excess(seen, candidates, norms, bad)] if bad else []
+
+
+def _stands(seen: Sums, norms: dict[str, float]) -> None:
+    """Note the bound that records with large losses reach alike."""
+    reached = [norms[name] for name in SCALED if name in norms]
+    if len(reached) > 1 and 0 < max(reached) < math.inf and max(reached) - min(reached) <= 0.01 * max(reached):
+        seen.footing.bound = max(reached)
 
 
 def excess(seen: Sums, candidates: dict[str, int], norms: dict[str, float], bad: dict[str, float]) -> ExamFinding:
@@ -52,6 +60,8 @@ def excess(seen: Sums, candidates: dict[str, int], norms: dict[str, float], bad:
         size = seen.alone(candidates[worst])[0].size
         text = f"{moves}: each of its {size} numbers is clipped at C by itself, and the plan has one"
         return found("ledger_directions", text, **detail)
+    if _scaled(seen) is None or not seen.probe.adversaries:
+        return found("norm_underestimated", f"{moves}; no record of a larger loss shows whether it grows", **detail)
     return found("norm_underestimated", f"{moves}, however large its loss", **detail)
 
 

@@ -109,6 +109,8 @@ class TrainerAdapter(LoopAdapter):
     ) -> None:
         if trainer.optimizer is None:
             trainer.create_optimizer()
+        if not hasattr(trainer, "current_gradient_accumulation_steps"):  # which train() sets before its first step
+            trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         model, rows = trainer.model, [*records, *(adversaries or {}).values()]
         bound = trainer.args.max_grad_norm if clip is None else clip
         self._trainer = trainer

@@ -24,6 +24,7 @@ from dpaudit.attacks.examiner.replay import released_numbers, replay
 from dpaudit.attacks.examiner.sampling import sampler
 from dpaudit.attacks.examiner.state import released_statistics
 from dpaudit.attacks.examiner.step_audit import paired_sensitivity, step_audit
+from dpaudit.attacks.examiner.units import refuse_other_units
 from dpaudit.attacks.examiner.update import update
 from dpaudit.attacks.examiner.values import PARTS, ExamFinding, ExamTest, Excluded, Findings, by_root_cause, found
 from dpaudit.privacy import validate
@@ -150,6 +151,7 @@ def _groups(
                 _GROUP[group](probe, plan, base, alpha, accountant, held)
         except StepRaised as error:
             held.cut_off(group, str(error), base)
+    refuse_other_units(held.findings, base)
     if (why := returned(probe, base)) is not None:
         held.untested.append(f"whether the step returned to its start: {why}")
     return mu

@@ -64,6 +64,8 @@ class Footing:
         Whether the plan's sampling can draw an empty minibatch.
     empty : str
         "" until it was asked for; then "usable", "unusable", or "dead" where the step does not run any more after it.
+    bound : float or None
+        Norm, in C, at which the contributions of records with large losses stand together; None where they do not.
     reference : array of shape (d,), or None
         What the usual minibatch releases without noise, to tell at the end whether the step still returns to its start.
     """
@@ -76,6 +78,7 @@ class Footing:
     rounding: float = 0.0
     asks_empty: bool = True
     empty: str = ""
+    bound: float | None = None
     reference: Vector | None = None
 
     @property

@@ -30,6 +30,9 @@ STEPS = 1_000
 FEWEST = 40
 """Coins without which no bound above zero is worth its name."""
 
+ROUNDING = 1e-3
+"""Relative slack of a contribution for rounding of weights and sums."""
+
 CONFIDENCE = 0.95
 """Of the lower bound on μ that is reported; the finding is decided at the examination's own α."""
 
@@ -153,7 +156,7 @@ def _moved(
         half = pairs // 2
         direction = _unit(differences[:half].mean(axis=0))
         along = differences[half:] @ direction
-        t = (float(along.mean()) - bound) / (float(along.std(ddof=1)) / math.sqrt(len(along)) + 1e-300)
+        t = (float(along.mean()) - bound * (1 + ROUNDING)) / (float(along.std(ddof=1)) / math.sqrt(len(along)) + 1e-300)
         p = float(stdtr(len(along) - 1, -t)) * len(candidates)
         if p <= alpha:
             yield _sensitivity(index, rest, float(along.mean()) / bound, 1.0, p)

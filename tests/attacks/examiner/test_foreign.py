@@ -1,8 +1,12 @@
 """Steps in foreign styles: correct ones convict nobody, broken ones are named by their cause first."""
 
+import dataclasses
+
 import pytest
 
+from dpaudit.attacks import NotExamined, examine
 from tests.faults import examine_case
+from tests.faults._foreign import Style, case_of
 from tests.faults._foreign_broken import FAULTS, LATER
 from tests.faults._foreign_correct import correct
 
@@ -36,3 +40,11 @@ def test_a_broken_step_is_named_first_in_19_of_20_seeds(name):
     fault = BROKEN[name]
     named = [examine_case(fault.build(seed), budget=fault.budget).names[:1] == (fault.expected,) for seed in range(20)]
     assert sum(named) >= 19
+
+
+@pytest.mark.parametrize("factor", [10.0, 0.25])
+def test_a_wrong_rate_or_normaliser_is_refused_and_no_finding(factor):
+    case = case_of(Style(name="units", grads="vmap"), 0)
+    plan = dataclasses.replace(case.plan, normaliser=case.plan.normaliser * factor)
+    with pytest.raises(NotExamined, match="other units"):
+        examine(case.adapter, plan, budget="150 steps", groups=("replay", "noise"))
