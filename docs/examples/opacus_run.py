@@ -14,20 +14,24 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpaudit import Relation
 from dpaudit.accounting import account, from_opacus
+from dpaudit.attacks import InRunCanaries, draw_in_run_canaries
 from dpaudit.auditing import design
 from dpaudit.certificates import (
     Canaries,
     Claim,
     canary_id,
     certify_run,
+    commit_in_run,
     commitment,
     manifest,
     write_manifest,
     write_plan,
 )
+from dpaudit.trainers import PoissonSampler, ReleaseRecorder
 
 EPSILON, DELTA, RELATION, UNIT = 3.0, 1e-5, Relation.ADD_OR_REMOVE_ONE, "row"
-RECORDS, CANARIES, FEATURES, CLASSES, BATCH, EPOCHS = 2000, 400, 16, 4, 100, 6
+RECORDS, CANARIES, IN_RUN, FEATURES, CLASSES, BATCH, EPOCHS = 2000, 400, 200, 16, 4, 100, 6
+SIGMA, CLIP = 1.3, 1.0
 
 
 def main(run: Path) -> dict:
@@ -45,7 +49,17 @@ def main(run: Path) -> dict:
     canaries = Canaries(ids=tuple(ids), coins=tuple(int(c) for c in coins), copies=1, nonce=nonce)
     write_manifest(private / "manifest.json", canaries)
     opened = commitment(nonce, manifest(ids, canaries.coins, 1))
-    plan = design(CANARIES, EPSILON, DELTA, relation=RELATION, unit=UNIT, attack="loss", coin_commitment=opened)
+    model = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    drawn = draw_in_run_canaries(sum(sizes.values()), m=IN_RUN)  # a trained number of its own each, seen by every step
+    in_run = commit_in_run(
+        drawn.coordinates, drawn.coins, dimension=drawn.dimension,
+        claimed_epsilon=EPSILON, delta=DELTA, relation=RELATION, unit=UNIT,
+    )  # fmt: skip
+    plan = design(
+        CANARIES, EPSILON, DELTA, relation=RELATION, unit=UNIT, attack="loss", coin_commitment=opened,
+        in_run=in_run.plan.to_dict(), alpha_split=in_run.alpha_split,
+    )  # fmt: skip
     print("publish this digest before you train:", write_plan(release / "audit_plan.json", plan))
 
     # 2. Train as always; inserted canaries are ordinary records.
@@ -54,15 +68,27 @@ def main(run: Path) -> dict:
         torch.tensor(np.vstack([x, canary_x[inserted]]), dtype=torch.float32),
         torch.tensor(np.concatenate([y, canary_y[inserted]])),
     )
-    model = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES))
     engine = PrivacyEngine()
     model, optimizer, loader = engine.make_private(
         module=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
         data_loader=DataLoader(data, batch_size=BATCH),
-        noise_multiplier=1.3,
-        max_grad_norm=1.0,
+        noise_multiplier=SIGMA,
+        max_grad_norm=CLIP,
     )
+    rate = 1 / len(loader)  # what Opacus accounts for
+    seen = InRunCanaries(drawn, list(sizes.values()), sampling_probability=rate, contribution=CLIP)
+    recorder, members = ReleaseRecorder(sizes), PoissonSampler(seen.members, rate)
+    add_noise = optimizer.add_noise
+
+    def watched():
+        seen.add_to([p.summed_grad for p in optimizer.params], members.draw())  # the drawn ones, before the noise
+        add_noise()
+        sums = [p.grad for p in optimizer.params]
+        seen.observe(sums, deviation=SIGMA * CLIP)
+        recorder.observe(sums, SIGMA * CLIP)
+
+    optimizer.add_noise = watched
     for _ in range(EPOCHS):
         for features, labels in loader:
             optimizer.zero_grad()
@@ -96,6 +122,7 @@ def main(run: Path) -> dict:
         trust_model="central: the trainer sees the records",
         release_scope="last iterate",
         canaries=canaries,
+        in_run=in_run.seen(seen.scores(), recorder.state()),
         deviations=["Noise and sampling came from torch's generator and not from the operating system's entropy."],
         reproduction="python opacus_run.py RUN",
     )
