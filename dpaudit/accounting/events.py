@@ -191,16 +191,31 @@ def from_triples(
     )
 
 
+OPACUS_ACCOUNTANTS = ("rdp", "prv", "gdp", "dpaudit")
+"""Opacus' accountants whose history holds (σ, sample rate, steps) of Poisson-sampled Gaussians; the last is ours."""
+
+
 def from_opacus(
     history: Any, *, relation: str | Relation, unit: str, sampling: str | Sampling = Sampling.POISSON
 ) -> Ledger:
     """Read an Opacus accountant, its ``state_dict()``, or its ``history`` of (σ, sample rate, steps).
 
     Every entry counts, also where Opacus' own ``gdp`` accountant reads only the last.
+
+    Raises
+    ------
+    InvalidValue
+        When it is no history, or that of an accountant whose entries may mean something else.
     """
     if isinstance(history, Mapping):
         if "history" not in history:
             raise InvalidValue("the state_dict has no key 'history'; pass accountant.state_dict().")
+        if (kind := history.get("mechanism", "rdp")) not in OPACUS_ACCOUNTANTS:
+            raise InvalidValue(
+                f"the state_dict is of the accountant {str(kind)[:40]!r}, whose entries may be no Poisson-sampled"
+                f" Gaussian steps ({', '.join(OPACUS_ACCOUNTANTS)} hold such); if they"
+                " are, pass the list of (sigma, q, steps)."
+            )
         history = history["history"]
     entries = getattr(history, "history", history)
     if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.text import printable
 from dpaudit.storage.readers import parse_toml
@@ -38,7 +39,7 @@ class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Claim(_Section):
+class ClaimSection(_Section):
     """What the run is to be certified for."""
 
     epsilon: PositiveFloat = Field(examples=[3.0])
@@ -52,6 +53,10 @@ class Claim(_Section):
     """Unit of privacy, in words: "paragraph", "user". A claim for one paragraph protects no author of several."""
     max_records_per_unit: PositiveInt = Field(examples=[1])
     """Records one unit contributes at most. Above 1 the claim is accounted for groups of that size."""
+
+    def value(self) -> Claim:
+        """The claim itself, as accountants and certificates take it."""
+        return Claim(**self.model_dump())
 
 
 class Model(_Section):
@@ -270,7 +275,7 @@ class Run(_Section):
 class Config(_Section):
     """A whole run."""
 
-    claim: Claim
+    claim: ClaimSection
     model: Model
     data: Data
     privacy: Privacy

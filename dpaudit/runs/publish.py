@@ -178,7 +178,6 @@ def _evidence(
     from dpaudit.certificates.deviations import ledger_deviations
     from dpaudit.certificates.limits import unit_premise
     from dpaudit.certificates.other_relation import other_relation
-    from dpaudit.privacy.claim import Claim
     from dpaudit.runs.attempts import attempt_deviations, attempts_of
 
     facts, told = record.facts, mechanism(config, ledger)
@@ -192,13 +191,7 @@ def _evidence(
     deviations += ledger_deviations(journal.reasons)
     deviations += attempt_deviations(facts)
     return CertificateEvidence(
-        claim=Claim(
-            epsilon=config.claim.epsilon,
-            delta=config.claim.delta,
-            relation=ledger.relation,
-            unit=config.claim.unit,
-            max_records_per_unit=config.claim.max_records_per_unit,
-        ),
+        claim=config.claim.value(),
         trust_model="central: the trainer sees the private records in the clear",
         release_scope="the last iterate (model weights) and the files of release/",
         ledger=ledger,

@@ -103,3 +103,9 @@ def test_lists_state_how_the_loader_really_sampled() -> None:
         from_triples([(1.0, 0.5)], **HOW)
     with pytest.raises(InvalidValue, match="history"):
         from_opacus({"mechanism": "rdp"}, **HOW)
+
+
+@pytest.mark.parametrize("kind", ["tree", None, 3])
+def test_the_state_of_an_unknown_accountant_is_refused_by_name(kind: Any) -> None:
+    with pytest.raises(InvalidValue, match="whose entries may be no Poisson-sampled Gaussian steps"):
+        from_opacus({"history": [(1.1, 0.01, 100)], "mechanism": kind}, **HOW)
