@@ -15,7 +15,7 @@ from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 
 def check_ids(ids: Sequence[str]) -> list[str]:
     """Ids as strings; duplicates are refused by name."""
-    names = [str(i) for i in ids]
+    names = list(ids) if set(map(type, ids)) == {str} else [str(i) for i in ids]
     if len(set(names)) != len(names):
         seen: set[str] = set()
         twice = next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
@@ -57,12 +57,17 @@ def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
     names, values = check_ids(ids), check_scores(scores)
     if len(names) != values.size:
         raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    digests = np.zeros(len(names), dtype="S32")
-    # Only tied scores need a digest. numpy ignores trailing zero bytes, which keeps the order: zero is the smallest.
-    for place in np.flatnonzero(counts[inverse] > 1):
-        digests[place] = hashlib.sha256(names[place].encode("utf-8")).digest()
-    return np.lexsort((digests, -values)).astype(np.int64)
+    order = np.argsort(-values, kind="stable")
+    falling = values[order]
+    same = falling[1:] == falling[:-1]
+    tied = np.concatenate((same, [False])) | np.concatenate(([False], same))
+    places = np.sort(order[tied])
+    if places.size:
+        # Only tied scores need a digest. numpy ignores trailing zero bytes: that keeps the order, as zero is smallest.
+        digests = np.array([hashlib.sha256(names[i].encode("utf-8")).digest() for i in places.tolist()], dtype="S32")
+        # Equal scores stand together already, so that the tied ones keep their places and only change among themselves.
+        order[tied] = places[np.lexsort((digests, -values[places]))]
+    return order.astype(np.int64)
 
 
 def guess(ids: Sequence[str], scores: ArrayLike, plan: AuditPlan | tuple[int, int]) -> NDArray[np.int8]:
@@ -80,8 +85,12 @@ def guess(ids: Sequence[str], scores: ArrayLike, plan: AuditPlan | tuple[int, in
     >>> guess(["a", "b", "c"], [0.1, 0.9, 0.5], (1, 1)).tolist()
     [-1, 1, 0]
     """
+    return guess_in_order(ranking(ids, scores), plan)
+
+
+def guess_in_order(order: NDArray[np.int64], plan: AuditPlan | tuple[int, int]) -> NDArray[np.int8]:
+    """The guesses of :func:`guess` from the order that :func:`ranking` gave, for several numbers of guesses."""
     k_in, k_out = (plan.guesses_in, plan.guesses_out) if isinstance(plan, AuditPlan) else plan
-    order = ranking(ids, scores)
     if k_in < 0 or k_out < 0 or k_in + k_out > order.size:
         raise InvalidValue(
             f"{k_in} guesses in and {k_out} out do not fit {order.size} canaries; guess each at most once."

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.auditing.guess import count_correct, guess
+from dpaudit.auditing.guess import count_correct, guess_in_order, ranking
 from dpaudit.auditing.many_runs import Counts, cp_ceiling, cp_p_value, split_counts
 from dpaudit.auditing.one_run import snj_epsilon_lower, snj_p_value
 from dpaudit.auditing.plan import AuditPlan
@@ -37,8 +37,9 @@ def one_run_primary(
     names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan, tested: float | None
 ) -> Primary:
     """Steinke-Nasr-Jagielski with the plan's guesses: valid for any mechanism, however its canaries interfere."""
-    made, right = count_correct(guess(names, values, plan), inserted)
-    made_f, right_f = count_correct(guess(names, values, plan.mechanism_guesses), inserted)
+    order = ranking(names, values)
+    made, right = count_correct(guess_in_order(order, plan), inserted)
+    made_f, right_f = count_correct(guess_in_order(order, plan.mechanism_guesses), inserted)
     m, delta = plan.m, plan.delta
     return Primary(
         mechanism_guesses=made_f,

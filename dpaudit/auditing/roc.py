@@ -28,12 +28,19 @@ def _split(scores: ArrayLike, member: ArrayLike) -> tuple[NDArray[np.float64], N
     return values, coins, n_pos, n_neg
 
 
-def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, equal values sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mid: NDArray[np.float64] = (ends - (counts - 1) / 2.0)[inverse]
+def _midranks(values: NDArray[np.float64], order: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Ranks from 1, equal values sharing their mean rank; ``order`` sorts the values, where it is known."""
+    order = np.argsort(values) if order is None else order
+    ends = _ends(values[order])
+    counts = np.diff(ends, prepend=0)
+    mid = np.empty(values.size, dtype=np.float64)
+    mid[order] = np.repeat(ends - (counts - 1) / 2.0, counts)
     return mid
+
+
+def _ends(rising: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places after the last of each run of equal values."""
+    return np.append(np.flatnonzero(rising[1:] != rising[:-1]) + 1, rising.size).astype(np.int64)
 
 
 def auc(scores: ArrayLike, member: ArrayLike) -> float:
@@ -54,9 +61,13 @@ def auc_interval(scores: ArrayLike, member: ArrayLike, alpha: float = 0.05) -> t
     """
     validate.open_unit(alpha=alpha)
     values, coins, n_pos, n_neg = _split(scores, member)
-    every = _midranks(values)
-    above = (every[coins] - _midranks(values[coins])) / n_neg
-    below = 1.0 - (every[~coins] - _midranks(values[~coins])) / n_pos
+    # Sorted once: either class is in order where all are.
+    order = np.argsort(values)
+    inside, place = coins[order], np.cumsum(coins) - 1
+    every = _midranks(values, order)
+    above = (every[coins] - _midranks(values[coins], place[order[inside]])) / n_neg
+    place = np.cumsum(~coins) - 1
+    below = 1.0 - (every[~coins] - _midranks(values[~coins], place[order[~inside]])) / n_pos
     area = float(above.mean())
     variance = (np.var(above, ddof=1) / n_pos if n_pos > 1 else 0.25) + (
         np.var(below, ddof=1) / n_neg if n_neg > 1 else 0.25
@@ -75,12 +86,13 @@ def rank_sum_p_value(scores: ArrayLike, member: ArrayLike) -> float:
     """
     values, coins, n_pos, n_neg = _split(scores, member)
     n = n_pos + n_neg
-    _, counts = np.unique(values, return_counts=True)
+    order = np.argsort(values)
+    counts = np.diff(_ends(values[order]), prepend=0)
     ties = float(np.sum(counts.astype(np.float64) ** 3 - counts))
     variance = n_pos * n_neg / 12.0 * (n + 1 - ties / (n * (n - 1)))
     if variance <= 0:
         return 1.0
-    excess = _midranks(values)[coins].sum() - n_pos * (n + 1) / 2.0 - 0.5
+    excess = _midranks(values, order)[coins].sum() - n_pos * (n + 1) / 2.0 - 0.5
     return float(ndtr(-excess / math.sqrt(variance)))
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from dpaudit.auditing.f_dp import f_dp_epsilon_lower
 from dpaudit.auditing.gaussian import gdp_epsilon
-from dpaudit.auditing.guess import count_correct, guess
+from dpaudit.auditing.guess import count_correct, guess, guess_in_order, ranking
 from dpaudit.auditing.many_runs import dkw_epsilon_lower, split_counts
 from dpaudit.auditing.one_run import snj_epsilon_lower
 from dpaudit.auditing.plan import AuditPlan
@@ -31,8 +31,9 @@ def one_run_secondary(
     The conditional bounds use the plan's ``guesses_mechanism``; the rates are those of the plan's own cut, the top
     ``guesses_in`` canaries against the rest.
     """
-    guesses = guess(names, values, plan)
-    made, right = count_correct(guess(names, values, plan.mechanism_guesses), inserted)
+    order = ranking(names, values)
+    guesses = guess_in_order(order, plan)
+    made, right = count_correct(guess_in_order(order, plan.mechanism_guesses), inserted)
     m, delta, alpha = plan.m, plan.delta, plan.alpha
     n_pos = int(inserted.sum())
     tp = int(np.count_nonzero((guesses == 1) & inserted))

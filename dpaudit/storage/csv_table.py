@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 from dpaudit.privacy.errors import InvalidEvidence
@@ -46,10 +48,29 @@ def parse_csv(text: str, *, name: str, rows: int, cell: int) -> tuple[dict[str, 
         try:
             header = next(reader, [])
             _check_header(header, name)
-            body, lines = _rows(reader, header, name, rows)
+            body, lines = _plain_rows(text, end, header, rows) or _rows(reader, header, name, rows)
         except csv.Error as error:
             raise InvalidEvidence(f"{name} line {reader.line_num}: {_explain(str(error), cell)}.") from None
-    return {column: [row[i] for row in body] for i, column in enumerate(header)}, lines
+    return {column: list(map(itemgetter(i), body)) for i, column in enumerate(header)}, lines
+
+
+def _plain_rows(text: str, end: str, header: list[str], limit: int) -> tuple[list[list[str]], array[int]] | None:
+    """Rows of a file with nothing to object to and one line a row; None leaves it to :func:`_rows`, which names it.
+
+    Much faster for millions of rows, since no row passes through this program by itself.
+    """
+    if '"' in text or len(header) < 2:
+        return None
+    reader = csv.reader(io.StringIO(text, newline=end), strict=True)
+    try:
+        next(reader)
+        body = list(itertools.islice(reader, limit + 1))
+    except csv.Error:
+        return None
+    plain = set(map(len, body)) == {len(header)} and reader.line_num == len(body) + 1 and len(body) <= limit
+    if not plain or header in body or not all(map(itemgetter(0), body)):
+        return None
+    return body, array("q", range(2, len(body) + 2))
 
 
 def _rows(reader: Any, header: list[str], name: str, limit: int) -> tuple[list[list[str]], array[int]]:

@@ -177,6 +177,8 @@ def label_text(cell: Any) -> str | None:
 
 def identifiers(cells: Sequence[Any], *, name: str, column: str = "id") -> list[str]:
     """Cells as ids; a missing one is refused, since it would read as the id ``None``."""
+    if set(map(type, cells)) == {str} and all(map(str.strip, cells)):
+        return list(cells)
     for i, cell in enumerate(cells):
         if is_missing(cell) or not isinstance(cell, (str, int, float)):
             raise InvalidEvidence(f"{name} has no {column} in its row {i + 1} (the header not counted); fill it.")
@@ -209,6 +211,8 @@ def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str] | None = None
     ids : sequence of str, optional
         What a bad row is named by; without ids by its number.
     """
+    if (plain_numbers := _plain_numbers(cells)) is not None:
+        return plain_numbers
     for i, cell in enumerate(cells):
         if is_missing(cell):
             raise InvalidEvidence(f"{name} of {_which(ids, i)} is empty; give each row a number.")
@@ -221,8 +225,25 @@ def numbers(cells: Sequence[Any], *, name: str, ids: Sequence[str] | None = None
         raise InvalidEvidence(f"column {name} cannot be read as numbers; mend it.") from None
 
 
+def _plain_numbers(cells: Sequence[Any]) -> NDArray[np.float64] | None:
+    """Cells that are text of digits, signs, points and exponents only, as floats; None leaves them to be looked at.
+
+    Of such characters float() takes exactly the numbers that are plain.
+    """
+    if set(map(type, cells)) != {str}:
+        return None
+    try:
+        if "".join(cells).encode("ascii").translate(None, b"0123456789+-.eE"):
+            return None
+        return np.fromiter(map(float, cells), dtype=np.float64, count=len(cells))
+    except ValueError:
+        return None
+
+
 def coins(cells: Sequence[Any], *, name: str, ids: Sequence[str]) -> NDArray[np.bool_]:
     """Cells as coins (n,): 1 inserted, 0 left out; anything else is named with its id."""
+    if set(map(type, cells)) == {str} and set(cells) <= {"0", "1"}:
+        return np.fromiter((cell == "1" for cell in cells), dtype=np.bool_, count=len(cells))
     for i, cell in enumerate(cells):
         if isinstance(cell, str) and cell.strip().lower() in ("true", "false", "yes", "no"):
             raise InvalidEvidence(f"{name}={cell[:40]!r} of id {ids[i]!r} must be 0 or 1; write the coin as 0 or 1.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dpaudit import InvalidEvidence
+from dpaudit.storage import csv_table
 from dpaudit.storage.csv_table import parse_csv
 
 CELL = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
@@ -118,3 +120,23 @@ def test_the_limit_on_cells_is_put_back() -> None:
     with pytest.raises(InvalidEvidence):
         parse("text\n" + "x" * 2000)
     assert csv.field_size_limit() == before
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(["a,b", "1,2", "1,", ",2", ",", "", "1,2,3", "7", '"x",2', " 1,2 ", "a,b "]), max_size=6)
+)
+def test_the_fast_reader_answers_only_where_the_strict_one_says_the_same(lines: list[str]) -> None:
+    text, header = "a,b\n" + "\n".join(lines), ["a", "b"]
+    fast = csv_table._plain_rows(text, "\n", header, 4)
+    if fast is None:
+        return
+    reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    next(reader)
+    assert fast == csv_table._rows(reader, header, "x.csv", 4)
+
+
+def test_most_files_take_the_fast_reader() -> None:
+    text = "id,member,score\n" + "".join(f"c{i},{i % 2},{i / 7:.3f}\n" for i in range(100))
+    assert csv_table._plain_rows(text, "\n", ["id", "member", "score"], 100) is not None
+    assert csv_table._plain_rows(text, "\n", ["id", "member", "score"], 99) is None

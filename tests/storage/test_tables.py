@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpaudit import InvalidEvidence
+from dpaudit.storage import tables as tables_module
 from dpaudit.storage.tables import coins, format_of, identifiers, is_missing, load_table, numbers, read_table
 
 COLUMNS = ("id", "score")
@@ -173,3 +177,36 @@ def test_coins_are_zero_or_one() -> None:
 def test_endings() -> None:
     assert format_of(Path("a.CSV")) == "csv" and format_of(Path("a.txt.xz")) == "text"
     assert format_of(Path("a.tsv")) is None and format_of(Path("a.parquet")) == "parquet"
+
+
+_CELLS = [
+    "1",
+    "0",
+    "-2.5",
+    "1e5",
+    ".5",
+    "5.",
+    "+3",
+    "1E-3",
+    " 1 ",
+    "",
+    "1_0",
+    "٣",
+    "nan",
+    "inf",
+    "0x1",
+    "--1",
+    "e5",
+    "1e",
+    ".",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(_CELLS), min_size=1, max_size=4))
+def test_numbers_are_read_alike_with_and_without_the_fast_path(cells: list[str]) -> None:
+    fast = tables_module._plain_numbers(cells)
+    plain = all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell, re.ASCII) for cell in cells)
+    assert (fast is not None) == plain
+    if fast is not None:
+        assert fast.tolist() == [float(cell) for cell in cells]
