@@ -21,6 +21,8 @@ _OTHER = {
 def other_relation(ledger: Ledger, *, delta: float, accountants: Sequence[str]) -> str:
     """One sentence: the smallest certified ε at δ for the ledger's steps under the relation that is not claimed.
 
+    By the accountants of the certificate and by ``prv``, which treats most.
+
     Adding or removing a unit and replacing one are different promises, and a number for one is none for the other. The
     ledger suffices for both.
     """
@@ -28,7 +30,7 @@ def other_relation(ledger: Ledger, *, delta: float, accountants: Sequence[str]) 
 
     relation, words = _OTHER[ledger.relation]
     found: list[Guarantee] = []
-    for name in accountants:
+    for name in dict.fromkeys((*accountants, "prv")):
         try:
             found += account(dataclasses.replace(ledger, relation=relation), delta=delta, accountants=(name,))
         except (DpauditError, ArithmeticError, ValueError):
@@ -36,5 +38,5 @@ def other_relation(ledger: Ledger, *, delta: float, accountants: Sequence[str]) 
     said = f"if {words.format(unit=ledger.unit)} ({relation})"
     upper = smallest_upper(found)
     if upper is None:
-        return f"no accountant of this certificate bounds epsilon {said}"
+        return f"no accountant bounds epsilon {said}"
     return f"epsilon <= {upper_text(upper)} at delta={exact_text(delta)} {said}"

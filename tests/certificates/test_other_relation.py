@@ -32,5 +32,5 @@ def test_what_nobody_bounds_is_said() -> None:
     stage = Stage(sampling_probability=0.1, noise_multiplier=1.0, steps=10, sampling="without_replacement")
     ledger = Ledger(stages=(stage,), relation="replace_one", unit="mail")
     assert other_relation(ledger, delta=1e-5, accountants=("prv",)) == (
-        "no accountant of this certificate bounds epsilon if one mail were added or removed (add_or_remove_one)"
+        "no accountant bounds epsilon if one mail were added or removed (add_or_remove_one)"
     )

@@ -201,8 +201,11 @@ class UnitHeadUse:
     def instance(self, rows: Tensor | None = None) -> Tensor:
         """G_u written down, (n, V, d), for all units or for those at ``rows``."""
         chosen = self.units if rows is None else self.units[rows.to(self.units.device)]
-        parts = [self.rows.instance((self.of == unit).nonzero().squeeze(1)).sum(0) for unit in chosen]
-        return torch.stack(parts) if parts else wide(self.rows.inputs.hidden).new_zeros(0, *self.rows.shape)
+        full = wide(self.rows.inputs.hidden[:0]).new_zeros(len(chosen), *self.rows.shape)
+        for place, unit in enumerate(chosen):
+            for row in (self.of == unit).nonzero().squeeze(1):  # a row's gradient is as large as the vocabulary
+                full[place] += self.rows.instance(row[None])[0]
+        return full
 
     def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
         """Σ_u c_u G_u, added into ``total`` (V, d) where there is one."""
