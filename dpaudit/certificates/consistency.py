@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpaudit.certificates.limits import UNITS
 from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
 from dpaudit.privacy.rounding import exact_text, nearest_text
 from dpaudit.privacy.stage import Clip, Relation, Sampling
@@ -37,7 +38,7 @@ def contradictions(body: Predicate) -> list[str]:
     body : Predicate
         Of a certificate. Fields that are absent contradict nothing.
     """
-    return [*_plan_and_claim(body), *_batches(body), *_mechanism(body), *_examination(body)]
+    return [*_plan_and_claim(body), *_batches(body), *_mechanism(body), *_units(body), *_examination(body)]
 
 
 def _plan_and_claim(body: Predicate) -> Iterator[str]:
@@ -103,6 +104,18 @@ def _mechanism(body: Predicate) -> Iterator[str]:
             if first in words and stated not in words[first]:
                 yield f"the mechanism's {name} begins with {first!r} and the ledger has {key}={_show(stated)}"
                 break
+
+
+def _units(body: Predicate) -> Iterator[str]:
+    """How the units of privacy were told, and the bound on their records that the claim rests on."""
+    units, claim = body.mechanism.get(UNITS), body.claim
+    if not isinstance(units, Mapping) or claim is None:
+        return
+    bound = units.get("max_records")
+    if _numbers(bound) and bound != claim.max_records_per_unit:
+        yield f"units were held to {_show(bound)} records each and the claim says {claim.max_records_per_unit}"
+    if units.get("drawn") == "unit" and claim.max_records_per_unit != 1:
+        yield f"whole units were drawn and the claim has max_records_per_unit={claim.max_records_per_unit}"
 
 
 def _repeated(mechanism: Mapping[str, Any], stages: Sequence[Any], claim: ClaimModel | None) -> Iterator[str]:

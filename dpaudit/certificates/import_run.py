@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.certificates.build import LIMITS, CertificateEvidence, build_certificate
+from dpaudit.certificates.build import CertificateEvidence, build_certificate
 from dpaudit.certificates.control_file import binding_of, foreign_control, read_control_file
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.certificates.deviations import IMPORT_REASON, ledger_deviations
 from dpaudit.certificates.group import group_epsilon
 from dpaudit.certificates.in_run_loop import InRunSeen, in_run_section
-from dpaudit.certificates.limits import UNITS, unit_premise
+from dpaudit.certificates.limits import UNITS
 from dpaudit.certificates.other_relation import other_relation
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy import validate
@@ -150,7 +150,7 @@ def certify_run(
         path, rows = release / "in_run.json", ledger.merged()
         audited["in_run"] = in_run_section(path, plan.get("in_run"), in_run, rows, upper)[1]
     found, examined = _examination(release / "examination.json", findings, config_sha256)
-    mechanism = {**_told_units(release), **mechanism}
+    mechanism = {UNITS: _told_units(release, claim), **mechanism}
     evidence = CertificateEvidence(
         claim=claim,
         trust_model=trust_model,
@@ -168,7 +168,6 @@ def certify_run(
             **(provenance or {}),
         },
         deviations=[*ledger_deviations(record.reasons), *deviations],
-        limits=(*LIMITS, *unit_premise(claim.unit, claim.max_records_per_unit, mechanism)),
         reproduction=reproduction,
         run_status=status,
         **audited,
@@ -209,14 +208,15 @@ def _examination(path: Path, given: Any, config: Any) -> tuple[list[dict[str, An
     return [*own, *(row for row in found if row not in own)], recorded
 
 
-def _told_units(release: Path) -> dict[str, Any]:
-    """How a trainer of this package says that it told the units of privacy; nothing without its record."""
+def _told_units(release: Path, claim: Claim) -> dict[str, Any]:
+    """How a trainer of this package says that it told the units of privacy; without its record nothing told them."""
     record = release / "model" / "privacy.json"
     written = read_json(record) if record.exists() else None
-    if not isinstance(written, dict) or written.get("schema") != "dpaudit.trainer/1":
-        return {}
-    units = written.get("units")
-    return {UNITS: units} if isinstance(units, dict) else {}
+    if isinstance(written, dict) and written.get("schema") == "dpaudit.trainer/1":
+        units = written.get("units")
+        if isinstance(units, dict):
+            return units
+    return {"column": None, "drawn": "record", "max_records": claim.max_records_per_unit, "rule": "assumed"}
 
 
 def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:

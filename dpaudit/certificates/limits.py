@@ -1,4 +1,4 @@
-"""Limits that a certificate must state because they follow from its own numbers: of the noise, and of δ."""
+"""Limits that a certificate must state because they follow from its own fields: of the noise, the units, and δ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEAST_SUPPORT = 8.0  # standard deviations; a Gaussian has mass 1.2e-15 beyond
 
 
 def derived_limits(body: Predicate) -> list[str]:
-    """Sentences on what the noise does not prove, where its values end, and a δ that is large beside the data set.
+    """Sentences on what the noise does not prove, where its values end, units that nothing told, and a large δ.
 
     Parameters
     ----------
@@ -32,6 +32,8 @@ def derived_limits(body: Predicate) -> list[str]:
             f"The noise ends at {support:g} standard deviations, and the accounted Gaussian does not: a release near"
             " that edge can prove which data set it came from."
         )
+    if claim is not None and isinstance(mechanism.get(UNITS), Mapping):
+        limits += unit_premise(claim.unit, claim.max_records_per_unit, mechanism)
     if claim is not None and ledger is not None:
         sizes = [stage["public_size"] for stage in ledger.stages if stage.get("public_size") is not None]
         if (limit := delta_limit(claim.delta, max(sizes, default=None))) is not None:

@@ -174,9 +174,8 @@ def _evidence(
     secret: Any,
     exposure: Mapping[str, Any],
 ) -> Any:
-    from dpaudit.certificates.build import LIMITS, CertificateEvidence
+    from dpaudit.certificates.build import CertificateEvidence
     from dpaudit.certificates.deviations import ledger_deviations
-    from dpaudit.certificates.limits import unit_premise
     from dpaudit.certificates.other_relation import other_relation
     from dpaudit.runs.attempts import attempt_deviations, attempts_of
 
@@ -231,7 +230,6 @@ def _evidence(
             },
         },
         deviations=deviations,
-        limits=(*LIMITS, *unit_premise(config.claim.unit, config.claim.max_records_per_unit, told)),
         reproduction=reproduction(folder),
         run_status=status,
     )

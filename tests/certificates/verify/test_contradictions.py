@@ -78,6 +78,20 @@ def rule(f: Forgery) -> None:
     f.body["mechanism"]["clipping_rule"] = "joint"
 
 
+def bound_of_units(f: Forgery) -> None:
+    f.body["mechanism"]["units"] = {"column": "author", "drawn": "record", "max_records": 7, "rule": "refuse"}
+
+
+def whole_units(f: Forgery) -> None:
+    f.body["mechanism"]["units"] = {"column": "author", "drawn": "unit", "records_of_a_step": 4}
+    f.body["claim"]["max_records_per_unit"] = 3
+
+
+def untold_units(f: Forgery) -> None:
+    """Nothing told the units, and the limit that says so is not there."""
+    f.body["mechanism"]["units"] = {"column": None, "drawn": "record", "rule": "assumed"}
+
+
 def examination(f: Forgery) -> None:
     f.body["examination"]["findings"] = [{"name": "noise_scale", "status": "violated", "claim": "x", "text": "small"}]
     (f.folder / "examination.json").write_text(json.dumps(f.body["examination"]))
@@ -112,6 +126,9 @@ def imported(f: Forgery) -> None:
         (sampler, "consistency"),
         (noise, "consistency"),
         (rule, "consistency"),
+        (bound_of_units, "consistency"),
+        (whole_units, "consistency"),
+        (untold_units, "limits"),
         (examination, "consistency"),
         (limits, "limits"),
         (deviation, "deviations"),
