@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.in_run.part import write_evidence
@@ -42,7 +43,18 @@ class Job:
 
 
 def begin(config: Config, base: Path, out: Path) -> Job:
-    """Create the run folder, or continue the run that stands there."""
+    """Create the run folder, or continue the run that stands there.
+
+    Raises
+    ------
+    PrivacyRefusal
+        If a launcher started several processes, each of which would count and release a run of its own.
+    """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise PrivacyRefusal(
+            f"WORLD_SIZE={processes}: a configuration runs in one process, and each of these would release a run of its"
+            " own; start it without torchrun, or train with DPTrainer or distributed_options() in several."
+        )
     folder = RunFolder.create(out)
     value = config.model_dump(mode="json")
     if not folder.record.exists():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
-from dpaudit.trainers.distributed.shards import gather_nothing, local
+from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, local
 from dpaudit.trainers.preflight.company import Company
 from dpaudit.trainers.preflight.independence import (
     Alone,
@@ -122,6 +122,11 @@ def preflight(
     """
     if private_records and not isinstance(schema, CollatedRecords) and len(next(iter(schema.values()))) < 2:
         raise InvalidValue("a batch of 1 example must have at least 2 for a preflight; collate two records.")
+    if has_shards(model):
+        raise PrivacyRefusal(
+            "the model is sharded (fully_shard), and gradients of its parameters cannot be taken one by one; call"
+            " preflight before fully_shard, or preflight_losses in every process."
+        )
     parameters = trainable(model)
     full = all(p.dtype in (torch.float32, torch.float64) for p in parameters.values())
     refuse_model(model)

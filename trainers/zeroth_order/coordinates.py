@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.refusals import refuse_model
 
 
@@ -44,6 +45,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         weights, and with PrivacyRefusal for wrapped ones; see :mod:`dpaudit.trainers.refusals`.
     """
     refuse_model(model)
+    if has_shards(model):
+        raise PrivacyRefusal(
+            "the model is sharded (fully_shard), and zeroth-order training moves whole weights here; pass a plain"
+            " model, each process holding it whole."
+        )
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise UnsupportedModel("no parameter of the model requires gradients; set requires_grad on those to train.")

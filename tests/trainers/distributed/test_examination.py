@@ -121,7 +121,10 @@ def found(rank: int, shape: tuple[int, ...], planted: Any, source: Any) -> list[
         ]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=[] if name == "average instead of sum" else pytest.mark.slow) for name in FAULTS],
+)
 def test_a_planted_fault_is_found_by_name_in_every_process(tmp_path, fault):
     name, shape, planted, source = FAULTS[fault]
     world = 2 if len(shape) == 1 else 4
@@ -133,7 +136,9 @@ def honest(rank: int, shape: tuple[int, ...]) -> list[str]:
     return found(rank, shape, nullcontext, NoiseSource)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 2)], ids=["shards", "copies of shards"])
+@pytest.mark.parametrize(
+    "shape", [pytest.param((3,), id="shards"), pytest.param((2, 2), id="copies of shards", marks=pytest.mark.slow)]
+)
 def test_an_honest_release_has_no_fault(tmp_path, shape):
     assert together(3 if len(shape) == 1 else 4, tmp_path, honest, shape) == [[]] * (3 if len(shape) == 1 else 4)
 

@@ -58,7 +58,7 @@ def held(rank: int, width: int) -> dict[str, int]:
     return {"whole": whole, "layer": width * width + width, "held": shards + moments + most["running"], **most}
 
 
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_a_process_holds_its_share_and_two_sums_of_a_parameter_at_most(tmp_path, width):
     for found in together(2, tmp_path, held, width):
         one_process = 4 * found["whole"]  # parameters, two moments, sums

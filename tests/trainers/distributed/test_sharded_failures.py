@@ -16,11 +16,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import StorageFailed
 from dpaudit.storage.journal import DiskJournal, read_ledger
-from dpaudit.trainers import train
+from dpaudit.trainers import preflight, train
 from dpaudit.trainers.distributed.replicated import distributed_options
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from tests.trainers.distributed import processes
 from tests.trainers.distributed.processes import together
 from tests.trainers.distributed.test_sharded_training import (
@@ -106,7 +107,7 @@ def failing(rank: int, folder: Any, how: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["raises", "dies", pytest.param("hangs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["dies", *(pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "hangs"))])
 def test_a_process_that_fails_stops_all_and_the_ledger_holds_every_release(tmp_path, monkeypatch, how):
     monkeypatch.setattr(processes, "SECONDS", 12)
     begun = time.monotonic()
@@ -153,6 +154,9 @@ def refusals(rank: int) -> dict[str, str]:
     found["wrapped"] = told(lambda: GhostClipping(nn.parallel.DistributedDataParallel(small_model()), 1.0))
     with GhostClipping(whole, 1.0) as clipper:
         found["empty"] = told(lambda: clipper.backward(torch.zeros(0)))
+    found["zeroth order"] = told(lambda: trainable_parameters(whole))
+    rows = collate(data()[:4])
+    found["preflight"] = told(lambda: preflight(whole, rows, loss_fn=loss_fn))
     placed = small_model()
     placed.hf_device_map = {"0": 0, "1": 1}
     found["device_map"] = told(lambda: GhostClipping(placed, 1.0))
@@ -171,5 +175,7 @@ def test_what_is_not_data_parallel_is_refused_by_name(tmp_path):
         assert "distributed_options" in found["alone"]
         assert "DistributedDataParallel" in found["wrapped"] and "plain model" in found["wrapped"]
         assert "losses * 0" in found["empty"]
+        assert "zeroth-order training moves whole weights" in found["zeroth order"]
+        assert "call preflight before fully_shard" in found["preflight"]
         assert "device_map spreads the model over 0, 1" in found["device_map"]
         assert "over different meshes" in found["meshes"]

@@ -126,8 +126,12 @@ def one_of(rank: int, changes: dict[str, Any], algorithm: str, shape: tuple[int,
 
 @pytest.mark.parametrize(
     "changes, algorithm, shape",
-    [({}, "adamw", (2,)), (ADAPTIVE, "adam", (2,)), ({"clipping": "per_layer"}, "sgd", (3,)), ({}, "adamw", (2, 2))],
-    ids=["flat", "adaptive", "three-per-layer", "hsdp"],
+    [
+        pytest.param({}, "adamw", (2,), id="flat"),
+        pytest.param(ADAPTIVE, "adam", (2,), id="adaptive", marks=pytest.mark.slow),
+        pytest.param({"clipping": "per_layer"}, "sgd", (3,), id="three-per-layer", marks=pytest.mark.slow),
+        pytest.param({}, "adamw", (2, 2), id="hsdp", marks=pytest.mark.slow),
+    ],
 )
 def test_shards_make_the_updates_of_one_process(tmp_path, changes, algorithm, shape):
     expected = one_process(changes, algorithm)
@@ -171,6 +175,7 @@ def second_half(rank: int, folder: Any) -> Any:
     return whole
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_number_of_processes_ends_where_one_process_does(tmp_path):
     expected = one_process({}, "adamw")
     together(2, tmp_path / "two", first_half, tmp_path / "checkpoint")

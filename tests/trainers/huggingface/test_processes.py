@@ -72,7 +72,9 @@ def trained(rank: int, path: Path, how: str) -> dict[str, Any]:
     return {"counted": one.ledger.steps, "losses": len(one.private_logs)}
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "how", ["copies", *(pytest.param(how, marks=pytest.mark.slow) for how in HOW if how != "copies")]
+)
 def test_two_processes_save_the_model_of_one(tmp_path, how):
     expected = alone(tmp_path / "alone")
     found = together(2, tmp_path / "work", trained, tmp_path / how, how)
@@ -111,7 +113,8 @@ def rest(rank: int, path: Path, how: str) -> int:
     return one.ledger.steps
 
 
-@pytest.mark.parametrize("how", ["copies", pytest.param("accelerate", marks=pytest.mark.slow), "shards"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
 def test_a_resume_goes_on_with_weights_moments_and_ledger(tmp_path, how):
     expected = alone(tmp_path / "alone")
     together(2, tmp_path / "half", half, tmp_path / how, how)
