@@ -1,9 +1,10 @@
 """One private run in two processes, to its certificate.
 
-    accelerate launch --cpu --num_processes 2 examples/two_processes.py RUN
+    accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py RUN
 
-On GPUs leave ``--cpu`` out; with ``--use_fsdp --fsdp_version 2`` the model is sharded. The first process makes canaries
-and coins, counts every step, and writes; every process draws from its own records and clips its own examples.
+``--multi_gpu`` starts two processes on a machine without GPUs too (``--cpu`` starts one); ``torchrun --nproc-per-node 2``
+does the same. With ``--use_fsdp --fsdp_version 2`` on GPUs the model is sharded. The first process makes canaries and
+coins, counts every step, and writes; every process draws from its own records and clips its own examples.
 """
 
 import argparse
@@ -107,7 +108,7 @@ def main(run: Path, records: int, canaries: int, steps: int) -> None:
         release_scope="last iterate",
         canaries=Canaries(ids=secret.ids, coins=tuple(int(c) for c in coins), copies=secret.copies, nonce=secret.nonce),
         run_status=trainer.status,
-        reproduction=f"accelerate launch --num_processes {arguments.world_size} examples/two_processes.py RUN",
+        reproduction=f"accelerate launch --multi_gpu --num_processes {arguments.world_size} examples/two_processes.py RUN",
     )
     print("verdict:", certificate.predicate.verdict.name, "processes:", arguments.world_size)
 

@@ -15,7 +15,7 @@ from dpaudit.storage.journal import read_ledger
 from tests import ROOT
 
 LAUNCH = {
-    "accelerate launch": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
 }
 
