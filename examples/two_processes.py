@@ -2,8 +2,8 @@
 
     accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py RUN
 
-``--multi_gpu`` starts two processes on a machine without GPUs too (``--cpu`` starts one); ``torchrun --nproc-per-node 2``
-does the same. With ``--use_fsdp --fsdp_version 2`` on GPUs the model is sharded. The first process makes canaries and
+``--multi_gpu`` starts two processes on a machine without GPUs too (``--cpu`` starts one), and so does
+``torchrun --nproc-per-node 2``. With ``--use_fsdp --fsdp_version 2`` on GPUs the model is sharded. The first process makes canaries and
 coins, counts every step, and writes; every process draws from its own records and clips its own examples.
 """
 
@@ -108,7 +108,7 @@ def main(run: Path, records: int, canaries: int, steps: int) -> None:
         release_scope="last iterate",
         canaries=Canaries(ids=secret.ids, coins=tuple(int(c) for c in coins), copies=secret.copies, nonce=secret.nonce),
         run_status=trainer.status,
-        reproduction=f"accelerate launch --multi_gpu --num_processes {arguments.world_size} examples/two_processes.py RUN",
+        reproduction=f"accelerate launch --multi_gpu --num_processes {arguments.world_size} two_processes.py RUN",
     )
     print("verdict:", certificate.predicate.verdict.name, "processes:", arguments.world_size)
 
