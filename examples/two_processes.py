@@ -2,9 +2,9 @@
 
     accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py RUN
 
-``--multi_gpu`` starts two processes on a machine without GPUs too (``--cpu`` starts one), and so does
-``torchrun --nproc-per-node 2``. With ``--use_fsdp --fsdp_version 2`` on GPUs the model is sharded. The first process makes canaries and
-coins, counts every step, and writes; every process draws from its own records and clips its own examples.
+``--multi_gpu`` starts two processes on a machine without GPUs too (``--cpu`` starts one), and so does ``torchrun
+--nproc-per-node 2``. With ``--use_fsdp --fsdp_version 2`` on GPUs the model is sharded. The first process makes
+canaries and coins, counts every step, and writes; every process draws from its own records and clips its own examples.
 """
 
 import argparse
