@@ -61,7 +61,7 @@ def smaller(text: str) -> str:
         (r'TrainingArguments\("out", per_device', 'TrainingArguments("out", use_cpu=True, report_to=[], per_device'),
     ):
         text = re.sub(pattern, value, text)
-    return text
+    return text.replace("1000", "40") if "new_token_canaries" in text else text
 
 
 def _attacks() -> Space:
