@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.privacy.errors import RunInterrupted, StorageFailed
+from dpaudit.privacy.errors import InvalidEvidence, RunInterrupted, StorageFailed
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
 from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, private_units, public_quality
 from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
@@ -112,6 +112,11 @@ def _continue(
                         file.reserve_next()
     finally:
         file.give_back()
+    if lost >= planned:
+        raise InvalidEvidence(
+            f"all {planned} charged steps of {prepared.folder.root} were lost to stops before a checkpoint, so that its"
+            " weights are those it began with; start a new run folder, with more run.checkpoints if stops are likely."
+        )
     model = merged(model).eval()
     return Fitted(
         model=model,

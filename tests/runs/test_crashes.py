@@ -72,7 +72,7 @@ def wait_for_the_moment(process: subprocess.Popen[bytes], folder: Path, witness:
 
 def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> list[str]:
     rng, seen = random.Random(seed), []
-    config = write_toml(tmp_path / "c.toml", small_config(privacy__steps=30, run__seed=0))
+    config = write_toml(tmp_path / "c.toml", small_config(privacy__steps=30, run__checkpoints=10))
     folder, witness = tmp_path / "run0", tmp_path / "released0"
     for number in range(kills):
         process = start(folder, config, witness)

@@ -260,3 +260,15 @@ def test_nothing_private_is_readable_by_others(killed: Path, tmp_path: Path) -> 
     files = [p for p in (run / "private").rglob("*") if p.is_file()]
     assert {"checkpoint.pt", "steps.jsonl", "data.key", "data_commitment.json"} <= {p.name for p in files}
     assert {p.stat().st_mode & 0o777 for p in files} == {0o600}
+
+
+def test_a_run_whose_every_step_was_lost_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are the base model's: no attack could show anything, and nothing was learnt."""
+    changes = {"data__path": data(tmp_path / "p.txt", TEXTS).name, "data__limit": None, "run__checkpoints": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        lose_power_at(patch, 4)
+        with pytest.raises(BaseException):  # noqa: B017  click turns it into Abort
+            train(tmp_path, privacy__steps=4, **changes)
+    outcome = train(tmp_path, privacy__steps=4, **changes)
+    assert outcome.code == 3 and "all 4 charged steps" in outcome.error and "start a new run folder" in outcome.error
+    assert read_journal(tmp_path / "run" / "release" / "ledger.jsonl").ledger.steps == 4
