@@ -21,6 +21,7 @@ from dpaudit.privacy.gaussian import gaussian_delta, gaussian_epsilon
 
 EXACT = 1e-12
 """Relative error allowed for the closed Gaussian form."""
+_WIDE = 0.1  # relative width from which on an interval is looked for in another way
 _WINDOW_SPACING = 1.5  # distance of windows, in normal quantiles of δ
 
 
@@ -72,6 +73,10 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
     if not split.on_lattice:
         return _plain(cost, delta)
     found = _by_lattice(split, delta, rtol, atol)
+    if found.upper - found.lower > max(_WIDE * found.upper, atol):
+        # Where few coefficients do badly (δ near the smallest float) a window may do better.
+        again = _by_lattice(split, delta, rtol, atol, few=False)
+        found = checked(max(found.lower, again.lower), min(found.upper, again.upper), "bounds on epsilon")
     if found.upper - found.lower > 2 * max(rtol * found.upper, atol):
         plain = _plain(cost, delta)
         found = checked(max(found.lower, plain.lower), min(found.upper, plain.upper), "bounds on epsilon")
@@ -100,12 +105,12 @@ def _plain(cost: Charges, delta: float) -> Interval:
     return checked(lower, upper, "bounds on epsilon by participation")
 
 
-def _by_lattice(split: Sides, delta: float, rtol: float, atol: float) -> Interval:
-    """Both directions, the larger one first."""
+def _by_lattice(split: Sides, delta: float, rtol: float, atol: float, *, few: bool = True) -> Interval:
+    """Both directions, the larger one first; with ``few`` by few Fourier coefficients where that can be."""
     above, below = with_gaussian(split.above), with_gaussian(split.below)
     log_deltas = math.log(delta), math.log(delta - split.spent)
     aims = sorted((aim_at_delta(above, d, log_deltas[0]) for d in directions(split.above)), key=lambda a: -a.epsilon)
-    lower, upper, route = 0.0, 0.0, Route(above)
+    lower, upper, route = 0.0, 0.0, Route(above, few=few)
     for aim in aims:
         low, high = refine((below, above), aim, log_deltas, rtol, atol, upper, route)
         checked(low, high, "bounds on epsilon of one direction")

@@ -25,9 +25,9 @@ class Route:
     One route serves both directions of a ledger.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], *, few: bool = True) -> None:
         self._runs = runs
-        self._by_few = sum(times for _, times in runs) >= _MANY
+        self._by_few = few and sum(times for _, times in runs) >= _MANY
         self._cut_at: float | None = None
 
     def spacing(self, aim: Aim, tolerance: float) -> float:
