@@ -53,7 +53,8 @@ times = []
 for i in range(3):
     (stage,) = stages([(0.01, 1.0, 2000)], i)
     start = time.process_time()
-    calibrate_noise_multiplier(target_epsilon=3.0, delta=1e-5 * (1 + 1e-6 * i), stage=stage, relation="add_or_remove_one")
+    delta = 1e-5 * (1 + 1e-6 * i)
+    calibrate_noise_multiplier(target_epsilon=3.0, delta=delta, stage=stage, relation="add_or_remove_one")
     times.append(time.process_time() - start)
 found["calibration of sigma"] = [min(times), None, None]
 print(json.dumps(found))

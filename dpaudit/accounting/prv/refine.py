@@ -14,6 +14,7 @@ from dpaudit.accounting.prv.saddle import Aim, Run, aim_at_mean, aim_by
 
 ROUNDS = 7
 _LATTICE_SHARE = 0.28  # part of the width aimed at that cutting into cells may take
+_STEEP = 30.0  # tilt above which cells far from the bulk are weighted so unevenly that they have to be narrower
 _GROWTH = 0.02  # relative width of cells far from the bulk
 
 
@@ -38,7 +39,7 @@ def refine(
         That of the other direction, whose cells are used again where they do.
     """
     (kept, runs), (log_delta, log_left) = sides, log_deltas
-    low, high, growth = 0.0, math.inf, _GROWTH
+    low, high, growth = 0.0, math.inf, _GROWTH if aim.theta <= _STEEP else _GROWTH / 4
     # Where the other direction is larger, this one need only be shown to stay below it.
     tolerance = max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
     route = Route(runs) if route is None else route
