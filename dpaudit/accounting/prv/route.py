@@ -15,6 +15,7 @@ from dpaudit.accounting.prv.saddle import Aim, Run
 
 _MANY = 100  # steps from which on a spectrum may have few coefficients
 _SMOOTH = 20  # lattice points to one standard deviation of the composed loss, at least, for the same
+_SMALL = 6000  # points of a window that is composed as fast
 Reading = Callable[[float, bool], float]
 """Bound on ε at a log δ; the flag leaves out round-off, for a diagnosis."""
 
@@ -37,7 +38,7 @@ class Route:
             # The number of points costs nothing, so the cells of the other direction may as well be used again.
             if self._cut_at is not None and self._cut_at <= h:
                 h = self._cut_at
-            if aim.spread >= _SMOOTH * h:
+            if _worth_it(aim, h):
                 return h
         return spacing(self._runs, aim, tolerance)
 
@@ -47,7 +48,7 @@ class Route:
 
     def above(self, runs: Sequence[Run], aim: Aim, h: float, growth: float, tolerance: float) -> tuple[Reading, float]:
         """Upper bounds on ε from the dominating pair, and the width they were had with."""
-        if self._by_few and aim.spread >= _SMOOTH * h:
+        if self._by_few and _worth_it(aim, h):
             found = inverse.above(runs, aim, h, growth)
             if found is not None:
                 self._cut_at = h
@@ -59,7 +60,7 @@ class Route:
 
     def below(self, runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Reading:
         """Lower bounds on ε from the dominated pair."""
-        if self._by_few and aim.spread >= _SMOOTH * h:
+        if self._by_few and _worth_it(aim, h):
             found = inverse.below(runs, aim, h, growth)
             if found is not None:
                 return found.lower
@@ -67,6 +68,11 @@ class Route:
                 return lambda log_delta, exact: 0.0
         pair = dominated(runs, aim, h, growth)
         return lambda log_delta, exact: epsilon_below(_exact(pair) if exact else pair, log_delta)
+
+
+def _worth_it(aim: Aim, h: float) -> bool:
+    """Whether few coefficients may do, and do it faster than a window."""
+    return aim.spread >= _SMOOTH * h and aim.high - aim.low >= _SMALL * h
 
 
 def _exact(pair: Pair) -> Pair:
