@@ -21,7 +21,7 @@ from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
 from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.noise import Noise, NoiseSource
-from dpaudit.trainers.observer import Canaries, Observers, contribution_of
+from dpaudit.trainers.observer import Canaries, Observers, contribution_of, refuse_undrawn
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -166,8 +166,8 @@ def train(
         clipped as one.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
-        releases' energy. With several processes each records its own releases, and one of them has the canaries; with
-        a sharded model all have them, drawn in one process and owned, coordinate by coordinate, by all.
+        releases' energy. With several processes a ``sampler`` has to draw the canaries too: that of
+        ``distributed_options`` draws records alone, and is refused beside canaries.
     preflight : bool, sequence or None
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
         them is refused (see :func:`preflight`); or the made-up records to take. By default they do, unless a clipper is
@@ -204,6 +204,7 @@ def train(
     contributors = draws_of(plan, countable(records), units)
     observers = Observers(plan, contributors.count, canaries=canaries, recorder=recorder)
     draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
+    refuse_undrawn(draws, observers.drawn_from)
     source = _source(plan) if noise is None else noise
     is_test = bool(source.is_test or draws.is_test or contributors.is_test)
     micro = PhysicalBatch(physical_batch_size)

@@ -112,6 +112,22 @@ class Observers:
             )
 
 
+def refuse_undrawn(sampler: object, drawn_from: int) -> None:
+    """Refuse a sampler that says how many records it draws from, where these are not all records and canaries.
+
+    Raises
+    ------
+    PrivacyRefusal
+        Canaries that are never drawn would leave an audit that sees nothing.
+    """
+    count = getattr(sampler, "n_records", drawn_from)
+    if count < drawn_from:
+        raise PrivacyRefusal(
+            f"the sampler draws from {count} records and leaves out {drawn_from - count} in-run canaries, so that their"
+            " audit would see nothing; leave canaries out where several processes train."
+        )
+
+
 def contribution_of(clipper: Clipper | Summing, clipping_norm: float) -> float:
     """Norm that a record whose gradient lies on one coordinate contributes under the clipper's rule.
 

@@ -12,9 +12,10 @@ from dpaudit.attacks.canaries.in_run import InRunCanaries, InRunDesign, draw_in_
 from dpaudit.auditing.energy import ReleaseEnergy, energy_test
 from dpaudit.trainers import GhostClipping, OptimizerSettings, PrivacyPlan, train
 from dpaudit.trainers.clipping import Flat, PerLayer
+from dpaudit.trainers.distributed.replicated import ShardSampler
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.observer import Observers, contribution_of
-from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.sampling import PoissonSampler, Sampler, ScriptedSampler
 from dpaudit.trainers.witness import ReleaseRecorder
 
 SGD = OptimizerSettings(algorithm="sgd", learning_rate=0.01)
@@ -135,4 +136,21 @@ def test_a_rule_without_one_bound_is_refused_before_a_step_is_counted() -> None:
                 model, records, plan, collate=collate, loss_fn=losses, journal=journal, optimizer=SGD, clipper=clipper,
                 canaries=canaries_of(model, design, plan),
             )  # fmt: skip
+    assert not journal.ledger_stages()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [PoissonSampler(60, 0.2), ShardSampler(60, 0.2, rank=0, world=1)],
+    ids=["of one process", "of several processes"],
+)
+def test_a_sampler_that_leaves_canaries_out_is_refused_before_a_step_is_counted(sampler: Sampler) -> None:
+    plan, journal = plan_of(), MemoryJournal()
+    model, records = problem()
+    design = InRunDesign(np.array([3]), np.array([True]), D)
+    with pytest.raises(PrivacyRefusal, match="leaves out 1 in-run canaries"):
+        train(
+            model, records, plan, collate=collate, loss_fn=losses, journal=journal, optimizer=SGD, sampler=sampler,
+            canaries=canaries_of(model, design, plan),
+        )  # fmt: skip
     assert not journal.ledger_stages()

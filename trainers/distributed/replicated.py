@@ -40,7 +40,7 @@ class ShardSampler:
     def __init__(self, n_records: int, sampling_probability: float, *, rank: int, world: int) -> None:
         validate.integer_at_least(0, rank=rank)
         validate.integer_at_least(rank + 1, world=world)
-        self._rank, self._world = rank, world
+        self.n_records, self._rank, self._world = n_records, rank, world
         self._inner = PoissonSampler(len(range(rank, n_records, world)), sampling_probability)
 
     def draw(self) -> NDArray[np.int64]:
