@@ -124,7 +124,7 @@ def audited(loop):
 def test_a_budget_of_seconds_is_kept_and_every_group_has_its_part():
     seconds = 3.0
     loop = PlainLoop(0)
-    loop.step = slowed(loop.step, 0.01)
+    loop.step = slowed(loop.step, 0.005)
     begun = time.process_time()
     result = examine(loop.adapter(), loop.plan(), budget=seconds)
     assert time.process_time() - begun < 1.15 * seconds + 0.3  # and the first step, before the budget
