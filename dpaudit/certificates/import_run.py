@@ -43,7 +43,7 @@ _STATUS = {"complete": "complete", "completed": "complete", "unfinished": "unfin
 OWN_JOURNAL = "dpaudit's own journal, which counted every step before its release"
 
 
-def read_manifest(path: Path) -> Canaries:
+def read_manifest(path: str | Path) -> Canaries:
     """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``.
 
     Raises
@@ -51,6 +51,7 @@ def read_manifest(path: Path) -> Canaries:
     InvalidEvidence
         When it is no manifest, or holds no nonce that could open a commitment.
     """
+    path = Path(path)
     found = read_coins(path)
     if found.nonce is None:
         raise InvalidEvidence(f"{path.name} is a canary manifest without its nonce; give the one that was committed.")

@@ -13,10 +13,10 @@ KEY, STANDING = "stated_by_owner", "stated by the owner, not checked"
 def owners_words(config: Config, record: RunRecord) -> dict[str, Any]:
     """Sections ``stated_by_owner`` and ``run_began``; the first names what was not stated, too.
 
-    The date is the run folder's own, so that issuing the same evidence again gives the same bytes; only a
+    The date (a day, UTC) is the run folder's own, so that issuing the same evidence again gives the same bytes; only a
     :mod:`timestamp <dpaudit.certificates.timestamp>` is somebody else's.
     """
     stated = config.statement.model_dump(mode="json")
     given = {key: value for key, value in stated.items() if value is not None}
     words = {"standing": STANDING, **given, "not_stated": sorted(set(stated) - set(given))}
-    return {KEY: words, "run_began": record.created}
+    return {KEY: words, "run_began": record.created[:10]}
