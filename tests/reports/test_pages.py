@@ -289,7 +289,7 @@ def test_two_observers_stand_side_by_side(certificate: Statement) -> None:
     axis = next(str(a["aria-label"]) for t, a in page.tags if t == "svg" and "aria-label" in a)
     assert "Seen from every update: at least 1.51" in axis and "Shown by the attack" in axis
     # The bound in print is never above the bound that was found.
-    assert next(row.lower for row in observer_rows(statement.predicate)) == "1.510"
+    assert next(row.lower for row in observer_rows(statement.predicate)) == "1.51"
     card = model_card(statement).replace("\\", "")
     assert "Seen by every noisy update" in card and "Seen by the released model" in card
     # An observer that is not alive says so in the open.

@@ -114,7 +114,7 @@ def test_a_stop_in_the_middle_is_charged_up_to_its_last_step() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Slope(), ROWS, dpzero(plan(), learning_rate=0.1, scale=0.1), journal=diary, callback=stop)
     assert diary.ledger_stages()[0].steps == 4
-    assert diary.notes[-1] == "seal:interrupted"
+    assert diary.notes[-1] == "seal:test: interrupted with injected randomness"
 
 
 # T7: sampling and empty draws
