@@ -341,6 +341,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--backends", nargs="*", default=list(BACKENDS))
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="one file a processor")
     parser.add_argument("--quick", action="store_true", help="3 rounds, our backends only, nothing stored")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "BACKEND"), help=argparse.SUPPRESS)
@@ -363,16 +364,17 @@ def main() -> None:
         for name, row in found[model_name].items():
             print(f"  {name:32s} {row}")
     if not options.quick:
-        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        stored = json.loads(options.out.read_text()) if options.out.exists() else {}
         stored["machine"] = {
             "processor": _processor(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": 1,
+            "rounds": options.rounds,
         }
         for model_name, rows in found.items():  # rows of backends that were left out this time stay
             stored.setdefault(kind, {}).setdefault(model_name, {}).update(rows)
-        RESULTS.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+        options.out.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
 
 def _processor() -> str:

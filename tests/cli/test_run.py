@@ -186,7 +186,7 @@ def test_a_loss_that_couples_examples_is_refused_before_the_first_step(
     assert read_journal(tmp_path / "run" / "release" / "ledger.jsonl").ledger.steps == 0
 
 
-@pytest.mark.parametrize("which", ["lora", "bias"])
+@pytest.mark.parametrize("which", ["lora", pytest.param("bias", marks=pytest.mark.slow)])
 def test_few_parameters_are_trained_and_the_release_is_a_whole_model(tmp_path: Path, which: str) -> None:
     pytest.importorskip("peft")
     import torch

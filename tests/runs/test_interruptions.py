@@ -143,11 +143,11 @@ def break_next_reservation(patch: pytest.MonkeyPatch) -> None:
     "method, breaks",
     [
         ("dp-adam", break_journal_count),
-        ("dp-adam", break_seal),
-        ("dp-adam", break_steps_log),
+        pytest.param("dp-adam", break_seal, marks=pytest.mark.slow),
+        pytest.param("dp-adam", break_steps_log, marks=pytest.mark.slow),
         ("dp-adam", break_checkpoint),
-        ("dp-adam", break_next_reservation),
-        ("dp-zoso", break_journal_count),
+        pytest.param("dp-adam", break_next_reservation, marks=pytest.mark.slow),
+        pytest.param("dp-zoso", break_journal_count, marks=pytest.mark.slow),
         ("dp-zoso", break_seal),
     ],
 )
@@ -218,6 +218,7 @@ def test_a_log_that_lost_updates_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert outcome.code == 3 and "holds 3 updates and the checkpoint 4" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_after_training_is_one_sentence_and_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

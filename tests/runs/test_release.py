@@ -120,6 +120,7 @@ def run_with(folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, ou
     return {str(p.relative_to(release)): p.read_bytes() for p in release.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow  # the neighbours' test asks the same question of the bytes alone, in half the time
 def test_one_changed_record_changes_nothing_but_mechanism_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_configuration_that_drew_nothing_is_corrected_in_its_folder(tmp_path: 
     assert "canaries.count=21 and was 20" in train(tmp_path, **changes, canaries__count=21).error
 
 
+@pytest.mark.slow
 def test_corrected_data_alone_begin_anew_and_an_untouched_preparation_is_kept(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data__path": data(tmp_path / "p.txt", TEXTS).name, "privacy__steps": 2}
     plan, seen = tmp_path / "run" / "release" / "audit_plan.json", []

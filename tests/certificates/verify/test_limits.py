@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpaudit.certificates.verify.report import ABSENT, UNFINISHED, Step, VerificationReport
+from dpaudit.certificates.verify.report import ABSENT, EQUAL, UNFINISHED, Step, VerificationReport
 from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.commitment import sha256_file
@@ -73,7 +73,7 @@ def rewritten(release: Path, change: Callable[[dict[str, Any]], None]) -> None:
     run.rewrite(release / "certificate.json", statement)
 
 
-@pytest.mark.parametrize("stages, copies", [(3000, 1), (300, 64)])
+@pytest.mark.parametrize("stages, copies", [(3000, 1), (3000, 64)])
 def test_accounting_that_takes_too_long_supports_nothing(release: Path, stages: int, copies: int) -> None:
     def many(body: dict[str, Any]) -> None:
         stage = body["ledger"]["stages"][0]
@@ -85,8 +85,8 @@ def test_accounting_that_takes_too_long_supports_nothing(release: Path, stages: 
     started = time.process_time()
     report = verify_certificate(release, limits=Limits(seconds=1.5))
     assert time.process_time() - started < 2
-    (rows,) = {step.outcome for step in report.steps if step.name == "accounting.prv"}
-    assert rows == ABSENT and not report.finished and report.exit_code == 3
+    outcomes = {step.outcome for step in report.steps if step.name == "accounting.prv"}
+    assert ABSENT in outcomes and EQUAL not in outcomes and not report.finished and report.exit_code == 3
 
 
 def test_a_packed_score_file_is_not_unpacked(release: Path) -> None:
