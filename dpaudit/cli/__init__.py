@@ -131,7 +131,8 @@ def _code_of(arguments: list[str] | None) -> int:
         return ended.code or 0
     except click.UsageError as error:
         where = f" See '{error.ctx.command_path} -h'." if error.ctx else ""
-        terminal.say(f"{error.format_message()}{where}")
+        words = " ".join(error.format_message().split())  # click lists choices on lines of their own
+        terminal.say(f"{words if words[-1:] in '.?!' else words + '.'}{where}")
         return 64
     except click.ClickException as error:
         terminal.say(error.format_message())

@@ -129,3 +129,14 @@ def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("DPAUDIT_TRACEBACK", "1")
     code, text = outcome(monkeypatch, capsys, TypeError("x"))
     assert code == 70 and "Traceback" in text
+
+
+@pytest.mark.parametrize(
+    "command, choices", [("export", "paragraph, registry"), ("amend", "note, correction, withdrawal")]
+)
+def test_a_missing_choice_is_named_on_one_line(command: str, choices: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run([command, "nowhere"])
+    assert ended.value.code == 64
+    error = capsys.readouterr().err
+    assert f"Choose from: {choices}. See 'dpaudit {command} -h'." in error and "\\" not in error
