@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpaudit import Ledger, Stage, account
-from dpaudit.certificates.other_relation import other_relation
+from dpaudit import InvalidEvidence, Ledger, Stage, account
+from dpaudit.certificates.other_relation import other_relation, stated_upper
 from dpaudit.privacy.rounding import upper_text
 
 STAGE = Stage(sampling_probability=1.0, noise_multiplier=10.0, steps=100, sampling="none")
@@ -34,3 +34,22 @@ def test_what_nobody_bounds_is_said() -> None:
     assert other_relation(ledger, delta=1e-5, accountants=("prv",)) == (
         "no accountant bounds epsilon if one mail were added or removed (add_or_remove_one)"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "made"),
+    [
+        ("replace_one", "zero_out"),
+        ("epsilon <= ", "epsilon <= -"),
+        ("epsilon <= ", "epsilon <= about "),
+        ("delta=", "delta=1"),
+        ("one mail were", "one file were"),
+        (" if ", " if, in truth, "),
+    ],
+)
+def test_words_that_promise_something_else_are_read_as_nothing(old: str, made: str) -> None:
+    ledger = Ledger(stages=(STAGE,), relation="zero_out", unit="mail")
+    text = "epsilon <= 17.5 at delta=1e-5 if one mail were replaced by another (replace_one)"
+    assert stated_upper(text, ledger, delta=1e-5) == "17.5"
+    with pytest.raises(InvalidEvidence, match="is not what is said of epsilon"):
+        stated_upper(text.replace(old, made), ledger, delta=1e-5)

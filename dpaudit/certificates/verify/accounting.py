@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from dpaudit.certificates.other_relation import other_upper, stated_upper
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import GuaranteeModel, Predicate
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, UNFINISHED, Step
 from dpaudit.privacy.errors import DpauditError, UnsupportedStage
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, upper_text
+from dpaudit.privacy.rounding import DIGITS, exact_text, lower_text, nearest_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.storage.budget import OutOfTime, section
 
@@ -93,6 +94,44 @@ def claim_step(body: Predicate, recomputed: Recomputed) -> list[Step]:
             f"recomputed ε ≤ {upper_text(upper, 6, within=claim)} {relation} the claimed {exact_text(claim)}",
         )
     ]
+
+
+def other_relation_steps(body: Predicate, recomputed: Recomputed) -> list[Step]:
+    """ε under the relation that is not claimed, where a certificate states it: computed again from the ledger.
+
+    It is printed with four digits and without the version of the accountant that made it. Where the certificate has all
+    accountants of this installation that may have made it, ``prv`` among them, one unit of the last digit may differ;
+    otherwise the tolerances of another version hold.
+    """
+    stated, name = body.provenance.get("other_relation"), "accounting.other_relation"
+    if stated is None:
+        return []
+    if body.claim is None or body.ledger is None:
+        return [Step(name, ABSENT, "it follows from claim and ledger, which are not both here; it supports nothing")]
+    ledger, delta = body.ledger.to_ledger(), body.claim.delta
+    if ledger.steps > MAX_STEPS:
+        return [Step(name, ABSENT, "the ledger has too many steps to be accounted here; it supports nothing")]
+    printed = stated_upper(str(stated), ledger, delta=delta)
+    upper = other_upper(ledger, delta=delta, accountants=tuple(recomputed))
+    fresh = None if upper is None else upper_text(upper)
+    if printed != fresh and (printed is None or fresh is None or not _same_print(printed, fresh, body, recomputed)):
+        if any(again.guarantee is None and not again.refused for again in recomputed.values()):
+            return [Step(name, ABSENT, "an accountant of the certificate cannot run here; it supports nothing")]
+        return [Step(name, DIFFERENT, f"ε is {printed or 'unbounded'} in the certificate, {fresh or 'unbounded'} here")]
+    told = "no accountant bounds it" if printed is None else f"ε ≤ {fresh}"
+    return [Step(name, EQUAL, f"{told} under the relation that is not claimed")]
+
+
+def _same_print(printed: str, fresh: str, body: Predicate, recomputed: Recomputed) -> bool:
+    """Whether two texts of an upper bound may come from the same steps."""
+    stated, here = to_float(printed if printed != "∞" else "inf"), to_float(fresh if fresh != "∞" else "inf")
+    if not (math.isfinite(stated) and math.isfinite(here)):
+        return stated == here
+    digit = 1.01 * 10.0 ** (math.floor(math.log10(max(stated, here, 1e-300))) - DIGITS + 1)
+    versions = [(g.version, recomputed.get(g.accountant, Fresh()).guarantee) for g in body.accounting.guarantees]
+    if "prv" in recomputed and all(again is not None and again.version == version for version, again in versions):
+        return abs(stated - here) <= digit
+    return here * (1 - OTHER_VERSION) - digit <= stated <= here * (1 + TIGHTER) + digit
 
 
 def _run(name: str, ledger: Ledger, delta: float) -> Fresh:

@@ -15,7 +15,12 @@ from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
 from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.certificates.timestamp import timestamp_steps
-from dpaudit.certificates.verify.accounting import accounting_steps, claim_step, recomputed_guarantees
+from dpaudit.certificates.verify.accounting import (
+    accounting_steps,
+    claim_step,
+    other_relation_steps,
+    recomputed_guarantees,
+)
 from dpaudit.certificates.verify.audit import audit_steps
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, recompute_audit
 from dpaudit.certificates.verify.corrections import corrected_verdict, judge
@@ -134,6 +139,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     recomputed = recomputed_guarantees(body)
     steps += guarded("accounting", lambda: accounting_steps(body, recomputed))
     steps += guarded("claim", lambda: claim_step(body, recomputed))
+    steps += guarded("accounting.other_relation", lambda: other_relation_steps(body, recomputed))
     section, again = body.audit, None
     if section is not None:
         again = attempt("audit", lambda: recompute_audit(folder, body, section, recomputed))
