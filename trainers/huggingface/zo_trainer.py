@@ -28,12 +28,14 @@ from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
 from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
+from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
 from dpaudit.trainers.zeroth_order.step import LossFunction
 from dpaudit.trainers.zeroth_order.train import ZOReport, ZOResult, rebuild, zo_train
+from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, scalar_recorder, watch_again
 
 LOG = "zo_log.jsonl"
 
@@ -87,11 +89,16 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         Directions, clip and stages.
     per_example_loss, calibrate, journal, audit_plan_sha256, units, sampler, noise
         As in :class:`DPTrainer`.
+    in_run : ScalarCanaries, optional
+        In-run canaries of zeroth-order steps, as ``ScalarInRunCanaries``: drawn with the records' q, their loss
+        differences known. All of them share a step's P scalars, so that they show little; see the documentation.
 
     Attributes
     ----------
     plan : ZOPlan
         With σ known.
+    recorder : ReleaseRecorder or None
+        Energy of every release so far, for :func:`dpaudit.auditing.energy_test`; always on. None for Laplace noise.
     private_logs : list of dict
         Mean losses and batch sizes; write them to ``private/`` only.
     result : ZOResult or None
@@ -112,6 +119,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         units: Iterable[Any] | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
+        in_run: ScalarCanaries | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -132,7 +140,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._loss = per_example_loss or per_example_losses
         self._journal, self._given_journal = journal, journal is not None
         self._audit_plan, self._told = audit_plan_sha256, Interruption()
-        self._sampler, self._noise = sampler, noise
+        self._sampler, self._noise, self._in_run = sampler, noise, in_run
+        self.recorder: ReleaseRecorder | None = None
         self.control: Any
         if model is not None:
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
@@ -202,6 +211,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 start=start,
                 state=state,
                 units=self._units.units,
+                canaries=self._in_run,
+                recorder=self.recorder,
                 preflight=self.privacy.preflight,
             )
         finally:
@@ -223,6 +234,12 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
         """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
+        if seen := getattr(self._in_run, "steps", 0):
+            raise InvalidValue(
+                f"in_run has already seen {seen} releases, which a resume shows it again; make it anew, with the same"
+                " coins and key."
+            )
+        self.recorder = scalar_recorder(self.plan)
         path = folder / LEDGER
         log = read_zo_log(folder / LOG) if resume else None
         known = 0 if log is None else log.steps
@@ -244,6 +261,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if not self._given_journal:
             refuse_another_plan(self.ledger, self.plan.ledger().stages)
         state = rebuild(log, self.model).state()
+        watch_again(log, self.plan, canaries=self._in_run, recorder=self.recorder)
         counted = self.ledger.steps
         for index, stage in enumerate(self.plan.stages):
             if counted < stage.plan.steps:

@@ -11,7 +11,11 @@ from torch import Tensor
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.privacy.stage import Mechanism, Sampling
 from dpaudit.trainers.witness import ReleaseRecorder
-from dpaudit.trainers.zeroth_order.stages import ZOStage
+from dpaudit.trainers.zeroth_order.log import StageEntry, ZOLog
+from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage
+
+SCALARS = "scalars"
+"""Name of the one block that a zeroth-order release has."""
 
 
 class ScalarCanaries(Protocol):
@@ -96,3 +100,33 @@ class Watched:
             self._recorder.observe([torch.tensor(released, dtype=torch.float64)], deviation)
         if self._canaries is not None:
             self._canaries.observe(step, released, clipping_norm=plan.clipping_norm, normaliser=plan.normaliser)
+
+
+def scalar_recorder(plan: ZOPlan) -> ReleaseRecorder | None:
+    """The record of a plan's releases, its P scalars a step; None for Laplace noise, whose energy has no such test."""
+    if any(stage.mechanism is not Mechanism.GAUSSIAN for stage in plan.stages):
+        return None
+    return ReleaseRecorder({SCALARS: plan.stages[0].plan.releases_per_step})
+
+
+def watch_again(
+    log: ZOLog, plan: ZOPlan, *, canaries: ScalarCanaries | None = None, recorder: ReleaseRecorder | None = None
+) -> None:
+    """Let observers see every release of a log, for a resume: what they know is a function of the releases alone.
+
+    Parameters
+    ----------
+    log : ZOLog
+        Of the run so far; undone entries are already dropped.
+    plan : ZOPlan
+        Its stages, whose declared noise the releases are compared with.
+    canaries, recorder : optional
+        That have seen nothing yet.
+    """
+    watched = None
+    for entry in log.entries:
+        if isinstance(entry, StageEntry):
+            # Who is drawn matters to canaries before a release; afterwards they look at the scalars alone.
+            watched = Watched(plan.stages[entry.index], 0, canaries=canaries, recorder=recorder)
+        elif watched is not None:
+            watched.observe(entry.step, entry.values)

@@ -7,15 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
-from dpaudit import DpauditError, PrivacyRefusal
+from dpaudit import DpauditError, InvalidValue, PrivacyRefusal
+from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
-from dpaudit.trainers.zeroth_order.log import read_zo_log
+from dpaudit.trainers.zeroth_order.log import Release, read_zo_log
 from dpaudit.trainers.zeroth_order.train import replay
 from tests.trainers.zeroth_order.zo_helpers import tiny_gpt, token_records
 
@@ -93,6 +95,29 @@ def test_a_resume_replays_the_log_and_continues_the_ledger(tmp_path: Path) -> No
     assert same(again.model, replay(log, tiny_gpt()))
     with pytest.raises(PrivacyRefusal, match="complete"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_every_release_is_on_record_and_a_resume_shows_all_of_them_again(tmp_path: Path) -> None:
+    def canaries() -> ScalarInRunCanaries:
+        return ScalarInRunCanaries(
+            np.arange(12) % 2 == 0, 7, sampling_probability=0.25, noise_multiplier=1.0, releases_per_step=2,
+            clip="joint",
+        )  # fmt: skip
+
+    trainer(tmp_path, callbacks=[Stop()], in_run=canaries()).train()
+    again = trainer(tmp_path, in_run=(seen := canaries()))
+    again.train(resume_from_checkpoint=True)
+    values = [e.values for e in read_zo_log(tmp_path / "privacy" / "zo_log.jsonl").entries if isinstance(e, Release)]
+    # by hand: normalised means times L over σC; L = 6 is the expected batch
+    by_hand = [(np.asarray(v) * 6.0 / 5.0) ** 2 for v in values]
+    assert again.recorder is not None
+    np.testing.assert_allclose(again.recorder.state()["step_squares"], np.sum(by_hand, axis=1), rtol=1e-12)
+    afresh = canaries()
+    for step, released in enumerate(values):
+        afresh.observe(step, released, clipping_norm=5.0, normaliser=6.0)
+    assert seen.steps == 6 and np.array_equal(seen.scores(), afresh.scores())
+    with pytest.raises(InvalidValue, match="already seen 6 releases"):
+        trainer(tmp_path / "other", in_run=seen).train()
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
