@@ -18,7 +18,7 @@ certify-zo: .venv/.base  ## the same with three-stage zeroth-order DP-ZOSO
 test: .venv/.dev  ## the tests
 	$(BIN)/python -m pytest -n 2
 
-test-slow: .venv/.dev  ## statistical suites and fault injection: an hour or more
+test-slow: .venv/.engines  ## statistical suites and fault injection: an hour or more
 	$(BIN)/python -m pytest -m slow -n 2
 
 test-models: .venv/.models  ## optional real models; fails on a skip
@@ -51,6 +51,10 @@ bench-accounting bench-training bench-zo bench-audit: bench-%: .venv/.dev
 
 .venv/.docs: .venv/.dev
 	$(EDITABLE) '.[docs]'
+	touch $@
+
+.venv/.engines: .venv/.dev
+	$(EDITABLE) '.[engines]'
 	touch $@
 
 .venv/.models: .venv/.dev

@@ -1,18 +1,21 @@
-"""Attacks that learn from shadow models, LiRA and RMIA, and the fan-out that trains the shadows."""
+"""Attacks that learn from shadow models, LiRA and RMIA, and the training of the shadows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.attacks.scores.fan_out import run_each
 from dpaudit.attacks.scores.functions import BoolArray, FloatArray, as_booleans, as_finite, same_shape
+from dpaudit.attacks.scores.shadow_folder import ShadowFolder, ShadowTask, draw_shadows
+from dpaudit.attacks.scores.shadow_folder import shadow_memberships as shadow_memberships
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.privacy.validate import integer_at_least, probability
+from dpaudit.privacy.validate import probability
 
-ShadowTask = Callable[[BoolArray, int], object]
 ENOUGH_FOR_OWN_VARIANCE = 64
 
 
@@ -37,17 +40,19 @@ class ShadowSignals:
         object.__setattr__(self, "members", as_booleans("members", self.members))
 
 
-def shadow_memberships(n_shadows: int, m: int, *, rng: np.random.Generator) -> BoolArray:
-    """Balanced design (S, m): every record is in exactly half of the shadow models (rounded down when odd)."""
-    integer_at_least(2, n_shadows=n_shadows)
-    integer_at_least(1, m=m)
-    return np.asarray(rng.random((n_shadows, m)).argsort(axis=0) < n_shadows // 2)
-
-
 def train_shadows(
-    task: ShadowTask, m: int, *, n_shadows: int, rng: np.random.Generator, n_jobs: int | None = None
+    task: ShadowTask,
+    m: int,
+    *,
+    n_shadows: int,
+    rng: np.random.Generator,
+    n_jobs: int | None = None,
+    folder: str | Path | None = None,
 ) -> ShadowSignals:
-    """Train shadow models in parallel and collect their signals.
+    """Train shadow models in parallel and collect their signals; a folder keeps every one that is finished.
+
+    A worker that is lost costs the shadows that it was training: they are trained again. What the folder holds stands,
+    also when this process is killed and the same call is made again.
 
     Parameters
     ----------
@@ -59,21 +64,35 @@ def train_shadows(
     n_shadows : int
         At least 2; 16 to 256 are usual.
     rng : numpy.random.Generator
-        Draws the memberships and one seed per shadow: the result does not depend on ``n_jobs``.
+        Draws the memberships and one seed per shadow: the result does not depend on ``n_jobs``. In a folder that has
+        memberships and seeds already, those hold.
     n_jobs : int, optional
         joblib's; None takes the surrounding ``joblib.parallel_config``, so that dask or ray clusters serve too.
-    """
-    import joblib
+    folder : path, optional
+        Where this process keeps memberships, seeds and each shadow's signal, which is written once. It tells members
+        apart, so it is private.
 
-    members = shadow_memberships(n_shadows, m, rng=rng)
-    seeds = [int(seed) for seed in rng.integers(2**63 - 1, size=n_shadows)]
-    rows = joblib.Parallel(n_jobs=n_jobs)(
-        joblib.delayed(task)(row, seed) for row, seed in zip(members, seeds, strict=True)
-    )
-    signals = [np.asarray(row, dtype=np.float64) for row in rows]
-    for i, row in enumerate(signals):
-        same_shape(f"the signal of shadow {i}", row, (m,))
-    return ShadowSignals(np.stack(signals), members)
+    Raises
+    ------
+    InvalidValue
+        If the folder belongs to another task, number of records or number of shadows, or a signal is not m numbers.
+    """
+    drawn = draw_shadows(n_shadows, m, rng=rng)
+    kept = None if folder is None else ShadowFolder(Path(folder), task)
+    if kept is not None:
+        drawn = kept.design(drawn)
+    rows: dict[int, FloatArray] = {} if kept is None else kept.signals(drawn)
+
+    def done(number: int, row: Any) -> None:
+        signal = np.asarray(row, dtype=np.float64)
+        same_shape(f"the signal of shadow {number}", signal, (m,))
+        if kept is not None:
+            kept.keep(number, signal)
+        rows[number] = signal
+
+    left = {i: (drawn.members[i], drawn.seeds[i]) for i in range(n_shadows) if i not in rows}
+    run_each(task, left, done, n_jobs=n_jobs)
+    return ShadowSignals(np.stack([rows[i] for i in range(n_shadows)]), drawn.members)
 
 
 def lira_online_scores(signals: object, shadows: ShadowSignals, *, fixed_variance: bool | None = None) -> FloatArray:

@@ -7,6 +7,7 @@ how often this attack, with this number of guesses, would convict a run whose no
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ def train_control(
 ) -> None:
     """Train controls, score their own fresh canaries, and write scores and coins with what binds them to the run.
 
+    Several controls are spread over joblib's backend: ``with joblib.parallel_config(backend="dask"): certify(...)``.
+
     Parameters
     ----------
     prepared : Prepared
@@ -79,8 +82,28 @@ def train_control(
         For a method whose control is not wired.
     """
     validate.integer_at_least(1, controls=runs)
-    made = [_one_control(prepared, advance) for _ in range(runs)]
+    if runs == 1:
+        made = [_one_control(prepared, advance)]
+    else:
+        made = _several(prepared, runs, advance)
     _write(path, made, prepared, config_sha256)
+
+
+def _several(prepared: Prepared, runs: int, advance: Callable[[int], None]) -> list[_Scored]:
+    """Controls spread over the surrounding ``joblib.parallel_config``; workers get nothing private."""
+    from dpaudit.attacks.scores.fan_out import run_each
+
+    made: list[_Scored] = []
+    steps = sum(plan.steps for plan in prepared.plans)
+
+    def done(number: int, one: _Scored) -> None:
+        made.append(one)
+        advance(steps)
+
+    nothing: Any = None  # what a control never reads must not travel: records, coins, held-out records
+    public = dataclasses.replace(prepared, private=nothing, secret=nothing, in_run_secret=None, split=None)
+    run_each(functools.partial(_one_control, public), {number: () for number in range(runs)}, done)
+    return made
 
 
 def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
@@ -103,7 +126,7 @@ class _Scored:
     coins: np.ndarray
 
 
-def _one_control(prepared: Prepared, advance: Callable[[int], None]) -> _Scored:
+def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> _Scored:
     from dpaudit.attacks import commit, flip_coins
     from dpaudit.attacks.canaries.canary import inserted
     from dpaudit.attacks.canaries.coins import draw_nonce

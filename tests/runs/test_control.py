@@ -14,6 +14,7 @@ import dpaudit.runs.control as control
 from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.auditing import AuditPlan, design
 from dpaudit.runs.control import binding_of_run, read_control, too_few_controls, train_control
+from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.run_folder import RunFolder, write_json
 
 CONFIG = "c" * 64
@@ -45,7 +46,8 @@ def trained(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A folder with two controls, made without a model."""
     made: list[int] = []
 
-    def one(prepared: Any, advance: Any) -> Any:
+    def one(prepared: Any) -> Any:
+        assert prepared.private is prepared.secret is prepared.in_run_secret is prepared.split is None
         made.append(len(made))
         rng = np.random.default_rng(len(made))
         coins = rng.integers(0, 2, 200)
@@ -53,7 +55,12 @@ def trained(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         return control._Scored(ids, rng.normal(size=200) + 20 * coins, coins)
 
     monkeypatch.setattr(control, "_one_control", one)
-    train_control(SimpleNamespace(folder=folder), folder.control_scores, CONFIG, runs=2)  # type: ignore[arg-type]
+    some: Any = object()
+    prepared = Prepared(
+        config=some, base=some, folder=folder, plans=(), audit_plan=some, secret=some, private=some, public=some,
+        tokenizer=some, split=some, in_run_secret=some,
+    )  # fmt: skip
+    train_control(prepared, folder.control_scores, CONFIG, runs=2)
     return folder
 
 
