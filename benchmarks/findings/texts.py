@@ -1,0 +1,80 @@
+"""Texts of the rows on a CPU: all bundled, all in the public domain; "private" is a role.
+
+- Pretraining reads every second verse of the King James Bible and most of two novels by Jane Austen.
+- The records of language modelling are paragraphs of two OTHER novels; rates are chosen on paragraphs that were kept
+  out of pretraining and are declared public (``tuning``), never on the private records.
+- The records of classification are the other verses: from the Old or the New Testament?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import lzma
+import random
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
+TUNING = 1200  # public paragraphs kept out of pretraining, to choose rates on
+NEW_TESTAMENT = "The book of the generation of Jesus Christ, the son of David, the son of Abraham."
+
+
+def lines(name: str) -> list[str]:
+    """The records of one bundled file."""
+    return lzma.decompress((DATA / name).read_bytes()).decode().splitlines()
+
+
+@functools.cache
+def pretraining() -> tuple[str, ...]:
+    """Public text that models are pretrained on."""
+    return (*lines("kjv.txt.xz")[::2], *lines("austen_public.txt.xz")[:-TUNING])
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraphs:
+    """Records of language modelling: to train on, to test on; for tuning all of them are public."""
+
+    training: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def paragraphs(size: int) -> Paragraphs:
+    """``size`` private paragraphs, and the held-out ones of the same novels."""
+    return Paragraphs(tuple(lines("austen_private.txt.xz")[:size]), tuple(lines("austen_heldout.txt.xz")))
+
+
+def public_paragraphs() -> Paragraphs:
+    """Stand-ins for the private ones, of a third novel: rates are chosen here."""
+    found = lines("austen_public.txt.xz")[-TUNING:]
+    random.Random(0).shuffle(found)
+    return Paragraphs(tuple(found[:1000]), tuple(found[1000:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verses:
+    """Labelled verses that were not pretrained on; label 1 is the New Testament. Half of each part has each label."""
+
+    private: tuple[tuple[str, int], ...]
+    public: tuple[tuple[str, int], ...]
+    """Declared public: rates, stage lengths and public gradients come from here."""
+    validation: tuple[tuple[str, int], ...]
+    """Declared public, too."""
+    test: tuple[tuple[str, int], ...]
+
+
+def verses(seed: int, *, private: int = 6000, public: int = 400, validation: int = 400, test: int = 1000) -> Verses:
+    """A balanced split by a public seed."""
+    bible = lines("kjv.txt.xz")
+    turn = bible.index(NEW_TESTAMENT)
+    rng = random.Random(seed)
+    old = [(text, 0) for i, text in enumerate(bible) if i % 2 and i < turn]
+    new = [(text, 1) for i, text in enumerate(bible) if i % 2 and i >= turn]
+    rng.shuffle(old)
+    rng.shuffle(new)
+    parts, at = [], 0
+    for size in (private, public, validation, test):
+        part = [*old[at : at + size // 2], *new[at : at + size // 2]]
+        rng.shuffle(part)
+        parts.append(tuple(part))
+        at += size // 2
+    return Verses(*parts)
