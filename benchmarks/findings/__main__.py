@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("row", type=int, nargs="?", choices=range(1, 10), metavar="ROW")
     parser.add_argument("--table", action="store_true", help="write docs/findings.md and stop")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--backbone", choices=("small", "smollm2", "stand-in"), help="default: small, or smollm2 on cuda")
+    parser.add_argument(
+        "--backbone", choices=("small", "smollm2", "stand-in"), help="default: small, or smollm2 on cuda"
+    )
     parser.add_argument("--steps", type=int, help="a trial of so many steps; records nothing")
     parser.add_argument("--minutes", type=float, help="begin no further run after so many minutes")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="settings whose name holds it")

@@ -62,7 +62,7 @@ class Verses:
     test: tuple[tuple[str, int], ...]
 
 
-def verses(seed: int, *, private: int = 6000, public: int = 400, validation: int = 400, test: int = 1000) -> Verses:
+def verses(seed: int, *, private: int = 5000, public: int = 1200, validation: int = 400, test: int = 1200) -> Verses:
     """A balanced split by a public seed."""
     bible = lines("kjv.txt.xz")
     turn = bible.index(NEW_TESTAMENT)

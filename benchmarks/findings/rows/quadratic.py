@@ -26,7 +26,7 @@ from dpaudit.accounting import account
 from findings.jobs import Job, Options, named
 from findings.privacy import planned
 
-DIMENSION, RECORDS, BATCH, PASSES, EPSILON, REPEATS = 200, 4000, 64, 2048, 4.0, 20
+DIMENSION, RECORDS, BATCH, PASSES, EPSILON, REPEATS = 100, 4000, 64, 1024, 4.0, 12
 TWIN = 1000
 RATES, NORMS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 2.0)
 """Multiples of 1/(trace of the curvature), and of the slopes' size at the start."""
@@ -203,7 +203,7 @@ def settings_of(shape: str, name: str, steps: int) -> tuple[float, float]:
     best = (float("inf"), 0.0, 0.0)
     for rate, norm in itertools.product(RATES, NORMS):
         tried = {"rate": rate * _unit(line, twin), "norm": norm * size}
-        found = descend(twin, line, sigma, repeats=6, seed=TWIN, steps=steps, **tried)
+        found = descend(twin, line, sigma, repeats=4, seed=TWIN, steps=steps, **tried)
         loss = twin.excess(found).mean().item()
         best = min(best, (loss if loss == loss else float("inf"), tried["rate"], tried["norm"]))
     return best[1:]

