@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from dpaudit.auditing.in_run.plan import (
     plan_in_run,
     split_alpha,
 )
-from dpaudit.auditing.in_run.visible import control_for
+from dpaudit.auditing.in_run.visible import control_for, expected_auc
 from dpaudit.auditing.independent import EPSILONS
 from dpaudit.auditing.plan import AlphaSplit, AuditPlan
 from dpaudit.certificates.curve import declared_deltas
 from dpaudit.privacy.errors import InvalidEvidence, PrivacyRefusal
+from dpaudit.privacy.rounding import lower_text
+from dpaudit.privacy.stage import Clip
 from dpaudit.runs.config import Config
 from dpaudit.runs.in_run.secret import InRunSecret, read_secret, write_secret
 from dpaudit.runs.sources import load_model, select_trainable
@@ -32,6 +35,8 @@ from dpaudit.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     from dpaudit.trainers import PrivacyPlan
 
+NEEDED = 6.0
+"""Expected deviations of the rank sum at which p falls to the 1e-6 of a live observer nine times in ten."""
 SCALARS_BLOCK = "scalars"
 """Name of the one block that a zeroth-order release has."""
 
@@ -65,6 +70,8 @@ def canaries_and_reason(config: Config, plans: Sequence[PrivacyPlan], sizes: Map
             reason = f"there is room for {m} canaries that do not disturb one another, and {FEWEST} are the fewest"
         elif m > sum(sizes.values()) and config.privacy.method != "dp-zoso":
             reason = f"audit.in_run.canaries={m} is more than the {sum(sizes.values())} trained numbers"
+        elif config.privacy.method == "dp-zoso" and wanted.canaries is None:
+            reason = _dead_in_scalars(m, plans)
     if reason and (wanted.enabled or wanted.canaries):
         raise PrivacyRefusal(f"audit.in_run cannot be had: {reason}; leave audit.in_run out, or change that.")
     return (0, reason) if reason else (m, "")
@@ -81,12 +88,41 @@ def _reason(config: Config) -> str:
 def _most(config: Config, plans: Sequence[PrivacyPlan], dimension: int) -> int:
     """Canaries by default: a tenth of the coordinates, or as many as zeroth-order scalars carry apart from noise."""
     from dpaudit.attacks.canaries.in_run import recommended_in_run_canaries
+    from dpaudit.attacks.canaries.planning import recommended_canaries_zeroth_order
 
     if config.privacy.method != "dp-zoso":
         return recommended_in_run_canaries(dimension)
-    # All canaries share the scalars: with this many drawn ones, their variance is that of the noise.
+    # All canaries share the scalars: with this many, the drawn ones have the variance of the noise.
     stage = plans[0].stage()
-    return math.floor(2 * stage.noise_multiplier**2 / stage.sampling_probability)
+    return recommended_canaries_zeroth_order(
+        stage.noise_multiplier,
+        stage.sampling_probability,
+        releases_per_step=stage.releases_per_step,
+        clip=stage.clip,
+    )
+
+
+def _dead_in_scalars(m: int, plans: Sequence[PrivacyPlan]) -> str:
+    """Why m canaries of a zeroth-order run would be no live observer; empty where they can be expected to be one.
+
+    Members stand out by the drawn steps alone, whose scalars the other canaries move as much as the noise does. A live
+    observer's rank sum lies ``NEEDED`` deviations above chance nine times in ten.
+    """
+    stages = []
+    for plan in plans:
+        stage = plan.stage()
+        share = stage.releases_per_step if stage.clip is Clip.PER_DIRECTION else 1
+        variance = stage.noise_multiplier**2 / share + stage.sampling_probability * m / 2 / stage.releases_per_step
+        seen = dataclasses.replace(stage, noise_multiplier=math.sqrt(variance), releases_per_step=1, clip=None)
+        stages.append(seen)
+    deviation = math.sqrt((m + 1) / (3 * m * m))  # of the area under the curve of m/2 members and as many others
+    expected = (expected_auc(stages) - 0.5) / deviation
+    if expected >= NEEDED:
+        return ""
+    return (
+        f"the scalars of all steps would set {m} members and others apart by {lower_text(expected, 2)} deviations of"
+        f" their rank sum, and a live observer takes {NEEDED:g}"
+    )
 
 
 def fix_in_run(

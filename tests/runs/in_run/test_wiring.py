@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, PrivacyRefusal
+from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries
 from dpaudit.auditing import AuditPlan
 from dpaudit.auditing.in_run.evidence import InRunEvidence
+from dpaudit.auditing.roc import rank_sum_p_value
 from dpaudit.runs.config import parse_config
 from dpaudit.runs.in_run.planning import canaries_and_reason, in_run_of, read_fixed
 from dpaudit.runs.in_run.secret import read_secret
@@ -103,6 +106,39 @@ def test_how_many_there_are_and_why_there_are_none() -> None:
         counted(audit__in_run={"enabled": True}, **paired)
     with pytest.raises(PrivacyRefusal, match="50001 is more than the 50000 trained numbers"):
         counted(audit__in_run={"canaries": 50_001})
+
+
+def scalar_scores(m: int, plan: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Scores and coins of m canaries of a run without records, with NumPy's noise."""
+    coins, stage = rng.random(m) < 0.5, plan.stage()
+    canaries = ScalarInRunCanaries(
+        coins, 5, sampling_probability=stage.sampling_probability, noise_multiplier=stage.noise_multiplier,
+        releases_per_step=stage.releases_per_step, clip="joint",
+    )  # fmt: skip
+    for step in range(stage.steps):
+        drawn = np.flatnonzero(rng.random(canaries.members) < stage.sampling_probability)
+        sums = canaries.differences(step, drawn.tolist(), 1.0).sum(1).numpy()
+        noise = stage.noise_multiplier * rng.standard_normal(stage.releases_per_step)
+        canaries.observe(step, sums + noise, clipping_norm=1.0, normaliser=1.0)
+    return canaries.scores(), coins
+
+
+def test_zeroth_order_canaries_are_left_out_where_they_could_not_be_alive() -> None:
+    """What the rule expects is what simulated runs of either kind show."""
+    zeroth = {"stages": 1, "directions": 4, "clip": "joint", "scale": 1e-3}
+    value = {**small_config(audit__in_run={}, privacy__method="dp-zoso"), "zeroth_order": zeroth}
+    config = parse_config(value, "c.toml")
+    first = make_plans(parse_config(small_config(), "c.toml"), 72)[0]
+    shared = {"releases_per_step": 4, "clip": "joint", "public_size": 1_600}
+    weak = dataclasses.replace(first, expected_batch_size=64, noise_multiplier=0.907, steps=140, **shared)
+    strong = dataclasses.replace(first, expected_batch_size=800, noise_multiplier=10.0, steps=200, **shared)
+    m, reason = canaries_and_reason(config, [weak], {"scalars": 4})
+    assert m == 0 and "164 members and others" in reason and "a live observer takes 6" in reason
+    assert canaries_and_reason(config, [strong], {"scalars": 4}) == (1_600, "")
+    rng = np.random.default_rng(1)
+    assert (
+        rank_sum_p_value(*scalar_scores(164, weak, rng)) > 1e-6 >= rank_sum_p_value(*scalar_scores(1_600, strong, rng))
+    )
 
 
 def test_the_numbers_that_are_published_do_not_depend_on_in_run_canaries() -> None:
