@@ -25,14 +25,26 @@ from findings.jobs import Options
 from findings.privacy import spent
 
 BASIS, ROUNDS, PUBLIC_BATCH = 4, 8, 128
-SUBSPACE = {"directions": 4, "rate": 0.3, "norm": 4.0}
+SUBSPACE = {"directions": 4, "norm": 4.0}
 SELECTION = {"batch": 1000, "sigma": 6.0, "norm": 0.1, "keep": 0.25}
-CHOSEN = {"directions": 16, "rate": 6e-2, "norm": 4.0}
-"""Fixed beforehand from trials on public records (seed 100)."""
+CHOSEN = {"directions": 16, "norm": 8.0}
+RATES = {"pazo": (0.003, 0.01, 0.03, 0.1), "charged layers": (0.01, 0.03, 0.1)}
+"""Searched on public records; norms and the selection's own budget are fixed beforehand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What every method of row 7 may spend: batch forward passes, records in a batch, and δ."""
+
+    passes: int
+    batch: int
+    delta: float
 
 
 class Subspace(nn.Module):
     """A model whose weights are a base and a few coefficients times fixed tensors."""
+
+    next_word = True
 
     def __init__(self, model: nn.Module, basis: list[dict[str, Tensor]]) -> None:
         super().__init__()
@@ -74,29 +86,26 @@ def _dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([(left[name] * right[name]).sum() for name in left]).sum()
 
 
-def public_subspace(
-    task: Any, epsilon: float, seed: int, options: Options, *, passes: int, batch: int, delta: float
-) -> tuple[nn.Module, dict[str, Any]]:
+def public_subspace(task: Any, epsilon: float, seed: int, options: Options, *, rate: float, budget: Budget,
+                    public: bool = False) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
     """Private slopes along public gradients; the basis is renewed ``ROUNDS`` times."""
     p, rounds = SUBSPACE["directions"], ROUNDS if options.steps is None else 1
-    steps = options.at_most(passes // (2 * p))
-    plan = _plan(task, steps=steps, batch=batch, norm=SUBSPACE["norm"], directions=p, epsilon=epsilon, delta=delta)
-    whole = calibrate(aggzo(plan, learning_rate=SUBSPACE["rate"], scale=1e-3))
+    steps = options.at_most(budget.passes // (2 * p))
+    plan = _plan(task, steps=steps, budget=budget, norm=SUBSPACE["norm"], directions=p, epsilon=epsilon)
+    whole = calibrate(aggzo(plan, learning_rate=rate, scale=1e-3))
     (stage,), model, journal = whole.stages, task.model(), MemoryJournal()
+    part = dataclasses.replace(stage, plan=_on(task, stage.plan, public, steps=steps // rounds))
     for turn in range(rounds):
-        part = dataclasses.replace(
-            stage, plan=dataclasses.replace(stage.plan, steps=steps // rounds, target_epsilon=None)
-        )
         inside = Subspace(model, public_basis(model, task, 1000 * seed + turn))
         zo_train(
-            inside, task.private, ZOPlan((part,)), collate=task.collate, loss_fn=task.losses, journal=journal,
-            directions=Directions(run=f"findings/pazo/{seed}/{epsilon}/{turn}"), physical_batch_size=2 * batch,
-            pad_batches=False,
+            inside, task.public if public else task.private, ZOPlan((part,)), collate=task.collate,
+            loss_fn=task.losses, journal=journal, directions=Directions(run=f"findings/pazo/{seed}/{epsilon}/{turn}"),
+            physical_batch_size=2 * budget.batch, pad_batches=False,
         )  # fmt: skip
         with torch.no_grad():
             for name, value in inside.weights().items():
                 model.get_parameter(name).copy_(value)
-    return model, {**spent(whole, journal), "rate": SUBSPACE["rate"], "norm": SUBSPACE["norm"]}
+    return model, {} if public else {**spent(whole, journal), "rate": rate, "norm": SUBSPACE["norm"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,33 +128,43 @@ class Selected:
         return dataclasses.replace(second, stages=(self.selection.stage(), *second.stages))
 
 
-def charged_layers(
-    task: Any, epsilon: float, seed: int, options: Options, *, passes: int, batch: int, delta: float
-) -> tuple[nn.Module, dict[str, Any]]:
+def charged_layers(task: Any, epsilon: float, seed: int, options: Options, *, rate: float, budget: Budget,
+                   public: bool = False) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
     """One noisy gradient chooses tensors; the rest is zeroth order on those."""
     p = CHOSEN["directions"]
-    steps = options.at_most(passes // (2 * p))
+    steps = options.at_most(budget.passes // (2 * p))
     first = _plan(
-        task, steps=1, batch=SELECTION["batch"], norm=SELECTION["norm"], epsilon=None, delta=delta,
+        task, steps=1, budget=dataclasses.replace(budget, batch=SELECTION["batch"]), norm=SELECTION["norm"],
         sigma=SELECTION["sigma"],
     )  # fmt: skip
-    second = _plan(task, steps=steps, batch=batch, norm=CHOSEN["norm"], directions=p, epsilon=epsilon, delta=delta)
-    both = calibrate(Selected(first, aggzo(second, learning_rate=CHOSEN["rate"], scale=1e-3)))
+    second = _plan(task, steps=steps, budget=budget, norm=CHOSEN["norm"], directions=p, epsilon=epsilon)
+    both = calibrate(Selected(first, aggzo(second, learning_rate=rate, scale=1e-3)))
     model, journal, told = task.model(), MemoryJournal(), []
+    records = task.public if public else task.private
+    selection = _on(task, both.selection, public)
     train(
-        model, task.private, first, collate=task.collate, loss_fn=task.losses, journal=journal,
+        model, records, selection, collate=task.collate, loss_fn=task.losses, journal=journal,
         optimizer=OptimizerSettings(algorithm="sgd", learning_rate=1e-12), physical_batch_size=128,
         callback=lambda report: told.append(report.released),
     )  # fmt: skip
     chosen = _best(model, told[0], noise_std=first.noise_std / first.normaliser, keep=SELECTION["keep"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
+    stages = [dataclasses.replace(s, plan=_on(task, s.plan, public)) for s in both.stage.stages]
     zo_train(
-        model, task.private, both.stage, collate=task.collate, loss_fn=task.losses, journal=journal,
-        directions=Directions(run=f"findings/charged/{seed}/{epsilon}"), physical_batch_size=2 * batch,
+        model, records, ZOPlan(tuple(stages)), collate=task.collate, loss_fn=task.losses, journal=journal,
+        directions=Directions(run=f"findings/charged/{seed}/{epsilon}"), physical_batch_size=2 * budget.batch,
         pad_batches=False,
     )  # fmt: skip
-    return model, {**spent(both, journal), "chosen": " ".join(sorted(chosen)), "rate": CHOSEN["rate"]}
+    if public:
+        return model, {}
+    return model, {**spent(both, journal), "chosen": " ".join(sorted(chosen)), "rate": rate, "norm": CHOSEN["norm"]}
+
+
+def _on(task: Any, plan: PrivacyPlan, public: bool, *, steps: int | None = None) -> PrivacyPlan:
+    """The plan of a part of the run; on public records with the real σ, whose ε then means nothing."""
+    size = len(task.public) if public else plan.public_size
+    return dataclasses.replace(plan, public_size=size, target_epsilon=None, steps=steps or plan.steps)
 
 
 def _best(model: nn.Module, released: tuple[Tensor, ...], *, noise_std: float, keep: float) -> set[str]:
@@ -163,12 +182,11 @@ def _best(model: nn.Module, released: tuple[Tensor, ...], *, noise_std: float, k
     return chosen
 
 
-def _plan(
-    task: Any, *, steps: int, batch: int, norm: float, epsilon: float | None, delta: float, directions: int = 1,
-    sigma: float | None = None,
-) -> PrivacyPlan:  # fmt: skip
+def _plan(task: Any, *, steps: int, budget: Budget, norm: float, epsilon: float | None = None, directions: int = 1,
+          sigma: float | None = None) -> PrivacyPlan:  # fmt: skip
     return PrivacyPlan(
-        delta=delta, relation="add_or_remove_one", sampling="poisson", unit="record", public_size=len(task.private),
-        expected_batch_size=batch, steps=steps, clipping_norm=norm, target_epsilon=epsilon, noise_multiplier=sigma,
-        releases_per_step=directions, clip="joint" if directions > 1 else None,
+        delta=budget.delta, relation="add_or_remove_one", sampling="poisson", unit="record",
+        public_size=len(task.private), expected_batch_size=budget.batch, steps=steps, clipping_norm=norm,
+        target_epsilon=epsilon, noise_multiplier=sigma, releases_per_step=directions,
+        clip="joint" if directions > 1 else None,
     )  # fmt: skip

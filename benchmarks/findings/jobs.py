@@ -30,7 +30,7 @@ class Options:
     device: str = "cpu"
     steps: int | None = None
     backbone: str = "small"
-    minutes: float | None = None
+    minutes: float | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def at_most(self, steps: int) -> int:
         """The steps of a run: the setting's own, or the trial's."""

@@ -43,9 +43,13 @@ class Task:
     device: str
     backbone: str
 
-    def model(self) -> Any:
+    def raw(self) -> Any:
         """A fresh copy of the pretrained model, on the device."""
         return backbone(self.backbone).to(self.device).eval()
+
+    def model(self) -> NextWord:
+        """The same, giving logits after the last token of each row alone, which is most of a small model's work."""
+        return NextWord(self.raw()).eval()
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Right-padded to one length for every batch, so that no record changes another's rounding."""
@@ -60,10 +64,12 @@ class Task:
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, 2): the two words after the prompt's last token."""
-        whole: Any = model
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if getattr(model, "next_word", False):
+            return model(**inputs)[:, list(self.words)]  # type: ignore[no-any-return]
         last = batch["attention_mask"].sum(1) - 1
-        out = whole(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        return out[torch.arange(len(last), device=out.device), last][:, list(self.words)]
+        out = model(**inputs, use_cache=False).logits
+        return out[torch.arange(len(last), device=out.device), last][:, list(self.words)]  # type: ignore[no-any-return]
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) cross-entropies over the two words."""
@@ -79,8 +85,25 @@ class Task:
         return right / len(rows)
 
 
+class NextWord(nn.Module):
+    """A causal model that returns (B, V) logits of the word after each row's last token."""
+
+    next_word = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        last = attention_mask.sum(1) - 1
+        found = self.inner.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        hidden = found.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        out: Tensor = self.inner.get_output_embeddings()(hidden)
+        return out
+
+
 PROMPTS = {
-    "small": (" This is a word of", (" Israel", " Christ"), 34),
+    "small": (" The name of", (" LORD", " Christ"), 30),
     "smollm2": ("\nAll in all, the film is", (" bad", " good"), 48),
 }
 SIZES = {"small": "small", "stand-in": "trial"}

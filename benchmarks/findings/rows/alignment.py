@@ -6,7 +6,6 @@ prompt's next word stands against a fresh linear head on the last hidden state.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from dpaudit.trainers import Infilling, pad_labelled, sequence_classification_losses
 from findings import language, pretrained, prompts, texts
+from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
 BATCH, STEPS, LENGTH = 500, 12, 32
@@ -99,7 +99,7 @@ def run(made: Any, rows: Any, test: Any, *, epsilon: float | None, rate: float, 
     return {**found, "accuracy": made.accuracy(made.records(test)), "rate": rate, "trained": trained}
 
 
-@functools.cache
+@remembered
 def rate_for(objective: str, choice: str, private: bool, options: Options) -> float:
     """The best of ``RATES`` on public verses, with the noise of ε = 3 (or without)."""
     if options.steps is not None:
@@ -160,9 +160,9 @@ class Prompted:
         self.head = objective == "head"
         self.model: Any = self.task.model()
         if self.head:
-            self.model = LastHidden(self.model, seed).eval()
+            self.model = LastHidden(self.task.raw(), seed).eval()
         elif choice != "all":
-            self.model = trained_parameters(self.model, choice)
+            self.model = trained_parameters(self.task.raw(), choice)
 
     def records(self, rows: Any) -> list[dict[str, Any]]:
         """They are encoded already."""

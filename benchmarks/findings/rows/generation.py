@@ -6,7 +6,6 @@ of the benchmarks; validation and test are other draws of it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +16,7 @@ from text_metrics import corpus_bleu, corpus_rouge_l
 from dpaudit.trainers import causal_lm_losses, pad_labelled
 from dpaudit.trainers.tasks.text import complete, encode_table, linearise_table
 from findings import language, pretrained, prompts
+from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
 RECORDS, LENGTH, BATCH, STEPS, TESTED = 4000, 80, 500, 24, 60
@@ -69,7 +69,7 @@ def scored(model: Any, records: list[Any], options: Options) -> dict[str, Any]:
     }
 
 
-@functools.cache
+@remembered
 def rate_for(kind: str, private: bool, options: Options) -> float:
     """The rate with the better BLEU on public validation tables; public records, the noise of ε = 8."""
     if options.backbone != "small" or options.steps is not None:

@@ -6,7 +6,6 @@ encoder with a fresh head on verses (accuracy; all five). With ``smollm2``: the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from dpaudit.trainers import trained_parameters
 from findings import language, pretrained, texts
+from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 from findings.rows import alignment, pretraining
 
@@ -28,7 +28,7 @@ def chosen(choice: str, size: str) -> Any:
     return model if choice == "all" else trained_parameters(model, choice, **options)
 
 
-@functools.cache
+@remembered
 def rate_for(choice: str, private: bool, options: Options) -> float:
     """The best rate on public paragraphs; few parameters bear larger ones."""
     rates = alignment.rates_for(choice)

@@ -5,13 +5,13 @@ Three GPT-2 in small, pretrained here on public text or not at all, are fine-tun
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from findings import language, pretrained, texts
+from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
 RECORDS, LENGTH, BATCH, STEPS = 3000, 24, 400, 20
@@ -41,7 +41,7 @@ def tuned(model: Any, parts: texts.Paragraphs, rate: float, epsilon: float | Non
     return {**found, "perplexity": language.perplexity(model, pretrained.encoded(parts.test, LENGTH), pad=pad)}
 
 
-@functools.cache
+@remembered
 def rate_for(kind: str, private: bool, options: Options) -> float:
     """The rate with the least perplexity on public paragraphs, of the medium size, at ε = 3 (or without noise)."""
     if options.steps is not None:

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from dpaudit import Clip
 from dpaudit.accounting import account
+from findings.choices import remembered
 from findings.jobs import Job, Options, named
 from findings.privacy import planned
 
 DIMENSION, RECORDS, BATCH, PASSES, EPSILON, REPEATS = 100, 4000, 64, 1024, 4.0, 12
 TWIN = 1000
-RATES, NORMS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 2.0)
+RATES, NORMS = tuple(2 ** (k / 2) for k in range(-3, 7)), (0.03, 0.1, 0.3, 1.0)
 """Multiples of 1/(trace of the curvature), and of the slopes' size at the start."""
 
 
@@ -192,7 +193,7 @@ def clip(slopes: Tensor, norm: float, rule: str) -> Tensor:
     return slopes * (norm / lengths_of.clamp(min=1e-12)).clamp(max=1.0)
 
 
-@functools.cache
+@remembered
 def settings_of(shape: str, name: str, steps: int) -> tuple[float, float]:
     """Rate and clipping norm with the least loss on the twin problem."""
     line, twin = LINES[name], problem(shape, TWIN)

@@ -9,7 +9,6 @@ records. Rates, clipping norms and stage lengths were searched on PUBLIC records
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import statistics
 from collections.abc import Iterable
@@ -22,7 +21,9 @@ from dpaudit.accounting import calibrate
 from dpaudit.trainers import Directions, PrivacyPlan, ZOPlan, aggzo, dpzero, mezo, zo_train, zoso
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from findings import language, prompts
-from findings.guided import charged_layers, public_subspace
+from findings.choices import remembered
+from findings.guided import RATES as GUIDED_RATES
+from findings.guided import Budget, charged_layers, public_subspace
 from findings.jobs import ZEROTH_ORDER, Job, Options, named
 from findings.privacy import spent
 
@@ -121,7 +122,7 @@ def trained(task: prompts.Task, rows: list[Any], plan: Any, name: str, seed: int
     return model, journal
 
 
-@functools.cache
+@remembered
 def searched(directions: int, options: Options) -> dict[str, Any]:
     """Rate, clipping norm and schedule with the best loss on public validation records, at the noise of ε = 4."""
     rate, norm = START[directions]
@@ -184,9 +185,26 @@ def measured(name: str, epsilon: float | None, seed: int, options: Options) -> d
 
 
 ADAM_RATES = (1e-3, 4e-3, 1.6e-2)
+BUDGET = Budget(PASSES, BATCH, DELTA)
+GUIDED = {"pazo": public_subspace, "charged layers": charged_layers}
 
 
-@functools.cache
+@remembered
+def guided_rate(name: str, options: Options) -> float:
+    """The rate of a guided method: the best on public records at the noise of ε = 4."""
+    if options.steps is not None:
+        return GUIDED_RATES[name][0]
+    task = prompts.task(100, options)
+
+    def loss(rate: float) -> float:
+        model, _ = GUIDED[name](task, 4.0, 100, options, rate=rate, budget=BUDGET, public=True)
+        with torch.no_grad():
+            return float(task.losses(model, task.collate(task.validation)).mean())
+
+    return min(GUIDED_RATES[name], key=loss)
+
+
+@remembered
 def adam_rate(options: Options) -> float:
     """DP-Adam's rate: the best on public records at the noise of ε = 4."""
     if options.steps is not None:
@@ -225,8 +243,7 @@ def other(
         )
         return model, {"epsilon_upper": 0.0, "rate": 2e-3}
     assert epsilon is not None
-    run = public_subspace if name == "pazo" else charged_layers
-    return run(task, epsilon, seed, options, passes=PASSES, batch=BATCH, delta=DELTA)
+    return GUIDED[name](task, epsilon, seed, options, rate=guided_rate(name, options), budget=BUDGET)
 
 
 def jobs(options: Options) -> Iterable[Job]:

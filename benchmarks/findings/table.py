@@ -1,0 +1,279 @@
+"""``docs/findings.md`` from the recorded runs; nothing in it is typed twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from findings import store
+from findings.jobs import Options
+from findings.rows import MODULES, jobs_of
+from findings.words import ROWS, Words
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "findings.md"
+Run = Mapping[str, Any]
+
+INTRODUCTION = """# The papers' findings, measured
+
+Two papers claim what this library is used for: Li et al. (2110.05679), that large pretrained models fine-tune well
+under privacy with the right hyper-parameters, and Liu et al. (2402.07818), that staged and pruned zeroth-order training
+does so with forward passes alone. Here each claim is a row: what the paper says, what we measured, and where the two
+disagree.
+
+These are **small models on a CPU**, pretrained by the benchmark itself on public text. They can show a direction; they
+cannot say what happens with billions of parameters. Figures are means ± standard deviations over three seeds, or as
+many as stand in brackets. Every private run's ε is a certified bound of dpaudit's own accountant for the steps that ran
+(Poisson draws, add-or-remove-one). Rates were chosen on data declared public, never on the private records or the test
+part. The rows for a GPU (`--device cuda`: SmolLM2-135M on Rotten Tomatoes) were **not run**, since no GPU was at hand;
+that code has taken two steps on a CPU.
+
+This page is generated: `python benchmarks/findings --table`, from `benchmarks/results/findings.jsonl`.
+"""
+
+
+def parts(setting: str) -> dict[str, str]:
+    """``a=1 b='two words'`` as a dictionary."""
+    return {key: quoted or plain for key, quoted, plain in re.findall(r"(\w+)=(?:'([^']*)'|(\S+))", setting)}
+
+
+def figure(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def pivot(
+    runs: Iterable[Run],
+    *,
+    rows: Callable[[dict[str, str]], str],
+    columns: Callable[[dict[str, str]], str],
+    metric: str,
+    digits: int,
+    corner: str = "",
+) -> list[str]:
+    """A table of means; an empty cell was not run, a number of seeds other than three is stated."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if metric in run:
+            known = parts(run["setting"])
+            cells.setdefault((rows(known), columns(known)), []).append(run[metric])
+    lines = list(dict.fromkeys(row for row, _ in cells))
+    heads = sorted({column for _, column in cells}, key=_order)
+    out = [f"| {corner} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for line in lines:
+        found = []
+        for head in heads:
+            values = cells.get((line, head))
+            seeds = "" if not values or len(values) == 3 else f" ({len(values)})"
+            found.append("not run" if not values else figure(values, digits) + seeds)
+        out.append(f"| {line} | " + " | ".join(found) + " |")
+    return [] if not cells else [*out, ""]
+
+
+def _order(head: str) -> tuple[int, float, str]:
+    numbers = re.findall(r"[\d.]+", head)
+    return (0, float(numbers[0]), head) if numbers else (1, 0.0, head)
+
+
+def epsilon(known: Mapping[str, str]) -> str:
+    """Column of a private or a non-private run."""
+    return "not private" if known.get("epsilon", "none") == "none" else f"ε = {known['epsilon']}"
+
+
+def of_row_1(runs: list[Run]) -> list[str]:
+    return [
+        *_before(runs, "perplexity_before", lambda k: f"{k['start']}, {k['size']}", 1),
+        "Perplexity after fine-tuning:", "",
+        *pivot(runs, rows=lambda k: f"{k['start']}, {k['size']}", columns=epsilon, metric="perplexity", digits=1),
+    ]  # fmt: skip
+
+
+def _before(runs: list[Run], metric: str, rows: Callable[[dict[str, str]], str], digits: int) -> list[str]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        found.setdefault(rows(parts(run["setting"])), []).append(run[metric])
+    told = "; ".join(f"{name} {figure(values, digits)}" for name, values in found.items())
+    return [f"Before: {told}.", ""] if told else []
+
+
+def of_row_2(runs: list[Run]) -> list[str]:
+    private = [r for r in runs if "epsilon=3" in r["setting"].split()]
+    same: dict[str, Callable[[dict[str, str]], bool]] = {
+        "Batch and rate at ε = 3, three epochs, C = 0.1": lambda k: k["norm"] == "0.1" and k["epochs"] == "3",
+        "C and rate at ε = 3, batch 200, three epochs": lambda k: k["batch"] == "200" and k["epochs"] == "3",
+        "Batch and epochs at ε = 3, rate 0.004, C = 0.1": lambda k: k["norm"] == "0.1" and k["rate"] == "0.004",
+    }
+    names = ("batch", "rate"), ("norm", "rate"), ("batch", "epochs")
+    out = []
+    for (title, keep), (row, column) in zip(same.items(), names, strict=True):
+        chosen = [r for r in private if keep(parts(r["setting"]))]
+        out += [f"{title}; perplexity:", "", *_map(chosen, row, column)]
+    bare = [r for r in runs if "epsilon=none" in r["setting"]]
+    return [*out, "Batch and rate without privacy, three epochs; perplexity:", "", *_map(bare, "batch", "rate")]
+
+
+def _map(runs: list[Run], row: str, column: str) -> list[str]:
+    words = {"norm": "C"}
+    return pivot(
+        runs, rows=lambda k: f"{words.get(row, row)} {k[row]}", columns=lambda k: f"{column} {k[column]}",
+        metric="perplexity", digits=1,
+    )  # fmt: skip
+
+
+def of_row_3(runs: list[Run]) -> list[str]:
+    return [
+        *_before(runs, "before", lambda k: k["objective"], 3),
+        "Test accuracy:", "",
+        *pivot(runs, rows=lambda k: k["objective"], columns=epsilon, metric="accuracy", digits=3),
+    ]  # fmt: skip
+
+
+def of_row_4(runs: list[Run]) -> list[str]:
+    out = []
+    for model, metric, digits in (("causal", "perplexity", 1), ("encoder", "accuracy", 3)):
+        own = [r for r in runs if parts(r["setting"])["on"] == model]
+        sizes = {parts(r["setting"])["choice"]: r["trained"] for r in own}
+        named = lambda k, s=sizes: f"{k['choice']} ({s[k['choice']]:,} parameters)"  # noqa: E731
+        table = pivot(own, rows=named, columns=epsilon, metric=metric, digits=digits)
+        out += [f"{model.capitalize()}; {metric}:", "", *table] if table else []
+    return out
+
+
+def of_row_5(runs: list[Run]) -> list[str]:
+    out = []
+    for metric, name in (("bleu", "BLEU"), ("rouge_l", "ROUGE-L")):
+        table = pivot(runs, rows=lambda k: f"{k['start']} start", columns=epsilon, metric=metric, digits=1)
+        out += [f"{name}:", "", *table] if table else []
+    shown = {}
+    for run in runs:
+        if run["seed"] == 0:
+            shown[run["setting"]] = run
+    for setting, run in shown.items():
+        known = parts(setting)
+        out.append(f"- {known['start']} start, {epsilon(known)}: *{run['table']}* → “{run['sample']}”")
+    if shown:
+        out.append(f"- a reference: “{next(iter(shown.values()))['reference']}”")
+    return [*out, ""]
+
+
+def of_row_6(_: list[Run]) -> list[str]:
+    folder = store.RESULTS.parent
+    memory = json.loads((folder / "training_cpu.json").read_text())["memory"]
+    newer = json.loads((folder / "training_cpu_zen4.json").read_text())
+    out = [f"Times: {newer['machine']['processor']}, one thread; memory: an earlier machine.", ""]
+    out += ["| | step over ordinary step | peak memory over ordinary step |", "|---|---|---|"]
+    for model, times in newer["time"].items():
+        for method, found in times.items():
+            if found.get("ratio") and "products" not in method:
+                peak = memory.get(model, {}).get(method, {}).get("ratio")
+                out.append(f"| {model}, {method} | {found['ratio']:.2f} | {'–' if peak is None else f'{peak:.2f}'} |")
+    return [*out, ""]
+
+
+def of_row_7(runs: list[Run]) -> list[str]:
+    own = [r for r in runs if parts(r["setting"])["on"] == "small"]
+    out = [
+        *_before(own[:3], "before", lambda k: "zero-shot accuracy of the prompt", 3),
+        "Small causal model, every parameter, prompts; test accuracy:", "",
+        *pivot(own, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3),
+    ] if own else []  # fmt: skip
+    for name, title in (
+        ("lora", "MiniLM, rank-4 adapter and head (`benchmarks/utility_zo.py`; 4,096 passes of 64); test accuracy"),
+        ("head", "MiniLM, head alone (`--trainable head`; 2,048 passes of 256); test accuracy"),
+    ):
+        found = json.loads((store.RESULTS.parent / f"utility_zo_{name}.json").read_text())["results"]
+        old = [
+            {"setting": f"method='{r['method']}' epsilon={r['target_epsilon'] or 'none'}".replace(".0", ""), **r}
+            for r in found
+        ]
+        table = pivot(old, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3)
+        out += [f"{title}, rates chosen on one overlapping split, not on public data:", "", *table]
+    return out
+
+
+def of_row_8(runs: list[Run]) -> list[str]:
+    quadratic = [r for r in runs if "on=quadratic" in r["setting"]]
+    model = [r for r in runs if "on=small" in r["setting"]]
+    out = []
+    if quadratic:
+        out = ["Loss left of 2, mean ± standard deviation over five problems of 12 runs:", ""]
+        out += [
+            line.replace(" (5)", "")
+            for line in pivot(
+                quadratic,
+                rows=lambda k: k["line"],
+                columns=lambda k: k["on"].removeprefix("quadratic-"),
+                metric="excess",
+                digits=4,
+            )
+        ]
+    if model:
+        table = pivot(model, rows=lambda k: k["line"], columns=lambda k: "ε = 4", metric="accuracy", digits=3)
+        out += [
+            "The causal model of row 7, P = 16 under a joint clip unless said otherwise; test accuracy:",
+            "",
+            *table,
+        ]
+    return out
+
+
+def of_row_9(runs: list[Run]) -> list[str]:
+    return [
+        "Peak MiB:", "",
+        *pivot(runs, rows=lambda k: k["method"], columns=lambda k: k["size"], metric="peak_mib", digits=0),
+    ] if runs else []  # fmt: skip
+
+
+MEASURED: dict[int, Callable[[list[Run]], list[str]]] = {
+    1: of_row_1, 2: of_row_2, 3: of_row_3, 4: of_row_4, 5: of_row_5, 6: of_row_6, 7: of_row_7, 8: of_row_8, 9: of_row_9,
+}  # fmt: skip
+
+
+def missing(row: int, runs: list[Run]) -> tuple[int, int]:
+    """Settings with fewer seeds than planned, of all settings."""
+    done = {store.key(run) for run in runs}
+    planned = [(job.row, job.setting, job.seed) for job in jobs_of(row, Options())] if row in MODULES else []
+    return len({s for r, s, k in planned if (r, s, k) not in done}), len({s for _, s, _ in planned})
+
+
+def section(row: int, words: Words, runs: list[Run]) -> list[str]:
+    """One row of the page."""
+    lacking, settings = missing(row, runs)
+    out = [f"## {row}. {words.title}", "", f"**The paper.** {words.paper}", "", f"**Set-up.** {words.setup}", ""]
+    out += [f"**How it was chosen.** {words.chosen}", ""]
+    out += MEASURED[row](runs)
+    if runs:
+        machines = " and ".join(sorted({run["machine"] for run in runs}))
+        seconds = sum(run["cpu_seconds"] for run in runs)
+        out += [f"*{len(runs)} runs, {seconds / 60:.1f} CPU minutes on {machines}, shared with other work.*", ""]
+    command = f"`python benchmarks/findings {row}`" if row in MODULES else words.minutes
+    if lacking:
+        out += [
+            f"**Not run:** {lacking} of {settings} settings; {command} does what is left (whole row: {words.minutes}).",
+            "",
+        ]
+    else:
+        out += [f"Command: {command}.", ""]
+    if row in (3, 4, 5, 7):
+        out += [
+            f"**Not run:** the same on SmolLM2-135M, `python benchmarks/findings {row} --device cuda --minutes 8`.",
+            "",
+        ]
+    out += [f"**{words.verdict.capitalize()}.** {words.reading}".rstrip(), ""]
+    return out
+
+
+def write(results: Path, page: Path = PAGE) -> None:
+    """Write the page."""
+    runs = store.finished(results)
+    out = [INTRODUCTION, "| row | claim | verdict |", "|---|---|---|"]
+    out += [f"| {row} | {words.title} | {words.verdict} |" for row, words in ROWS.items()]
+    out.append("")
+    for row, words in ROWS.items():
+        out += section(row, words, [run for run in runs if run["row"] == row])
+    page.write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
