@@ -28,7 +28,7 @@ BASIS, ROUNDS, PUBLIC_BATCH = 4, 8, 128
 SUBSPACE = {"directions": 4, "norm": 4.0}
 SELECTION = {"batch": 1000, "sigma": 6.0, "norm": 0.1, "keep": 0.25}
 CHOSEN = {"directions": 16, "norm": 8.0}
-RATES = {"pazo": (0.003, 0.01, 0.03, 0.1), "charged layers": (0.01, 0.03, 0.1)}
+RATES = {"pazo": (0.003, 0.01, 0.03), "charged layers": (0.02, 0.06)}
 """Searched on public records; norms and the selection's own budget are fixed beforehand."""
 
 

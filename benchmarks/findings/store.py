@@ -16,13 +16,14 @@ def finished(path: Path) -> list[dict[str, Any]]:
     """All runs of a file; none if it does not exist. A last line that a kill cut short is dropped."""
     if not path.exists():
         return []
-    found = []
+    found: dict[Key, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            run = json.loads(line)
         except json.JSONDecodeError:
             continue
-    return found
+        found.setdefault(key(run), run)  # of two calls at once that ran the same, the first counts
+    return list(found.values())
 
 
 def key(run: Mapping[str, Any]) -> Key:

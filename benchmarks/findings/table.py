@@ -56,22 +56,24 @@ def pivot(
     digits: int,
     corner: str = "",
 ) -> list[str]:
-    """A table of means; an empty cell was not run, a number of seeds other than three is stated."""
+    """A table of means. What is planned and has no figure is "not run"; seeds other than three are stated."""
     cells: dict[tuple[str, str], list[float]] = {}
     for run in runs:
+        known = parts(run["setting"])
+        found = cells.setdefault((rows(known), columns(known)), [])
         if metric in run:
-            known = parts(run["setting"])
-            cells.setdefault((rows(known), columns(known)), []).append(run[metric])
+            found.append(run[metric])
     lines = list(dict.fromkeys(row for row, _ in cells))
     heads = sorted({column for _, column in cells}, key=_order)
     out = [f"| {corner} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for line in lines:
-        found = []
+        told = []
         for head in heads:
             values = cells.get((line, head))
             seeds = "" if not values or len(values) == 3 else f" ({len(values)})"
-            found.append("not run" if not values else figure(values, digits) + seeds)
-        out.append(f"| {line} | " + " | ".join(found) + " |")
+            empty = "–" if values is None else "not run"
+            told.append(figure(values, digits) + seeds if values else empty)
+        out.append(f"| {line} | " + " | ".join(told) + " |")
     return [] if not cells else [*out, ""]
 
 
@@ -96,7 +98,8 @@ def of_row_1(runs: list[Run]) -> list[str]:
 def _before(runs: list[Run], metric: str, rows: Callable[[dict[str, str]], str], digits: int) -> list[str]:
     found: dict[str, list[float]] = {}
     for run in runs:
-        found.setdefault(rows(parts(run["setting"])), []).append(run[metric])
+        if metric in run:
+            found.setdefault(rows(parts(run["setting"])), []).append(run[metric])
     told = "; ".join(f"{name} {figure(values, digits)}" for name, values in found.items())
     return [f"Before: {told}.", ""] if told else []
 
@@ -104,8 +107,8 @@ def _before(runs: list[Run], metric: str, rows: Callable[[dict[str, str]], str],
 def of_row_2(runs: list[Run]) -> list[str]:
     private = [r for r in runs if "epsilon=3" in r["setting"].split()]
     same: dict[str, Callable[[dict[str, str]], bool]] = {
-        "Batch and rate at ε = 3, three epochs, C = 0.1": lambda k: k["norm"] == "0.1" and k["epochs"] == "3",
-        "C and rate at ε = 3, batch 200, three epochs": lambda k: k["batch"] == "200" and k["epochs"] == "3",
+        "Batch and rate at ε = 3, two epochs, C = 0.1": lambda k: k["norm"] == "0.1" and k["epochs"] == "2",
+        "C and rate at ε = 3, batch 100, two epochs": lambda k: k["batch"] == "100" and k["epochs"] == "2",
         "Batch and epochs at ε = 3, rate 0.004, C = 0.1": lambda k: k["norm"] == "0.1" and k["rate"] == "0.004",
     }
     names = ("batch", "rate"), ("norm", "rate"), ("batch", "epochs")
@@ -114,7 +117,7 @@ def of_row_2(runs: list[Run]) -> list[str]:
         chosen = [r for r in private if keep(parts(r["setting"]))]
         out += [f"{title}; perplexity:", "", *_map(chosen, row, column)]
     bare = [r for r in runs if "epsilon=none" in r["setting"]]
-    return [*out, "Batch and rate without privacy, three epochs; perplexity:", "", *_map(bare, "batch", "rate")]
+    return [*out, "Batch and rate without privacy, two epochs; perplexity:", "", *_map(bare, "batch", "rate")]
 
 
 def _map(runs: list[Run], row: str, column: str) -> list[str]:
@@ -137,8 +140,8 @@ def of_row_4(runs: list[Run]) -> list[str]:
     out = []
     for model, metric, digits in (("causal", "perplexity", 1), ("encoder", "accuracy", 3)):
         own = [r for r in runs if parts(r["setting"])["on"] == model]
-        sizes = {parts(r["setting"])["choice"]: r["trained"] for r in own}
-        named = lambda k, s=sizes: f"{k['choice']} ({s[k['choice']]:,} parameters)"  # noqa: E731
+        sizes = {parts(r["setting"])["choice"]: f" ({r['trained']:,} parameters)" for r in own if "trained" in r}
+        named = lambda k, s=sizes: k["choice"] + s.get(k["choice"], "")  # noqa: E731
         table = pivot(own, rows=named, columns=epsilon, metric=metric, digits=digits)
         out += [f"{model.capitalize()}; {metric}:", "", *table] if table else []
     return out
@@ -151,7 +154,7 @@ def of_row_5(runs: list[Run]) -> list[str]:
         out += [f"{name}:", "", *table] if table else []
     shown = {}
     for run in runs:
-        if run["seed"] == 0:
+        if run["seed"] == 0 and "sample" in run:
             shown[run["setting"]] = run
     for setting, run in shown.items():
         known = parts(setting)
@@ -178,7 +181,7 @@ def of_row_6(_: list[Run]) -> list[str]:
 def of_row_7(runs: list[Run]) -> list[str]:
     own = [r for r in runs if parts(r["setting"])["on"] == "small"]
     out = [
-        *_before(own[:3], "before", lambda k: "zero-shot accuracy of the prompt", 3),
+        *_before([r for r in own if "dp-adam" in r["setting"]], "before", lambda k: "accuracy of the prompt", 3),
         "Small causal model, every parameter, prompts; test accuracy:", "",
         *pivot(own, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3),
     ] if own else []  # fmt: skip
@@ -198,7 +201,9 @@ def of_row_7(runs: list[Run]) -> list[str]:
 
 def of_row_8(runs: list[Run]) -> list[str]:
     quadratic = [r for r in runs if "on=quadratic" in r["setting"]]
-    model = [r for r in runs if "on=small" in r["setting"]]
+    model = [r for r in runs if r["row"] == 8 and "on=small" in r["setting"]]
+    one_stage = "on=small method='dp-aggzo K=16' epsilon=4"  # run once, for row 7
+    model = [{**r, "setting": "line='one stage'"} for r in runs if r["setting"] == one_stage] + model
     out = []
     if quadratic:
         out = ["Loss left of 2, mean ± standard deviation over five problems of 12 runs:", ""]
@@ -234,36 +239,32 @@ MEASURED: dict[int, Callable[[list[Run]], list[str]]] = {
 }  # fmt: skip
 
 
-def missing(row: int, runs: list[Run]) -> tuple[int, int]:
-    """Settings with fewer seeds than planned, of all settings."""
+def waiting(row: int, runs: list[Run]) -> list[Run]:
+    """A run without figures for every planned setting and seed that is not finished."""
     done = {store.key(run) for run in runs}
     planned = [(job.row, job.setting, job.seed) for job in jobs_of(row, Options())] if row in MODULES else []
-    return len({s for r, s, k in planned if (r, s, k) not in done}), len({s for _, s, _ in planned})
+    return [{"row": r, "setting": s, "seed": k} for r, s, k in planned if (r, s, k) not in done]
 
 
 def section(row: int, words: Words, runs: list[Run]) -> list[str]:
     """One row of the page."""
-    lacking, settings = missing(row, runs)
+    everything, runs = runs, [run for run in runs if run["row"] == row]
+    left = waiting(row, runs)
     out = [f"## {row}. {words.title}", "", f"**The paper.** {words.paper}", "", f"**Set-up.** {words.setup}", ""]
     out += [f"**How it was chosen.** {words.chosen}", ""]
-    out += MEASURED[row](runs)
+    out += MEASURED[row]([*(everything if row == 8 else runs), *left])
     if runs:
         machines = " and ".join(sorted({run["machine"] for run in runs}))
         seconds = sum(run["cpu_seconds"] for run in runs)
         out += [f"*{len(runs)} runs, {seconds / 60:.1f} CPU minutes on {machines}, shared with other work.*", ""]
     command = f"`python benchmarks/findings {row}`" if row in MODULES else words.minutes
-    if lacking:
-        out += [
-            f"**Not run:** {lacking} of {settings} settings; {command} does what is left (whole row: {words.minutes}).",
-            "",
-        ]
-    else:
-        out += [f"Command: {command}.", ""]
+    out += [f"Command: {command}.", ""]
+    if left:
+        told = f"{len(left)} of {len(left) + len(runs)} runs; the command does what is left"
+        out += [f"**Not run:** {told} (the whole row: {words.minutes}).", ""]
     if row in (3, 4, 5, 7):
-        out += [
-            f"**Not run:** the same on SmolLM2-135M, `python benchmarks/findings {row} --device cuda --minutes 8`.",
-            "",
-        ]
+        gpu = f"`python benchmarks/findings {row} --device cuda --minutes 8`"
+        out += [f"**Not run:** the same on SmolLM2-135M, {gpu} (8 minutes of one H100).", ""]
     out += [f"**{words.verdict.capitalize()}.** {words.reading}".rstrip(), ""]
     return out
 
@@ -275,5 +276,5 @@ def write(results: Path, page: Path = PAGE) -> None:
     out += [f"| {row} | {words.title} | {words.verdict} |" for row, words in ROWS.items()]
     out.append("")
     for row, words in ROWS.items():
-        out += section(row, words, [run for run in runs if run["row"] == row])
+        out += section(row, words, runs)
     page.write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from tests import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 
 from findings import __main__ as command
-from findings import store
+from findings import store, table
 from findings.jobs import Job, Options, named
 from findings.rows import jobs_of, quadratic
 
@@ -84,6 +84,17 @@ def test_every_recorded_run_states_what_it_spent() -> None:
         if wanted != "none" and run["row"] != 9:
             assert float(wanted) * 0.98 < run["epsilon_upper"] <= float(wanted) * (1 + 1e-6), run["setting"]
         assert run["machine"] and run["cpu_seconds"] >= 0
+
+
+def test_a_cell_without_a_figure_says_so() -> None:
+    runs = [{"setting": "a=x b=1", "m": 1.0}, {"setting": "a=x b=1", "m": 2.0}, {"setting": "a='y z' b=2"}]
+    found = table.pivot(runs, rows=lambda k: k["a"], columns=lambda k: k["b"], metric="m", digits=1)
+    assert found[2:4] == ["| x | 1.5 ± 0.7 (2) | – |", "| y z | – | not run |"]
+
+
+def test_the_page_is_what_the_runs_give(tmp_path: Path) -> None:
+    table.write(store.RESULTS, tmp_path / "findings.md")
+    assert (tmp_path / "findings.md").read_text() == table.PAGE.read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from findings.rows import zeroth_order as base
 EPSILON = 4.0
 EVEN = base.evened(2.0, 0.5)
 LINES: dict[str, base.Recipe] = {
-    "one stage": base.Recipe(16),
     "three stages": base.Recipe(16, stages=3, rate=EVEN),
     "three stages, proximal term": base.Recipe(16, stages=3, rate=EVEN, proximal=0.1),
     "static mask": base.Recipe(16, mask="static", keep=0.1, rate=3.0),

@@ -17,9 +17,9 @@ from findings import language, pretrained, prompts, texts
 from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
-BATCH, STEPS, LENGTH = 500, 12, 32
+BATCH, STEPS, LENGTH = 400, 8, 24
 RATES = (2e-3, 6e-3, 2e-2)
-ORDINARY = {"batch": 50, "steps": 120}
+ORDINARY = {"batch": 50, "steps": 64}
 TEMPLATE, WORDS = "{0} This is a word of <mask>.", ("Israel", "Christ")
 OBJECTIVES = ("infilling", "head")
 

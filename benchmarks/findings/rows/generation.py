@@ -19,9 +19,9 @@ from findings import language, pretrained, prompts
 from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
-RECORDS, LENGTH, BATCH, STEPS, TESTED = 4000, 80, 500, 24, 60
+RECORDS, LENGTH, BATCH, STEPS, TESTED = 4000, 80, 400, 16, 40
 RATES = (6e-3, 2e-2)
-ORDINARY = {"batch": 50, "steps": 240}
+ORDINARY = {"batch": 50, "steps": 128}
 SETTINGS = (("pretrained", 3.0), ("pretrained", 8.0), ("pretrained", None), ("random", 8.0), ("random", None))
 
 

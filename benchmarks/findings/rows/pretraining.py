@@ -14,9 +14,9 @@ from findings import language, pretrained, texts
 from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
-RECORDS, LENGTH, BATCH, STEPS = 3000, 24, 400, 20
+RECORDS, LENGTH, BATCH, STEPS = 3000, 24, 400, 12
 RATES = {"pretrained": (2e-3, 6e-3, 2e-2), "random": (2e-3, 6e-3, 2e-2)}
-ORDINARY = {"batch": 50, "steps": 160}
+ORDINARY = {"batch": 50, "steps": 96}
 """As many records as the private run reads; rates from the same grid."""
 SIZES = ("small", "medium", "large")
 

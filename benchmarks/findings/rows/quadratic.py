@@ -29,7 +29,7 @@ from findings.privacy import planned
 
 DIMENSION, RECORDS, BATCH, PASSES, EPSILON, REPEATS = 100, 4000, 64, 1024, 4.0, 12
 TWIN = 1000
-RATES, NORMS = tuple(2 ** (k / 2) for k in range(-3, 7)), (0.03, 0.1, 0.3, 1.0)
+RATES, NORMS = tuple(2 ** (k / 2) for k in range(-2, 7)), (0.1, 0.4, 1.6)
 """Multiples of 1/(trace of the curvature), and of the slopes' size at the start."""
 
 
