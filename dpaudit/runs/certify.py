@@ -16,6 +16,7 @@ from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text
 from dpaudit.privacy.text import printable
 from dpaudit.privacy.verdict import Verdict
 from dpaudit.runs.config import read_config, with_device
+from dpaudit.runs.follower import follow_the_first
 from dpaudit.runs.publish import Published
 from dpaudit.runs.run import Job, begin, certify_phase, control_phase, examine_phase, reopen, train_phase
 from dpaudit.storage.run_folder import read_json
@@ -103,7 +104,8 @@ def certify(
     """Certify a training run: from a configuration (it trains first) or from a trained run folder.
 
     A run that was stopped goes on where it stopped: steps that were counted stay charged. A certificate that was issued
-    is never rewritten.
+    is never rewritten. Where a launcher started several processes, the first alone returns: the others end their
+    program with the training phase.
 
     Parameters
     ----------
@@ -171,12 +173,15 @@ def certify(
 
 def _job(source: Path, out: Path | None, device: str | None, tell: Callable[[str], None]) -> Job:
     if source.is_dir():
+        follow_the_first(None)
         if out is not None and out.resolve() != source.resolve():
             raise InvalidValue(f"--out {out} has no meaning with the run folder {source}; leave it out.")
         return reopen(source)
     if out is None:
         raise InvalidValue(f"--out is missing; name the run folder, as in: dpaudit certify {source} --out runs/first.")
-    return train_phase(begin(with_device(read_config(source), device), source.resolve().parent, out), tell=tell)
+    config = with_device(read_config(source), device)
+    follow_the_first(config)
+    return train_phase(begin(config, source.resolve().parent, out), tell=tell)
 
 
 def summary(job: Job, published: Published) -> str:

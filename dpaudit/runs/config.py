@@ -270,6 +270,9 @@ class Run(_Section):
     """PUBLIC seed of initialisation and directions only."""
     checkpoints: PositiveInt = 10
     """Checkpoints over the run, each seals a ledger segment."""
+    processes: PositiveInt = 1
+    """Processes that train together, each with a whole copy of the model: on this machine, or as many as ``torchrun``
+    starts. On GPUs each takes one. The first one counts and writes."""
 
 
 class Config(_Section):

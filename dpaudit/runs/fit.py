@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import InvalidEvidence, RunInterrupted, StorageFailed
+from dpaudit.privacy.protocols import LastingJournal
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
+from dpaudit.runs.config import Config
 from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, private_units, public_quality
 from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
 from dpaudit.runs.in_run.planning import SCALARS_BLOCK
 from dpaudit.runs.in_run.watch import BYTES_PER_STEP, Watch, watch_of
 from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
+from dpaudit.runs.processes import Team, gathered
 from dpaudit.runs.resume import refuse_lost_steps, whole_run
 from dpaudit.runs.segment import Segment
 from dpaudit.runs.sources import load_model, merged, select_trainable
@@ -57,22 +61,23 @@ def fit(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> 
     import torch
 
     config = prepared.config
-    if config.optimizer.threads:
-        torch.set_num_threads(config.optimizer.threads)
-    model = load_model(config, prepared.base, classes=prepared.public.classes)
-    before = public_quality(prepared, model)
-    model = select_trainable(model, config)
     checkpoint = read_checkpoint(prepared.folder.checkpoint)
     refuse_lost_steps(prepared.folder, checkpoint)
-    load_weights(prepared.folder.checkpoint, checkpoint, model)
-    with open_journal(prepared) as journal:
-        return _continue(prepared, model, journal, checkpoint, before, advance)
+    with open_journal(prepared) as journal, gathered(prepared, journal) as team:
+        if config.optimizer.threads:
+            torch.set_num_threads(config.optimizer.threads)
+        model = load_model(config, prepared.base, classes=prepared.public.classes)
+        before = public_quality(prepared, model)
+        model = select_trainable(model, config)
+        load_weights(prepared.folder.checkpoint, checkpoint, model)
+        return _continue(prepared, model, journal, team, checkpoint, before, advance)
 
 
 def _continue(
     prepared: Prepared,
     model: Any,
     journal: DiskJournal,
+    team: Team,
     checkpoint: Checkpoint,
     before: float,
     advance: Callable[[int], None],
@@ -99,14 +104,14 @@ def _continue(
             )
             check_sensitivity(prepared, model)
             with finish_the_step() as told:
-                for segment in _segments(prepared, model, journal, checkpoint.optimizer, watch, advance, told):
+                for segment in _segments(prepared, model, team, checkpoint.optimizer, watch, advance, told):
                     statuses.add(segment.status)
                     _keep(file, journal, model, segment, segment.steps - lost, statuses, watch)
-                    if told.signal is not None:
+                    if team.any(told.signal is not None):
                         raise RunInterrupted(
-                            f"stopped by {told.name} after {segment.steps} of {planned} private steps, which are saved;"
-                            " run the same command again to go on.",
-                            told.signal,
+                            f"stopped by {told.name or 'a signal to another process'} after {segment.steps} of"
+                            f" {planned} private steps, which are saved; run the same command again to go on.",
+                            told.signal or signal.SIGTERM,
                         )
                     if segment.steps < planned:
                         file.reserve_next()
@@ -142,16 +147,16 @@ def _watch(prepared: Prepared, model: Any) -> Watch:
 def _segments(
     prepared: Prepared,
     model: Any,
-    journal: DiskJournal,
+    team: Team,
     state: Any,
     watch: Watch,
     advance: Callable[[int], None],
     told: Interruption,
 ) -> Iterator[Segment]:
     """Run what is left of every stage, a checkpoint's share at a time."""
-    config, start, counted = prepared.config, 0, journal.steps
-    records = private_records(prepared)
-    run = zeroth_order_segment if config.privacy.method == "dp-zoso" else _first_order
+    assert isinstance(team.journal, LastingJournal)
+    config, start, counted = prepared.config, 0, team.journal.steps
+    records, run = private_records(prepared), runner_of(config)
     log = StepsLog(prepared.folder.steps_log)
 
     def after_step(report: Any) -> bool:
@@ -163,7 +168,8 @@ def _segments(
         done = min(max(counted - start, 0), plan.steps)
         while done < plan.steps:
             stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
-            segment = run(prepared, model, records, index, journal, (done, stop), state, after_step, watch)
+            team.order(index, (done, stop), state)
+            segment = run(prepared, model, records, index, team, (done, stop), state, after_step, watch)
             done, state = segment.steps, segment.state
             yield dataclasses.replace(segment, steps=start + done)
         start += plan.steps
@@ -214,29 +220,35 @@ def check_sensitivity(prepared: Prepared, model: Any) -> None:
         preflight(model, source, loss_fn=loss_fn, examples=2)
 
 
+def runner_of(config: Config) -> Callable[..., Segment]:
+    """What runs one segment of the configured method."""
+    return zeroth_order_segment if config.privacy.method == "dp-zoso" else _first_order
+
+
 def _first_order(
     prepared: Prepared,
     model: Any,
     records: list[dict[str, Any]],
     index: int,
-    journal: DiskJournal,
+    team: Team,
     span: tuple[int, int],
     optimizer_state: Any,
     after_step: Callable[[Any], bool],
     watch: Watch,
 ) -> Segment:
     from dpaudit.trainers import OptimizerSettings, TrainingStopped, train
+    from dpaudit.trainers.units import draws_of
 
     options, failure = prepared.config.optimizer, None
+    plan, units = dataclasses.replace(prepared.plans[index], steps=span[1]), private_units(prepared)
     try:
         result = train(
             model,
             records,
-            dataclasses.replace(prepared.plans[index], steps=span[1]),
+            plan,
             collate=collator(prepared),
             loss_fn=loss_function(prepared),
-            journal=journal,
-            units=private_units(prepared),
+            units=units,
             optimizer=OptimizerSettings(
                 algorithm="adamw",
                 learning_rate=options.learning_rate,
@@ -248,9 +260,9 @@ def _first_order(
             callback=after_step,
             start_step=span[0],
             optimizer_state=optimizer_state,
-            canaries=watch.canaries,
             recorder=watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
+            **team.first_order(model, plan, draws_of(plan, len(records), units).count, watch.canaries),
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.runs.checkpoint import CheckpointFile
 from dpaudit.runs.config import Config
 from dpaudit.runs.prepare import Prepared
-from dpaudit.storage.journal import DiskJournal
+from dpaudit.runs.processes import Team
 
 if TYPE_CHECKING:
     from dpaudit.runs.in_run.watch import Watch
@@ -50,7 +50,7 @@ def segment(
     model: Any,
     records: list[dict[str, Any]],
     index: int,
-    journal: DiskJournal,
+    team: Team,
     span: tuple[int, int],
     state: Any,
     after_step: Callable[[Any], bool],
@@ -69,7 +69,7 @@ def segment(
     from dpaudit.trainers.zeroth_order.train import zo_train
 
     config, failure = prepared.config, None
-    log = ZOLogWriter(prepared.folder.zeroth_order_log)
+    log = ZOLogWriter(prepared.folder.zeroth_order_log if team.leads else None)
     try:
         result = zo_train(
             model,
@@ -77,7 +77,6 @@ def segment(
             ZOPlan(stages_of(config, prepared.plans)),
             collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
             loss_fn=loss_function(prepared),
-            journal=journal,
             # Public, and of this run alone: two runs on the same records do not share directions.
             directions=directions_of(config, str(prepared.audit_plan.coin_commitment)),
             log=log,
@@ -90,11 +89,13 @@ def segment(
             canaries=watch.canaries,
             recorder=watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
+            **team.zeroth_order(model),
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped
-        CheckpointFile(prepared.folder.checkpoint).let_go()  # room for the lines that the log still owes
-        log.flush()
+        if team.leads:
+            CheckpointFile(prepared.folder.checkpoint).let_go()  # room for the lines that the log still owes
+            log.flush()
     finally:
         log.close()
     steps = span[0] + sum(stage.steps for stage in result.stages)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.in_run.part import write_evidence
 from dpaudit.runs.issue import refuse_new_evidence
+from dpaudit.runs.processes import dismiss
 from dpaudit.runs.progress import progress, quiet_transformers
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
 from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
@@ -43,18 +43,7 @@ class Job:
 
 
 def begin(config: Config, base: Path, out: Path) -> Job:
-    """Create the run folder, or continue the run that stands there.
-
-    Raises
-    ------
-    PrivacyRefusal
-        If a launcher started several processes, each of which would count and release a run of its own.
-    """
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise PrivacyRefusal(
-            f"WORLD_SIZE={processes}: a configuration runs in one process, and each of these would release a run of its"
-            " own; start it without torchrun, or train with DPTrainer or distributed_options() in several."
-        )
+    """Create the run folder, or continue the run that stands there; in a run's first process alone."""
     folder = RunFolder.create(out)
     value = config.model_dump(mode="json")
     if not folder.record.exists():
@@ -67,7 +56,8 @@ def begin(config: Config, base: Path, out: Path) -> Job:
 
 def _whatever_runs_it(value: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the machine that it runs on, which a resume may change."""
-    return {**value, "optimizer": {k: v for k, v in value["optimizer"].items() if k not in ("device", "threads")}}
+    optimizer = {k: v for k, v in value["optimizer"].items() if k not in ("device", "threads")}
+    return {**value, "optimizer": optimizer, "run": {k: v for k, v in value["run"].items() if k != "processes"}}
 
 
 def _corrected(folder: RunFolder, record: RunRecord, value: dict[str, Any]) -> RunRecord:
@@ -115,6 +105,7 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
     quiet_transformers()
     folder, record = job.folder, job.record
     if record.status in ("attacked", "certified"):
+        dismiss(job.config)
         return job
     with folder.locked():
         record = count_attempt(folder, record, "training")

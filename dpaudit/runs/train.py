@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit.runs.config import read_config, with_device
+from dpaudit.runs.follower import follow_the_first
 from dpaudit.runs.run import begin, train_phase
 
 
@@ -60,7 +61,8 @@ def train(
 ) -> TrainedRun:
     """Fine-tune privately with canaries, from a TOML configuration into a run folder.
 
-    Running it again after a stop resumes the run: steps already counted stay charged.
+    Running it again after a stop resumes the run: steps already counted stay charged. Where a launcher started several
+    processes, the first alone returns: the others end their program with the training phase.
 
     Parameters
     ----------
@@ -83,7 +85,9 @@ def train(
         Before the first step, with what to change.
     """
     path = Path(config)
-    job = train_phase(begin(with_device(read_config(path), device), path.resolve().parent, Path(out)), tell=tell)
+    declared = with_device(read_config(path), device)
+    follow_the_first(declared)
+    job = train_phase(begin(declared, path.resolve().parent, Path(out)), tell=tell)
     facts = job.record.facts
     return TrainedRun(
         status=job.record.status,

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dpaudit import InvalidValue
-from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.runs.config import Config, parse_config, with_device
 from dpaudit.runs.encoding import loss_function
 from dpaudit.runs.run import begin
@@ -114,10 +113,3 @@ def test_what_the_owner_states_and_leaves_out_is_told() -> None:
         Config.model_fields["statement"].annotation.model_fields
     )  # type: ignore[union-attr]
     assert tomllib.loads('[statement]\nmodel = "x"')["statement"] == {"model": "x"}
-
-
-def test_a_configuration_started_by_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PrivacyRefusal, match="WORLD_SIZE=2: a configuration runs in one process"):
-        begin(config(), tmp_path, tmp_path / "run")
-    assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.trainers.distributed.reduction import Reduction, reduction_for
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, is_sharded
+from dpaudit.trainers.observer import Canaries
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import PoissonSampler, Sampler
@@ -26,6 +27,7 @@ class DistributedOptions(TypedDict):
     sampler: Sampler
     reduction: Reduction
     journal: Journal
+    canaries: NotRequired[Canaries | None]
 
 
 class ShardSampler:
@@ -33,22 +35,39 @@ class ShardSampler:
 
     Every record lies in exactly one shard and is drawn independently, so the processes' draws together are one
     Poisson draw; nothing about a draw is sent between processes.
+
+    Parameters
+    ----------
+    n_records : int
+        Records of the whole data set.
+    sampling_probability : float
+        q of the whole run.
+    rank, world : int
+    canaries : int
+        Members among the in-run canaries of this process, which it alone draws, behind the records.
     """
 
     is_test = False
 
-    def __init__(self, n_records: int, sampling_probability: float, *, rank: int, world: int) -> None:
-        validate.integer_at_least(0, rank=rank)
+    def __init__(
+        self, n_records: int, sampling_probability: float, *, rank: int, world: int, canaries: int = 0
+    ) -> None:
+        validate.integer_at_least(0, rank=rank, canaries=canaries)
         validate.integer_at_least(rank + 1, world=world)
-        self.n_records, self._rank, self._world = n_records, rank, world
-        self._inner = PoissonSampler(len(range(rank, n_records, world)), sampling_probability)
+        self.n_records, self._records, self._rank, self._world = n_records + canaries, n_records, rank, world
+        self._own = len(range(rank, n_records, world))
+        self._inner = PoissonSampler(self._own + canaries, sampling_probability)
 
     def draw(self) -> NDArray[np.int64]:
-        """Sorted indices into the whole data set."""
-        return self._inner.draw() * self._world + self._rank
+        """Sorted indices into the whole data set; those from ``n_records`` on are canaries."""
+        drawn = self._inner.draw()
+        records, canaries = drawn[drawn < self._own], drawn[drawn >= self._own]
+        return np.concatenate([records * self._world + self._rank, canaries - self._own + self._records])
 
 
-def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, journal: Journal) -> DistributedOptions:
+def distributed_options(
+    model: nn.Module, plan: PrivacyPlan, n_records: int, *, journal: Journal, canaries: Canaries | None = None
+) -> DistributedOptions:
     """What ``train`` needs in each process of an initialised process group (gloo or nccl).
 
         train(model, records, plan, ..., **distributed_options(model, plan, len(records), journal=journal))
@@ -59,6 +78,9 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
 
     Rank 0 counts every step in ``journal``, and no step is released before it is counted. The others keep a journal in
     memory. ``plan`` is the global plan in every process: q, L and σ are those of the whole run.
+
+    In-run ``canaries`` are given here and not to ``train``: rank 0 alone draws, adds and scores them. A ``recorder`` of
+    releases is given to ``train`` in rank 0 alone.
 
     Raises
     ------
@@ -75,14 +97,34 @@ def distributed_options(model: nn.Module, plan: PrivacyPlan, n_records: int, *, 
         gather_nothing(model)
     refuse_model(model)
     rank, world = dist.get_rank(), dist.get_world_size()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if not is_sharded(tensor):
-            dist.broadcast(tensor.data, src=0)
-    return DistributedOptions(
-        sampler=ShardSampler(n_records, plan.sampling_probability, rank=rank, world=world),
+    if canaries is not None and has_shards(model):
+        raise PrivacyRefusal(
+            "in-run canaries beside a sharded model would be added by a process that does not own their coordinates;"
+            " leave the in-run audit out, or train whole copies."
+        )
+    share_weights(model)
+    own = canaries if rank == 0 else None
+    options = DistributedOptions(
+        sampler=ShardSampler(
+            n_records,
+            plan.sampling_probability,
+            rank=rank,
+            world=world,
+            canaries=0 if own is None else own.members,
+        ),
         reduction=reduction_for(model, list(trainable(model).values())),
         journal=journal if rank == 0 else MemoryJournal(),
     )
+    if canaries is not None:
+        options["canaries"] = own
+    return options
+
+
+def share_weights(model: nn.Module) -> None:
+    """Make every process's parameters and buffers those of rank 0, where they are whole."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not is_sharded(tensor):
+            dist.broadcast(tensor.data, src=0)
 
 
 def refuse_coupled_sampling(plan: PrivacyPlan) -> None:

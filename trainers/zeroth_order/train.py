@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, StorageFailed
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.noise import Noise, NoiseSource
@@ -31,7 +31,7 @@ from dpaudit.trainers.zeroth_order.coordinates import (
     weights_digest,
 )
 from dpaudit.trainers.zeroth_order.directions import Directions
-from dpaudit.trainers.zeroth_order.distributed import OneProcess, World
+from dpaudit.trainers.zeroth_order.distributed import OneProcess, World, counted_by_the_first
 from dpaudit.trainers.zeroth_order.log import Release, StageEntry, ZOLog, ZOLogWriter
 from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
 from dpaudit.trainers.zeroth_order.pruning import MaskRule, pruning_mask
@@ -250,7 +250,7 @@ def zo_train(
     sampler, noise : optional
         Injected for tests and planted faults.
     world : World or None
-        Processes that share the step's directions; see :class:`TorchWorld`.
+        Processes that share the step's directions or records; see :class:`TorchWorld`.
     start, stop : (stage, step) pairs
         Run from ``start`` (inclusive) up to ``stop`` (exclusive; default: the end), for checkpoints and resumes.
     state : mapping or None
@@ -298,7 +298,13 @@ def zo_train(
     if world.rank == 0:
         refuse_uncounted(journal, max(weights.updates, sum(s.plan.steps for s in plan.stages[: start[0]]) + start[1]))
     writer = ZOLogWriter() if log is None else log
-    writer.header(weights.header())
+    begins = weights.header()
+    if world.any(world.share(begins) != begins):
+        raise PrivacyRefusal(
+            "the processes hold different base weights or directions, so that their losses would be of different"
+            " models; give every process rank 0's weights and the same run key."
+        )
+    writer.header(begins)
     writer.rewind(weights.updates)
     source = noise if noise is not None else NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
     is_test = source.is_test
@@ -334,41 +340,42 @@ def zo_train(
                         )  # fmt: skip
                         held = weights.masks
                     indices: list[int] = world.share(draws.draw().tolist() if world.rank == 0 else None)
-                    if world.rank == 0:
-                        journal.count()
+                    counted_by_the_first(world, journal)
                     count += 1
                     # Which of a unit's records take part is chosen once, for every process.
                     chosen = contributors.rows(watched.records_of(indices)) if world.rank == 0 else None
-                    rows: list[list[int]] = world.share(chosen)
+                    drawn: list[list[int]] = world.share(chosen)
+                    rows = world.units(drawn)
                     own_records = [i for unit in rows for i in unit]
                     chunks = list(_chunks(records, own_records, collate, physical_batch_size, pad_batches))
                     forwards.refresh()
-                    own = range(world.rank, stage.plan.releases_per_step, world.size)
                     found, losses = loss_differences(
                         model,
                         chunks,
                         loss_fn,
                         perturb,
                         step=step,
-                        directions=own,
+                        directions=world.directions(stage.plan.releases_per_step),
                         scale=stage.scale,
                         state=forwards,
                     )
                     if stage.plan.draws_units:
                         found, losses = of_units(found, losses, rows, reduction=stage.plan.unit_reduction)
-                    differences = world.gather(found, stage.plan.releases_per_step)
+                    differences = world.gather(found, stage.plan.releases_per_step, len(drawn))
                     joined = watched.joined(step, differences, indices)
                     released = world.share(_release(stage, joined, source) if world.rank == 0 else None)
                     watched.observe(step, released)
                     weights.apply(released, step=step)
                     writer.release(Release(step=step, values=tuple(released)))
+                    told: bool | None = None
                     if callback is not None:
                         private = ZOPrivate(losses=losses, differences=differences, indices=tuple(own_records))
                         report = ZOReport(
                             step=step + 1, stage=index, schedule=stage, released=tuple(released), private=private
                         )
-                        if stopped := callback(report) is True:
-                            break
+                        told = callback(report)
+                    if stopped := world.any(told is True):
+                        break
                 reason = "completed"
             except StorageFailed as error:
                 failure = error

@@ -96,7 +96,8 @@ def callback(report):
     moves.append(torch.cat([t.flatten() for t in report.released]))
 journal = MemoryJournal()
 train(model, records, plan, collate=collate, loss_fn=lambda m, b: m(b["x"]).sum(1) * 0, callback=callback,
-      optimizer=OptimizerSettings(algorithm="sgd"), **distributed_options(model, plan, 40, journal=journal))
+      optimizer=OptimizerSettings(algorithm="sgd"), preflight=False,  # the loss is 0, so that noise alone is left
+      **distributed_options(model, plan, 40, journal=journal))
 moves = torch.stack(moves)
 other = [torch.empty_like(moves) for _ in range(2)]
 dist.all_gather(other, moves)
@@ -130,6 +131,17 @@ def test_shards_partition_the_records_and_keep_the_global_q():
     assert sizes.mean() == pytest.approx(20.2, abs=5 * np.sqrt(16.16 / 600))
     assert sizes.var() == pytest.approx(16.16, rel=0.3)
     assert sorted(i for r in range(3) for i in ShardSampler(101, 1.0, rank=r, world=3).draw()) == list(range(101))
+
+
+def test_canaries_are_drawn_by_one_process_with_the_global_q():
+    samplers = [ShardSampler(11, 0.3, rank=r, world=2, canaries=400 if r == 0 else 0) for r in range(2)]
+    assert [s.n_records for s in samplers] == [411, 11]
+    first, second = ([s.draw() for _ in range(200)] for s in samplers)
+    assert all((np.diff(d) > 0).all() for d in first)
+    assert {int(i) for d in first for i in d if i < 11} == {0, 2, 4, 6, 8, 10}
+    assert {int(i) for d in second for i in d} == {1, 3, 5, 7, 9}
+    canaries = np.concatenate([d[d >= 11] for d in first])
+    assert canaries.max() == 410 and len(canaries) == pytest.approx(0.3 * 400 * 200, abs=5 * np.sqrt(0.21 * 400 * 200))
 
 
 def test_refusals():

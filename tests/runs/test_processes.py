@@ -1,0 +1,136 @@
+"""A configuration in several processes: one counts, writes and certifies, and none goes on without the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpaudit import MemoryJournal, certify, verify
+from dpaudit.privacy.errors import DpauditError, InvalidValue
+from dpaudit.runs.config import parse_config
+from dpaudit.runs.follower import follow_the_first
+from dpaudit.runs.processes import Place, Team, _backend, _lost, gathered, launched
+from dpaudit.runs.run import begin
+from dpaudit.storage.journal import read_ledger
+from tests import ROOT
+from tests.runs.run_helpers import small_config, write_toml
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def config(**changes: Any) -> Any:
+    return parse_config(small_config(**changes), "c.toml")
+
+
+def test_a_place_is_read_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched() is None and Team(None, MemoryJournal()).size == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert launched() == Place(3, 4, 1)
+    monkeypatch.setenv("RANK", "third")
+    with pytest.raises(InvalidValue, match="must be whole numbers"):
+        launched()
+
+
+def test_a_number_of_processes_that_contradicts_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    prepared: Any = type("Prepared", (), {"config": config(run__processes=3)})
+    with (
+        pytest.raises(InvalidValue, match=r"run\.processes=3 and the launcher started 2"),
+        gathered(prepared, prepared),
+    ):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_a_device_that_processes_cannot_share_is_refused(device: str) -> None:
+    with pytest.raises(InvalidValue, match=f"optimizer.device='{device}' cannot be used in 2 processes"):
+        _backend(device, Place(0, 2, 0))
+
+
+def test_the_number_of_processes_may_change_on_a_resume(tmp_path: Path) -> None:
+    begin(config(), tmp_path, tmp_path / "run")
+    begin(config(run__processes=2), tmp_path, tmp_path / "run")
+
+
+def test_other_processes_than_the_first_end_where_nothing_is_left_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_the_first(None)  # alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    follow_the_first(None)  # the first
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        follow_the_first(None)
+    assert ended.value.code == 0
+
+
+def test_a_broken_group_is_told_in_words_and_another_error_is_not_taken_for_one() -> None:
+    told = _lost(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:18649"), [])
+    assert isinstance(told, DpauditError) and "another process of the run ended or hangs" in str(told)
+    own = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert _lost(own, []) is own
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_a_certificate_that_verifies(tmp_path: Path) -> None:
+    """``[run] processes`` starts the second; what the first one releases is counted and seen by the in-run audit."""
+    toml = write_toml(tmp_path / "c.toml", small_config(run__processes=2))
+    run = certify(toml, tmp_path / "run")
+    assert run.verdict == "inconclusive" and verify(run.certificate).ok
+    assert read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 4
+    seen = json.loads((tmp_path / "run/release/in_run.json").read_text())
+    assert len(seen["energy"]["step_squares"]) == 4
+
+
+ZEROTH = {"directions": 4, "clip": "joint", "scale": 1e-3, "stages": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dp-adam", "dp-zoso"])
+def test_torchrun_starts_a_configuration(tmp_path: Path, method: str) -> None:
+    value = small_config(privacy__method=method)
+    if method == "dp-zoso":
+        value |= {"zeroth_order": ZEROTH}
+    toml = write_toml(tmp_path / "c.toml", value)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dpaudit", "train", str(toml)]
+    for _ in range(2):  # again: there is nothing left to train, and nobody waits for it
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "--out", str(tmp_path / "run"), "--json"],
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout)["steps"] == 4  # one process prints
+    assert verify(certify(tmp_path / "run").certificate).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["other", "first"])
+def test_a_killed_process_stops_all_and_the_run_goes_on_later(tmp_path: Path, victim: str) -> None:
+    toml = write_toml(tmp_path / "c.toml", small_config(run__processes=2, privacy__steps=40, run__checkpoints=40))
+    command = [sys.executable, "-m", "dpaudit", "train", str(toml), "--out", str(tmp_path / "run")]
+    log = tmp_path / "run" / "private" / "steps.jsonl"
+    first = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    (other,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+    os.kill(first.pid if victim == "first" else other, signal.SIGKILL)
+    _, said = first.communicate(timeout=120)
+    if victim == "other":
+        assert first.returncode == 64 and "process 1 (exit code -9) of the run ended or hangs" in said, said
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{other}").exists()
+    released = log.read_bytes().count(b"\n")
+    done = subprocess.run([*command, "--json"], env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["steps"] == 40 and released < 40
