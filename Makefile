@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 EDITABLE := $(PIP) --config-settings editable_mode=compat --editable
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: certify certify-zo test test-slow test-models lint types docs bench bench-accounting bench-training bench-zo bench-audit clean
+.PHONY: certify certify-zo test test-slow test-models lint types docs pages bench bench-accounting bench-training bench-zo bench-audit clean
 
 certify: .venv/.base  ## fine-tune privately on the bundled text, audit, certify, report
 	@$(BIN)/dpaudit certify examples/certify.toml --out $(RUN) --examine-budget '400 steps' || { code=$$?; test $$code -eq 2; }
@@ -33,6 +33,12 @@ types: .venv/.dev
 
 docs: .venv/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+pages: .venv/.dev  ## every page as pictures in docs/_build/pages, and axe-core on each (needs npm and Chromium)
+	$(BIN)/python docs/build_pages.py docs/_build/pages
+	npm install --silent --no-save --no-package-lock --prefix docs/_build/pages axe-core@4 puppeteer-core@24
+	cd docs/_build/pages && node ../../check_accessibility.cjs --pictures . $$(ls *.html) \
+	  $$(ls $(CURDIR)/$(RUN)/release/report.html 2>/dev/null)
 
 bench: bench-accounting bench-training bench-zo bench-audit  ## ratios measured side by side
 

@@ -87,7 +87,7 @@ class CommandHelp(Directive):
 
         found: list[nodes.Node] = []
         for name in sorted(COMMANDS):
-            if importlib.util.find_spec(f"dpaudit.cli._{name}") is None:
+            if importlib.util.find_spec(f"dpaudit.cli.{name}") is None:
                 continue  # tests/test_docs.py fails on this; the pages build
             command = main.get_command(click.Context(main), name)
             assert command is not None

@@ -248,6 +248,8 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
     alt = f"Histogram of {'exposure in bits' if exposure else 'attack scores'}: {counts}."
 
     def paint(axes: Any, narrow: bool) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         quiet(axes)
         axes.grid(False, axis="x")
         for name, values, colour in groups:
@@ -274,7 +276,9 @@ def histogram(series: Mapping[str, Any]) -> Drawing:
             )
         axes.set_xlabel("exposure (bits)" if exposure else "attack score (higher = looks inserted)")
         axes.set_ylabel("canaries")
-        axes.legend(loc="best", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # the legend stands above the bars
+        axes.legend(loc="upper right", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
 
     return draw(
         "exposure" if exposure else "scores",

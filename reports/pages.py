@@ -10,9 +10,9 @@ from dpaudit.reports import curves, figures
 from dpaudit.reports.page import STAGE_DEFAULTS
 from dpaudit.reports.render import render
 from dpaudit.reports.svg import Drawing
-from dpaudit.reports.text import counted, relation_text
+from dpaudit.reports.text import counted, listed, relation_text
 
-MOST_ROWS = 200
+MOST_ROWS, OPEN_ROWS = 200, 20
 ANSWER = ("accountant", "epsilon_lower", "epsilon_upper", "epsilon_estimate", "rigorous", "seconds")
 
 
@@ -67,7 +67,8 @@ def exposure_page(payload: Mapping[str, Any]) -> str:
         "exposure.html",
         title="Canary exposure – dpaudit",
         p=payload,
-        canaries=canaries[:MOST_ROWS],
+        canaries=canaries[:OPEN_ROWS],
+        folded=canaries[OPEN_ROWS:MOST_ROWS],
         hidden=max(0, len(canaries) - MOST_ROWS),
         lead=lead,
         who="" if lead is None else _who(lead),
@@ -104,7 +105,7 @@ def _others(groups: list[Mapping[str, Any]]) -> str:
     """Which of the groups with more copies stand out; empty without any such group."""
     if not groups:
         return ""
-    standing = ", ".join(str(g["copies"]) for g in groups if g.get("stands_out"))
+    standing = listed([str(g["copies"]) for g in groups if g.get("stands_out")])
     if not standing:
         return "No group with more copies stands out."
     return f"Canaries with {standing} copies stand out; they concern groups of that many records, not one record."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 from dpaudit.privacy import rounding
-from dpaudit.reports.text import capitalized, counted, decimal_text, factor, p_value, plain_value
+from dpaudit.reports.text import capitalized, counted, decimal_text, factor, p_equals, p_value, plain_value, seconds
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -25,6 +26,7 @@ def _environment() -> Any:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.globals["infinity"] = math.inf
     environment.filters.update(
         most=rounding.upper_text,
         least=rounding.lower_text,
@@ -35,6 +37,8 @@ def _environment() -> Any:
         percent_least=rounding.percent_lower,
         percent_about=rounding.percent_text,
         p=p_value,
+        p_equals=p_equals,
+        seconds=seconds,
         factor=factor,
         counted=counted,
         plain=plain_value,

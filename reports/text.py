@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +48,16 @@ def p_equals(value: Any) -> str:
 def counted(number: Any, one: str, many: str | None = None) -> str:
     """A whole number with its noun: "1 record", "2,494 records"."""
     return f"{int(number):,} {one if int(number) == 1 else many or one + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in prose: "4", "4 and 16", "1, 4 and 16"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def seconds(value: Any) -> str:
+    """A duration as people read it: "3.1", or "below 0.01"."""
+    return "—" if value is None else nearest_text(value, 2) if float(value) >= 0.01 else "below 0.01"
 
 
 def relation_text(relation: str, unit: str) -> str:

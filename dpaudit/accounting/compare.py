@@ -15,6 +15,7 @@ from dpaudit.privacy.ledger import Ledger
 
 SCHEMA = "dpaudit.compare/1"
 LOOSE = 1.02
+UNBOUNDED = "valid, and no finite bound at this delta"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,14 +104,14 @@ def _remark(found: Guarantee, certified: Guarantee | None) -> str:
     """What an answer is worth for this ledger."""
     if found.accountant == "prv":
         if found.epsilon_upper == math.inf:
-            return found.assumption
+            return found.assumption or UNBOUNDED
         return "certified: the true ε lies in this interval" if found.epsilon_lower is not None else found.assumption
     value = found.epsilon_upper if found.rigorous else found.epsilon_estimate
     if value is None or certified is None or certified.epsilon_upper is None:
         return found.assumption
     upper, lower = certified.epsilon_upper, certified.epsilon_lower
     if math.isinf(value) and math.isinf(upper):
-        return certified.assumption
+        return certified.assumption or UNBOUNDED
     if lower is not None and value < lower:
         short = "below the certified lower bound" + (f" by {1 - value / lower:.1%}" if lower > 0 else "")
         if not found.rigorous:
@@ -122,6 +123,8 @@ def _remark(found: Guarantee, certified: Guarantee | None) -> str:
         if lower is None or value > lower * LOOSE:
             return "an estimate near the certified upper bound; how near to the truth is not known; not a guarantee"
         return "close to the truth here, but an estimate and not a guarantee"
+    if math.isinf(value):
+        return UNBOUNDED
     if value > upper * LOOSE:
         return f"valid but loose: {_times(value, upper)} the certified upper bound"
     if lower is None or value > lower * LOOSE:

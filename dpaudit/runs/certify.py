@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from dpaudit.storage.run_folder import read_json
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditResult
+    from dpaudit.certificates.statement import LineModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +195,7 @@ def summary(job: Job, published: Published) -> str:
     lines = [
         f"claim           ε ≤ {exact_text(claim.epsilon)} at δ = {exact_text(claim.delta)}, {claim.relation},"
         f" unit: {claim.unit}",
-        *(
-            f"{LineName(line.name).title.lower().ljust(15)} {line.standing}: {line.text}"
-            + (f" ({'; '.join(line.reasons)})" if line.reasons and LineName(line.name) is not LineName.ORIGIN else "")
-            for line in body.lines or ()
-        ),
+        *(row for line in body.lines or () for row in _evidence_rows(line)),
         f"attack          {result.correct} of {result.guesses} guesses right among {config.canaries.count} canaries;"
         f" a perfect one could have shown ε ≥ {lower_text(result.ceiling)}",
         f"power           {_power(result, job, decides=body.in_run is None)}",
@@ -216,7 +213,20 @@ def summary(job: Job, published: Published) -> str:
         f" {verdict.meaning}",
         f"files           {job.folder.certificate} and {job.folder.report}",
     ]
+    if not job.folder.examination.exists():
+        lines.append(
+            f"next            level 2 and above take an examination: unless somebody has this certificate, remove"
+            f" {job.folder.certificate} and run dpaudit certify {job.folder.root} --examine"
+        )
     return "\n".join(map(printable, lines))
+
+
+def _evidence_rows(line: LineModel) -> Iterator[str]:
+    """One line of evidence, and below it each reason why it is not shown."""
+    name = LineName(line.name)
+    yield f"{name.title.lower().ljust(15)} {line.standing}: {line.text}"
+    if name is not LineName.ORIGIN:
+        yield from (f"{'':15} - {reason}" for reason in line.reasons)
 
 
 def _power(result: AuditResult, job: Job, *, decides: bool) -> str:

@@ -50,8 +50,8 @@ class Proposal:
 
     def __str__(self) -> str:
         lines = [f"wrote {self.path}; it assumes, and marks with ASSUMED:", *(f"- {line}" for line in self.assumed)]
-        out = f"runs/{self.path.stem}"
-        return "\n".join(printable(line) for line in [*lines, f"next: dpaudit certify {self.path} --out {out}"])
+        lines.append(f"next: dpaudit certify {self.path} --out runs/{self.path.stem} --examine")
+        return "\n".join(map(printable, lines))
 
 
 def init(

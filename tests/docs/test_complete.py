@@ -59,6 +59,11 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
             assert parameter.help, f"{name}: {parameter.name}"
 
 
+def test_page_of_commands_shows_every_help(conf: ModuleType) -> None:
+    titles = [section[0].astext() for section in conf.CommandHelp.run(None)]
+    assert titles == [f"dpaudit {name}" for name in sorted(COMMANDS)]
+
+
 def pages() -> list[Path]:
     return sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -313,3 +314,22 @@ IN_RUN: dict[str, Any] = {
     "visible_by_canaries": 0.0945,
     "findings": [],
 }
+
+
+def test_compare_page_names_an_accountant_without_finite_bound() -> None:
+    row = {"accountant": "gdp", "epsilon_lower": None, "epsilon_upper": math.inf, "rigorous": True, "seconds": 0.0001}
+    text = check_page(compare_page(COMPARE | {"results": [COMPARE["results"][0], row]})).text
+    assert "no finite bound" in text
+    assert "below 0.01" in text
+
+
+def test_exposure_page_folds_all_but_the_first_canaries() -> None:
+    canaries = [
+        {"id": f"c{i}", "copies": 1, "rank": i + 1, "exposure": 4.0 - i / 100, "p_value": 0.5} for i in range(23)
+    ]
+    payload = {"canaries": canaries, "references": 16, "mean_exposure_without_leakage": 1.3, "largest_exposure": 4.0}
+    text = exposure_page(payload | {"level": 0.05, "by_copies": [], "note": ""})
+    open_rows, folded = text.split("<details>")
+    assert open_rows.count("<code>c") == 20
+    assert folded.count("<code>c") == 3
+    assert "3 further canaries with lower exposure" in folded
