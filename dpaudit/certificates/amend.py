@@ -18,7 +18,7 @@ from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import STATEMENT_TYPE, Predicate
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL, Step
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import parse_json, read_bytes
 
@@ -96,6 +96,24 @@ def amendment_bytes(
         },
     }
     return canonical_json(statement) + b"\n"
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Corrected fields from texts PATH=VALUE, each value read as JSON or, where it is none, taken as text.
+
+    >>> parse_changes(["claim.unit=page", "claim.max_records_per_unit=2"])
+    {'claim.unit': 'page', 'claim.max_records_per_unit': 2}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not equals or not path:
+            raise InvalidValue(f"--change {pair!r} is not PATH=VALUE, as in claim.unit=page.")
+        try:
+            found[path] = parse_json(text.encode())
+        except DpauditError:
+            found[path] = text
+    return found
 
 
 def amend(certificate: Path, *, kind: str, text: str, author: str, changes: Mapping[str, Any] | None = None) -> Path:

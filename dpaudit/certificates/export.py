@@ -21,6 +21,32 @@ RELATIONS = {
 OWNER = "stated_by_owner"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A certificate in another form: plain values, text, and the registry's keys that the certificate does not fill."""
+
+    values: dict[str, Any]
+    text: str
+    missing: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.export/1``."""
+        return {"schema": "dpaudit.export/1"} | self.values
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def export(statement: Statement, form: str) -> Exported:
+    """A certificate as a "paragraph" for a contract, or as an entry of the "registry" in YAML."""
+    if form == "paragraph":
+        text = contract_paragraph(statement)
+        return Exported(values={"paragraph": text}, text=text)
+    found = registry_entry(statement)
+    values = {"registry": found.entry, "missing": list(found.missing)}
+    return Exported(values=values, text=yaml(found.entry), missing=found.missing)
+
+
 def contract_paragraph(statement: Statement) -> str:
     """One paragraph that can stand in a contract: the claim, what it rests on, what was tested, and what it is not.
 

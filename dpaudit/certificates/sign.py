@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, RECORDED, UNSIGNED, Step
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
-from dpaudit.storage.files import write_atomically
+from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.readers import parse_json, read_bytes
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -43,6 +44,41 @@ def new_key_pair() -> tuple[bytes, bytes]:
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return private, public
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFiles:
+    """Where a new key lies: the private and the public file, and the key id (SHA-256 of the raw public key)."""
+
+    private: Path
+    public: Path
+    name: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.sign/1``."""
+        files = {"key": str(self.private), "public_key": str(self.public)}
+        return {"schema": "dpaudit.sign/1", **files, "key_id": self.name}
+
+    def __str__(self) -> str:
+        return f"wrote {self.private} (keep it secret) and {self.public} (give it away); key {self.name}"
+
+
+def write_key_pair(path: Path) -> KeyFiles:
+    """Make an Ed25519 key and write it: ``path`` readable by its owner alone, and the public key beside it.
+
+    Raises
+    ------
+    InvalidValue
+        When one of the two files exists; neither is overwritten.
+    """
+    public = path.with_suffix(".pub.pem")
+    for file in (path, public):
+        if file.exists():
+            raise InvalidValue(f"{file} exists; give --new-key another name.")
+    made = new_key_pair()
+    write_atomically(path, made[0], mode=PRIVATE_MODE)
+    write_atomically(public, made[1])
+    return KeyFiles(private=path, public=public, name=key_id(made[1].decode()))
 
 
 def sign(payload: bytes, private_key: bytes) -> bytes:

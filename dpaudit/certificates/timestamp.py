@@ -58,6 +58,25 @@ def _library() -> Any:
     return rfc3161_client
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TimestampRequest:
+    """A request that waits for an authority's answer: the file that is dated, and the request beside it."""
+
+    file: Path
+    request: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.timestamp/1``."""
+        return {"schema": "dpaudit.timestamp/1", "file": str(self.file), "request": str(self.request)}
+
+    def __str__(self) -> str:
+        return (
+            f"wrote {self.request}; send it to an authority, for example:\n"
+            f"curl -H 'Content-Type: application/timestamp-query' --data-binary @{self.request} -o answer.tsr URL\n"
+            f"then: dpaudit timestamp {self.file} --token answer.tsr --roots root.pem"
+        )
+
+
 def timestamp_request(path: str | Path) -> Path:
     """Write ``PATH.tsq``, a request that any timestamping authority answers; it holds a digest and a nonce.
 

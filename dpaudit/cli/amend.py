@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from dpaudit.cli.common import emit, json_option
-
-
-def _changes(pairs: tuple[str, ...]) -> dict[str, Any] | None:
-    """PATH=VALUE pairs, each value as JSON or, where it is none, as text."""
-    from dpaudit.privacy.errors import DpauditError
-    from dpaudit.storage.readers import parse_json
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        if not equals or not path:
-            raise click.UsageError(f"--change {pair!r} is not PATH=VALUE, as in claim.unit=page.")
-        try:
-            found[path] = parse_json(text.encode())
-        except DpauditError:
-            found[path] = text
-    return found or None
+from dpaudit.cli.common import PATH, emit, json_option
 
 
 @click.command("amend")
-@click.argument("certificate", type=click.Path(path_type=Path))
+@click.argument("certificate", type=PATH)
 @click.option("--kind", type=click.Choice(["note", "correction", "withdrawal"]), required=True, help="What it is.")
 @click.option("--author", required=True, help="Who says so.")
 @click.option("--text", required=True, help="What is said.")
@@ -44,8 +26,8 @@ def command(certificate: Path, kind: str, author: str, text: str, changes: tuple
       dpaudit amend runs/first --kind correction --author "A. Reviewer" --text "A page." --change claim.unit=page
       dpaudit amend runs/first --kind withdrawal --author owner --text "The loader was not Poisson."
     """
-    from dpaudit.certificates import amend
+    from dpaudit.certificates.amend import amend, parse_changes
     from dpaudit.certificates.verify.verify import find_certificate
 
-    path = amend(find_certificate(certificate), kind=kind, author=author, text=text, changes=_changes(changes))
+    path = amend(find_certificate(certificate), kind=kind, author=author, text=text, changes=parse_changes(changes))
     emit({"schema": "dpaudit.amend/1", "amendment": str(path)}, as_json, f"wrote {path}; next: dpaudit verify")

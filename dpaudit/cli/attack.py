@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import emit_result, json_option
 
 # Listed here so that -h does not import torch; a test keeps the list equal to the library's.
 ATTACKS = (
@@ -23,8 +24,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--canaries", "canaries_path", type=FILE, required=True, help="Secret file, or CSV, JSONL, Parquet id,text[,label]."
 )
 @click.option("--attack", "attack_name", type=click.Choice(ATTACKS), help="Default: loss-drop with --base, else loss.")
-@click.option("--base", "base_dir", type=FOLDER, help="The model before fine-tuning, for loss-drop and grad-norm.")
-@click.option("--reference", "reference_dirs", type=FOLDER, multiple=True, help="Model never trained on these records.")
+@click.option("--base", type=FOLDER, help="The model before fine-tuning, for loss-drop and grad-norm.")
+@click.option("--reference", "references", type=FOLDER, multiple=True, help="Model never trained on these records.")
 @click.option("--reference-losses", type=FILE, help="CSV/Parquet id,loss of a reference model, instead of --base.")
 @click.option("--population", type=FILE, help="Records outside the audit, for rmia-offline.")
 @click.option("--masked-model", type=FOLDER, help="Masked language model that makes the neighbours, for neighbourhood.")
@@ -38,23 +39,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Scores, .parquet or .csv.")
 @json_option
 def command(
-    model_dir: Path,
-    canaries_path: Path,
-    attack_name: str | None,
-    base_dir: Path | None,
-    reference_dirs: tuple[Path, ...],
-    reference_losses: Path | None,
-    population: Path | None,
-    masked_model: Path | None,
-    neighbours: int,
-    expect: Path | None,
-    max_length: int | None,
-    k: float,
-    offline_a: float,
-    batch_size: int,
-    device: str | None,
-    out: Path,
-    as_json: bool,
+    model_dir: Path, canaries_path: Path, attack_name: str | None, out: Path, as_json: bool, **options: Any
 ) -> None:
     """Score canaries or members under MODEL_DIR; higher = member.
 
@@ -69,24 +54,5 @@ def command(
     """
     from dpaudit.runs.attack import AttackOptions, attack
 
-    found = attack(
-        model_dir,
-        canaries_path,
-        out=out,
-        attack=attack_name,
-        options=AttackOptions(
-            base=base_dir,
-            references=reference_dirs,
-            reference_losses=reference_losses,
-            population=population,
-            masked_model=masked_model,
-            neighbours=neighbours,
-            expect=expect,
-            max_length=max_length,
-            k=k,
-            offline_a=offline_a,
-            batch_size=batch_size,
-            device=device,
-        ),
-    )
-    emit(found.to_dict(), as_json, str(found))
+    chosen = AttackOptions(**options)
+    emit_result(attack(model_dir, canaries_path, out=out, attack=attack_name, options=chosen), as_json)

@@ -7,19 +7,18 @@ from typing import Any
 
 import click
 
-from dpaudit.cli.common import delta_option, emit, json_option
+from dpaudit.cli.common import PATH, delta_option, emit, json_option
 
-FILE = click.Path(path_type=Path)
 RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 
 
 @click.command("audit")
-@click.argument("scores", type=FILE)
+@click.argument("scores", type=PATH)
 @click.option("--claimed-epsilon", type=float, required=True, help="The claimed ε, for one unit of privacy.")
 @delta_option
-@click.option("--manifest", type=FILE, help="Manifest or secret canary file: the coins, and what they commit to.")
+@click.option("--manifest", type=PATH, help="Manifest or secret canary file: the coins, and what they commit to.")
 @click.option("--commitment", help="Digest published before training, which the manifest must open.")
-@click.option("--plan", type=FILE, help="audit_plan.json frozen before training; fixes the design.")
+@click.option("--plan", type=PATH, help="audit_plan.json frozen before training; fixes the design.")
 @click.option(
     "--coins", type=click.Choice(["fair", "none"]), default="fair", show_default=True, help="none: any split."
 )
@@ -31,9 +30,9 @@ RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
 @click.option("--attack", help="The pre-registered attack, where the file holds several.")
 @click.option("--copies", type=int, help="Copies of each inserted canary; default: column copies, or 1.")
 @click.option("--group-claim", type=float, help="ε for groups of that many records (dpaudit account --group-size).")
-@click.option("--ledger", type=FILE, help="Ledger or run folder: accounted ε, group ε, declared curve.")
+@click.option("--ledger", type=PATH, help="Ledger or run folder: accounted ε, group ε, declared curve.")
 @click.option("--accounted-upper", type=float, help="The accountant's certified ε; the bound is tested against it too.")
-@click.option("--control", type=FILE, help="Scores of a positive control, column run for several.")
+@click.option("--control", type=PATH, help="Scores of a positive control, column run for several.")
 @click.option("--fault", default="unspecified", help="The control's planted fault, in words.")
 @json_option
 def command(scores: Path, as_json: bool, **options: Any) -> None:

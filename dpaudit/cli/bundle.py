@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import PATH, emit_result, json_option
 
 
 @click.command("bundle")
-@click.argument("run", metavar="RUN|CERTIFICATE", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: the run's name with .dpa.zip]")
+@click.argument("run", metavar="RUN|CERTIFICATE", type=PATH)
+@click.option("--out", type=PATH, help="File to write.  [default: the run's name with .dpa.zip]")
 @click.option(
     "--without-weights", is_flag=True, help="Leave the weights behind; their digests stay in the certificate."
 )
@@ -28,5 +28,4 @@ def command(run: Path, out: Path | None, without_weights: bool, as_json: bool) -
     """
     from dpaudit.certificates.bundle import bundle
 
-    made = bundle(run, out, weights=not without_weights)
-    emit(made.to_dict(), as_json, str(made))
+    emit_result(bundle(run, out, weights=not without_weights), as_json)

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dpaudit.cli.common import emit, json_option, tell
+from dpaudit.cli.common import PATH, emit_result, json_option, tell
 
 
 @click.command("certify")
-@click.argument("source", metavar="CONFIG.toml|RUN", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder; required with a TOML file.")
+@click.argument("source", metavar="CONFIG.toml|RUN", type=PATH)
+@click.option("--out", type=PATH, help="Run folder; required with a TOML file.")
 @click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
 @click.option("--controls", type=click.IntRange(min=1), help="Train that many controls and count them together.")
 @click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
 @click.option("--examine-budget", help="What that may spend, such as 30s or 2min (default 1min); implies --examine.")
 @click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
-@click.option(
-    "--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign the certificate with."
-)
+@click.option("--sign-key", type=PATH, help="Ed25519 private key (PEM) to sign the certificate with.")
 @json_option
 def command(
-    source: Path,
-    out: Path | None,
-    control: bool,
-    controls: int | None,
-    examine: bool,
-    examine_budget: str | None,
-    device: str | None,
-    sign_key: Path | None,
-    as_json: bool,
+    source: Path, control: bool, controls: int | None, sign_key: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
@@ -46,15 +37,7 @@ def command(
     """
     from dpaudit.runs.certify import certify
 
-    run = certify(
-        source,
-        out,
-        controls=controls or int(control),
-        examine=examine or examine_budget is not None,
-        examine_budget=examine_budget or "1min",
-        signing_key=None if sign_key is None else sign_key.read_bytes(),
-        device=device,
-        tell=tell,
-    )
-    emit(run.to_dict(), as_json, str(run))
+    options |= {"controls": controls or int(control), "tell": tell}
+    run = certify(source, signing_key=None if sign_key is None else sign_key.read_bytes(), **options)
+    emit_result(run, as_json)
     raise SystemExit(run.exit_code)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from dpaudit.cli.common import emit, json_option, tell
-from dpaudit.privacy.rounding import lower_text, upper_text
-from dpaudit.privacy.text import printable
-
-if TYPE_CHECKING:
-    from dpaudit.attacks import Findings
+from dpaudit.cli.common import PATH, emit, json_option, tell
 
 
 @click.command("examine")
@@ -27,7 +21,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--release",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of an imported run: findings and tests, without witnesses, are left there for certify_run.",
 )
 @click.option("--explain", metavar="NAME", help="What a finding's name means, how to mend it, where it is known from.")
@@ -51,49 +45,19 @@ def command(
       dpaudit examine --explain clipped_after_averaging
     """
     if explain is not None:
-        _explain(explain, as_json)
+        from dpaudit.attacks import explain as explained
+
+        text = explained(explain)
+        emit({"schema": "dpaudit.explain/1", "name": explain, "text": text}, as_json, text)
         return
     if source is None:
         raise click.UsageError("Give CONFIG.toml or MODULE:FUNCTION, or --explain NAME.")
+    from dpaudit.attacks.examiner.text import examination_text
     from dpaudit.runs.examine import examine, write_examination
 
     found = examine(source, budget=budget, accountant=accountant)
     payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
     if release is not None:
         tell(f"{write_examination(found, release)} written, without witnesses; certify_run takes it from there.")
-    emit(payload | {"budget": budget} | found.to_dict(), as_json, _text(found))
+    emit(payload | {"budget": budget} | found.to_dict(), as_json, examination_text(found))
     raise SystemExit(1 if found.violated else 0)
-
-
-def _explain(name: str, as_json: bool) -> None:
-    from dpaudit.attacks import explain
-
-    text = explain(name)
-    emit({"schema": "dpaudit.explain/1", "name": name, "text": text}, as_json, text)
-
-
-def _text(found: Findings) -> str:
-    lines = ["verdict: VIOLATED" if found.violated else "nothing found (no proof of privacy; see what was excluded)"]
-    for finding in found.findings:
-        lines.append(f"- {finding.name} [{finding.status}] {finding.text}")
-        if condition := finding.public().get("condition"):
-            lines.append(f"    does not convict by itself: {condition}")
-        if finding.repeated:
-            lines.append(f"    found with it, and explained by it: {', '.join(finding.repeated)}")
-    if found.findings:
-        lines.append("dpaudit examine --explain NAME says what a name means and how to mend it")
-    lines.append("tests:")
-    for test in found.tests:
-        lines.append(f"  {test.name}: {test.evidence}; excludes {test.excludes or 'nothing further'}")
-    lines += [f"  not tested: {reason}" for reason in found.untested]
-    if not found.in_full:
-        lines.append("the examination is not one in full: replays, noise and sampler must all be tested to the end")
-    lines.append(
-        f"false alarms of all tests together: at most {upper_text(found.alpha, 2)}; took {found.seconds:.0f} s"
-    )
-    if found.epsilon_lower is not None:
-        lines.append(
-            f"step audit: μ ≥ {lower_text(found.mu_lower, 3)} per step, which composes to"
-            f" ε ≥ {lower_text(found.epsilon_lower, 3)}"
-        )
-    return "\n".join(map(printable, lines))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option, tell
+from dpaudit.cli.common import PATH, emit_result, json_option, tell
 
 
 @click.command("export")
-@click.argument("certificate", type=click.Path(path_type=Path))
+@click.argument("certificate", type=PATH)
 @click.option(
     "--as", "form", type=click.Choice(["paragraph", "registry"]), required=True, help="paragraph, or registry (YAML)."
 )
@@ -23,18 +23,12 @@ def command(certificate: Path, form: str, as_json: bool) -> None:
       dpaudit export runs/first/release/certificate.json --as paragraph
       dpaudit export runs/first --as registry > entry.yaml
     """
-    from dpaudit.certificates import contract_paragraph, read_certificate, registry_entry
-    from dpaudit.certificates.export import yaml
+    from dpaudit.certificates import read_certificate
+    from dpaudit.certificates.export import export
 
-    statement = read_certificate(certificate).statement
-    if form == "paragraph":
-        text = contract_paragraph(statement)
-        emit({"schema": "dpaudit.export/1", "paragraph": text}, as_json, text)
-        return
-    found = registry_entry(statement)
+    found = export(read_certificate(certificate).statement, form)
     if found.missing:
         tell(
             f"the certificate does not fill {', '.join(found.missing)}; add them by hand, or state them in [statement]."
         )
-    value = {"schema": "dpaudit.export/1", "registry": found.entry, "missing": list(found.missing)}
-    emit(value, as_json, yaml(found.entry))
+    emit_result(found, as_json)

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
-
-FILE = click.Path(path_type=Path)
+from dpaudit.cli.common import PATH, emit_with_page, json_option
 
 
 @click.command("exposure")
-@click.argument("canaries", type=FILE)
-@click.option("--references", type=FILE, required=True, help="CSV or Parquet with a column loss, never trained on.")
+@click.argument("canaries", type=PATH)
+@click.option("--references", type=PATH, required=True, help="CSV or Parquet with a column loss, never trained on.")
 @click.option("--group-claim", "claims", multiple=True, metavar="K=EPS", help="ε for groups of K records; repeatable.")
 @click.option("--delta", type=float, help="δ of the group claims.")
-@click.option("--out", type=FILE, help="Write one HTML page with figures.")
+@click.option("--out", type=PATH, help="Write one HTML page with figures.")
 @json_option
 def command(
     canaries: Path, references: Path, claims: tuple[str, ...], delta: float | None, out: Path | None, as_json: bool
@@ -34,31 +32,8 @@ def command(
       dpaudit exposure canaries.csv --references references.csv --group-claim 4=19.8 --delta 1e-5 --json
     """
     from dpaudit.auditing.text import exposure_text
-    from dpaudit.runs.exposure import exposure
+    from dpaudit.reports import exposure_page
+    from dpaudit.runs.exposure import exposure, parse_group_claims
 
-    report = exposure(canaries, references, group_claims=_claims(claims) or None, delta=delta)
-    payload, text = report.to_dict(), exposure_text(report)
-    if out is not None:
-        from dpaudit.reports import exposure_page
-
-        out.write_text(exposure_page(payload), encoding="utf-8")
-        payload["page"] = str(out)
-        text += f"\npage: {out}"
-    emit(payload, as_json, text)
-
-
-def _claims(texts: tuple[str, ...]) -> dict[int, float]:
-    from dpaudit.privacy import validate
-    from dpaudit.privacy.errors import InvalidValue
-
-    found: dict[int, float] = {}
-    for text in texts:
-        copies, _, epsilon = text.partition("=")
-        try:
-            k, value = int(copies), float(epsilon)
-        except ValueError:
-            raise InvalidValue(f"group-claim={text!r} must be K=EPS, such as 4=19.8.") from None
-        validate.integer_at_least(1, copies=k)
-        validate.non_negative(group_claim=value)
-        found[k] = value
-    return found
+    report = exposure(canaries, references, group_claims=parse_group_claims(claims) or None, delta=delta)
+    emit_with_page(report.to_dict(), as_json, exposure_text(report), out, exposure_page)

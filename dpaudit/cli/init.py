@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import PATH, emit_result, json_option
 
 
 @click.command("init")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder of a Hugging Face model.")
+@click.argument("data", type=PATH)
+@click.option("--model", type=PATH, required=True, help="Folder of a Hugging Face model.")
 @click.option("--unit", required=True, help="Unit of privacy in words, such as mail; each record is one.")
 @click.option("--public-size", type=int, required=True, help="Number of private records as it may be published.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: DATA's name with .toml]")
+@click.option("--out", type=PATH, help="File to write.  [default: DATA's name with .toml]")
 @click.option("--epsilon", type=float, help="Claimed ε; assumed, and marked so, when left out.")
 @click.option("--delta", type=float, help="Claimed δ; assumed, and marked so, when left out.")
 @click.option("--text-column", help="Column of the texts, where its name does not tell.")
@@ -35,5 +35,4 @@ def command(data: Path, model: Path, as_json: bool, **options: Any) -> None:
     """
     from dpaudit.runs.init import init
 
-    proposal = init(data, model, **options)
-    emit(proposal.to_dict(), as_json, str(proposal))
+    emit_result(init(data, model, **options), as_json)

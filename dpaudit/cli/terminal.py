@@ -9,30 +9,20 @@ from typing import TextIO
 
 import click
 
+from dpaudit.privacy import spelling
 from dpaudit.privacy.text import printable
-
-HANDLER = "dpaudit.words"
-_ASCII = "dpaudit_ascii"
-WORDS = {
-    **{"ε": "epsilon", "δ": "delta", "σ": "sigma", "α": "alpha", "μ": "mu", "Σ": "Sigma", "√": "sqrt", "‖": "||"},
-    **{"≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "−": "-", "–": "-", "—": "-", "×": "x", "·": "*", "±": "+-"},
-    **{"…": "...", "→": "->", "²": "^2", "∞": "inf", "∖": "\\", "⌈": "ceil(", "⌉": ")", "⌊": "floor(", "⌋": ")"},
-    **{"“": '"', "”": '"', "‘": "'", "’": "'", "‐": "-", "\u00a0": " "},
-}
-"""How a character is written where the terminal's encoding has none for it."""
 
 
 def prepare() -> None:
     """Let standard output and error spell what their encoding lacks, instead of failing in the middle of a line."""
-    codecs.register_error(HANDLER, _spell)
-    codecs.register(_ascii_twin)
+    spelling.register()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is None:  # replaced by a test or a notebook
             continue
         ascii_only = codecs.lookup(stream.encoding or "ascii").name == "ascii"
         # click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 into it.
-        reconfigure(encoding=_ASCII if ascii_only else None, errors=HANDLER)
+        reconfigure(encoding=spelling.ASCII if ascii_only else None, errors=spelling.HANDLER)
 
 
 class OutputClosed(Exception):
@@ -66,25 +56,3 @@ def abandon(stream: TextIO | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         pass
-
-
-def _spell(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    lost = error.object[error.start : error.end]
-    return "".join(WORDS.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in lost), error.end
-
-
-def _ascii_twin(name: str) -> codecs.CodecInfo | None:
-    if name != _ASCII:
-        return None
-    plain = codecs.lookup("ascii")
-    return codecs.CodecInfo(
-        name=_ASCII,
-        encode=plain.encode,
-        decode=plain.decode,
-        incrementalencoder=plain.incrementalencoder,
-        incrementaldecoder=plain.incrementaldecoder,
-        streamwriter=plain.streamwriter,
-        streamreader=plain.streamreader,
-    )

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import PATH, emit_result, json_option
 
 
 @click.command("timestamp")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder in which a CONFIG.toml freezes its plan.")
-@click.option("--token", type=click.Path(path_type=Path), help="The authority's answer, to check and to keep.")
-@click.option(
-    "--roots", type=click.Path(path_type=Path), multiple=True, help="PEM certificates that you trust; repeatable."
-)
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, help="Run folder in which a CONFIG.toml freezes its plan.")
+@click.option("--token", type=PATH, help="The authority's answer, to check and to keep.")
+@click.option("--roots", type=PATH, multiple=True, help="PEM certificates that you trust; repeatable.")
 @json_option
 def command(file: Path, out: Path | None, token: Path | None, roots: tuple[Path, ...], as_json: bool) -> None:
     """Write an RFC 3161 request for FILE, or check the authority's answer and keep it beside FILE.
@@ -28,20 +26,12 @@ def command(file: Path, out: Path | None, token: Path | None, roots: tuple[Path,
       dpaudit timestamp mails.toml --out runs/mails
       dpaudit timestamp runs/mails/release/audit_plan.json --token answer.tsr --roots root.pem
     """
-    from dpaudit.certificates.timestamp import attach_timestamp, timestamp_request
-    from dpaudit.runs.freeze import freeze
+    from dpaudit.certificates.timestamp import attach_timestamp
+    from dpaudit.runs.freeze import request_timestamp
 
     if token is None:
-        frozen = freeze(file, out) if file.suffix == ".toml" else file
-        request = timestamp_request(frozen)
-        text = (
-            f"wrote {request}; send it to an authority, for example:\n"
-            f"curl -H 'Content-Type: application/timestamp-query' --data-binary @{request} -o answer.tsr URL\n"
-            f"then: dpaudit timestamp {frozen} --token answer.tsr --roots root.pem"
-        )
-        emit({"schema": "dpaudit.timestamp/1", "file": str(frozen), "request": str(request)}, as_json, text)
+        emit_result(request_timestamp(file, out), as_json)
         return
     if not roots:
         raise click.UsageError("--token needs --roots: the certificates of the authority that you trust.")
-    found = attach_timestamp(file, token, [path.read_text(encoding="utf-8") for path in roots])
-    emit(found.to_dict(), as_json, str(found))
+    emit_result(attach_timestamp(file, token, [path.read_text(encoding="utf-8") for path in roots]), as_json)

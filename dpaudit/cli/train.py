@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option, tell
+from dpaudit.cli.common import PATH, emit_result, json_option, tell
 
 
 @click.command("train")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create or resume.")
+@click.argument("config", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Run folder to create or resume.")
 @click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
 @json_option
 def command(config: Path, out: Path, device: str | None, as_json: bool) -> None:
@@ -25,5 +25,4 @@ def command(config: Path, out: Path, device: str | None, as_json: bool) -> None:
     """
     from dpaudit.runs.train import train
 
-    found = train(config, out, device=device, tell=tell)
-    emit(found.to_dict(), as_json, str(found))
+    emit_result(train(config, out, device=device, tell=tell), as_json)

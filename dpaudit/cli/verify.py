@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import emit, json_option
+from dpaudit.cli.common import PATH, emit, json_option
 
 
 @click.command("verify")
-@click.argument("certificate", type=click.Path(path_type=Path))
-@click.option("--policy", type=click.Path(path_type=Path), help="Your own rules; see docs/howto/policy.md.")
+@click.argument("certificate", type=PATH)
+@click.option("--policy", type=PATH, help="Your own rules; see docs/howto/policy.md.")
 @click.option("--max-seconds", type=float, default=8.0, show_default=True, help="Computing time that it may take.")
 @click.option("--max-megabytes", type=int, default=400, show_default=True, help="Memory that it may take.")
 @json_option

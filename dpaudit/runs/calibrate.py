@@ -9,7 +9,7 @@ from typing import Any
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.guarantee import Guarantee
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
-from dpaudit.privacy.stage import Relation, Stage
+from dpaudit.privacy.stage import Relation, Sampling, Stage
 
 FOUND = ("noise_multiplier", "steps", "sampling_probability")
 """What can be found; the other two are given."""
@@ -34,6 +34,8 @@ class Calibration:
         The accountant's certified bound for that stage; its upper end is at most the target.
     limit : str or None
         Said where the search ended at its own end, so that a better value may exist.
+    defaulted : tuple of str
+        Names of fields that a default filled.
     """
 
     name: str
@@ -45,9 +47,11 @@ class Calibration:
     group_size: int
     guarantee: Guarantee
     limit: str | None = None
+    defaulted: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.calibrate/1``."""
+        filled = {"defaulted": True, "defaulted_fields": sorted(self.defaulted)} if self.defaulted else {}
         return {
             "schema": "dpaudit.calibrate/1",
             self.name: self.value,
@@ -60,6 +64,7 @@ class Calibration:
             "group_size": self.group_size,
             "stage": self.stage.to_dict(),
             "limit": self.limit,
+            **filled,
         }
 
     def __str__(self) -> str:
@@ -164,3 +169,34 @@ def calibrate(
         guarantee=guarantee,
         limit=limit,
     )
+
+
+def calibrate_missing(
+    *, relation: str | None, sampling: str | None, epsilon: float, delta: float, **options: Any
+) -> Calibration:
+    """Find the one of noise multiplier, steps and sampling probability that is None, with the others given.
+
+    Parameters
+    ----------
+    relation : str or None
+        ``add_or_remove_one`` where it is None, which the answer says.
+    sampling : str or None
+        ``poisson`` where it is None, which the answer says.
+    epsilon, delta : float
+    **options
+        ``accountant``, ``group_size`` and ``assume`` as for :func:`calibrate`; all others are fields of a stage.
+
+    Raises
+    ------
+    InvalidValue
+        When not exactly one of the three is None, or as :func:`calibrate` does.
+    """
+    search = {name: options.pop(name) for name in ("accountant", "group_size", "assume") if name in options}
+    missing = [name for name in FOUND if options[name] is None]
+    if len(missing) != 1:
+        raise InvalidValue("Give exactly two of --sampling-probability, --steps and --noise-multiplier.")
+    filled = [name for name, value in (("sampling", sampling), ("relation", relation)) if value is None]
+    chosen = Relation.parse(relation or Relation.ADD_OR_REMOVE_ONE)
+    stage = Stage(**options | {missing[0]: 1}, sampling=sampling or Sampling.POISSON)
+    found = calibrate(stage, missing[0], epsilon=epsilon, delta=delta, relation=chosen, **search)
+    return dataclasses.replace(found, defaulted=tuple(filled))

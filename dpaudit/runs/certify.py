@@ -97,7 +97,7 @@ def certify(
     *,
     controls: int = 0,
     examine: bool = False,
-    examine_budget: str = "1min",
+    examine_budget: str | None = None,
     signing_key: bytes | None = None,
     device: str | None = None,
     tell: Callable[[str], None] = lambda note: None,
@@ -118,8 +118,9 @@ def certify(
         Positive controls to train on public records; the power of the attack is measured on them together.
     examine : bool, default=False
         Also examine the training step white-box, on synthetic records.
-    examine_budget : str, default="1min"
-        What the examination may spend: level 2 takes one in full, and a budget that cuts it short is told in its line.
+    examine_budget : str, optional
+        What the examination may spend ("1min" where it is left out); it implies ``examine``. Level 2 takes one in full,
+        and a budget that cuts it short is told in its line.
     signing_key : bytes, optional
         Ed25519 private key (PEM) to sign the certificate with.
     device : str, optional
@@ -149,8 +150,8 @@ def certify(
     job = _job(Path(source), None if out is None else Path(out), device, tell)
     if controls:
         job = control_phase(job, runs=controls, tell=tell)
-    if examine:
-        job = examine_phase(job, budget=examine_budget, tell=tell)
+    if examine or examine_budget is not None:
+        job = examine_phase(job, budget=examine_budget or "1min", tell=tell)
     published = certify_phase(job, signing_key=signing_key)
     result, body = published.result, published.certificate.predicate
     inside = {} if body.in_run is None else body.in_run.result

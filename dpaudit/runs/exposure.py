@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,28 @@ def exposure(
         group_claims=None if group_claims is None else dict(group_claims),
         delta=delta,
     )
+
+
+def parse_group_claims(texts: Sequence[str]) -> dict[int, float]:
+    """ε claimed for groups of records, from texts K=EPS.
+
+    >>> parse_group_claims(["4=19.8"])
+    {4: 19.8}
+    """
+    from dpaudit.privacy import validate
+    from dpaudit.privacy.errors import InvalidValue
+
+    found: dict[int, float] = {}
+    for text in texts:
+        copies, _, epsilon = text.partition("=")
+        try:
+            k, value = int(copies), float(epsilon)
+        except ValueError:
+            raise InvalidValue(f"group-claim={text!r} must be K=EPS, such as 4=19.8.") from None
+        validate.integer_at_least(1, copies=k)
+        validate.non_negative(group_claim=value)
+        found[k] = value
+    return found
 
 
 def _references(path: Path, canaries: Path, ids: list[str]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dpaudit.certificates.timestamp import TimestampRequest, timestamp_request
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.runs.config import read_config
 from dpaudit.runs.progress import quiet_transformers
@@ -28,3 +29,17 @@ def freeze(config: str | Path, out: str | Path | None) -> Path:
     with job.folder.locked():
         prepare(job.config, job.base, job.folder)
     return job.folder.audit_plan
+
+
+def request_timestamp(file: str | Path, out: str | Path | None = None) -> TimestampRequest:
+    """Write the request that a timestamping authority answers, for a file, or for the plan of a configuration.
+
+    Parameters
+    ----------
+    file : path
+        What is dated; of a ``.toml`` configuration it is the plan, which is frozen first.
+    out : path, optional
+        Run folder for the plan of a configuration.
+    """
+    frozen = freeze(file, out) if Path(file).suffix == ".toml" else Path(file)
+    return TimestampRequest(file=frozen, request=timestamp_request(frozen))

@@ -13,8 +13,8 @@ import click
 import pytest
 
 import dpaudit.cli as cli
-from dpaudit.cli.terminal import WORDS
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.spelling import WORDS
 from tests import ROOT
 
 STAGE = ("--stage", "q=0.01,sigma=1,steps=10", "--delta", "1e-5")
