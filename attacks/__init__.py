@@ -3,8 +3,6 @@
 This room receives models and returns scores; bounds and verdicts are computed elsewhere from the scores alone.
 """
 
-from dpaudit.attacks.canaries.canary import Canary as Canary
-from dpaudit.attacks.canaries.canary import CanarySet as CanarySet
 from dpaudit.attacks.canaries.canary import commit as commit
 from dpaudit.attacks.canaries.canary import inserted as inserted
 from dpaudit.attacks.canaries.coins import flip_coins as flip_coins
@@ -13,9 +11,7 @@ from dpaudit.attacks.canaries.generate import new_token_canaries as new_token_ca
 from dpaudit.attacks.canaries.generate import random_token_canaries as random_token_canaries
 from dpaudit.attacks.canaries.generate import template_canaries as template_canaries
 from dpaudit.attacks.canaries.in_run import InRunCanaries as InRunCanaries
-from dpaudit.attacks.canaries.in_run import InRunDesign as InRunDesign
 from dpaudit.attacks.canaries.in_run import draw_in_run_canaries as draw_in_run_canaries
-from dpaudit.attacks.canaries.secret import Secret as Secret
 from dpaudit.attacks.canaries.secret import read_secret as read_secret
 from dpaudit.attacks.canaries.secret import write_secret as write_secret
 from dpaudit.attacks.examiner.adapter import Role as Role
@@ -27,82 +23,58 @@ from dpaudit.attacks.examiner.causes import explain as explain
 from dpaudit.attacks.examiner.engines import EngineAdapter as EngineAdapter
 from dpaudit.attacks.examiner.engines import TrainerAdapter as TrainerAdapter
 from dpaudit.attacks.examiner.examine import examine as examine
-from dpaudit.attacks.examiner.examine import examine_stages as examine_stages
 from dpaudit.attacks.examiner.footing import NotExamined as NotExamined
 from dpaudit.attacks.examiner.loop import LoopAdapter as LoopAdapter
 from dpaudit.attacks.examiner.loss_factors import LossFactors as LossFactors
 from dpaudit.attacks.examiner.opacus import OpacusAdapter as OpacusAdapter
 from dpaudit.attacks.examiner.plan import ExamPlan as ExamPlan
-from dpaudit.attacks.examiner.values import ExamFinding as ExamFinding
-from dpaudit.attacks.examiner.values import Excluded as Excluded
-from dpaudit.attacks.examiner.values import Findings as Findings
-from dpaudit.attacks.extraction import CandidateSecrets as CandidateSecrets
-from dpaudit.attacks.extraction import Extraction as Extraction
 from dpaudit.attacks.extraction import draw_candidates as draw_candidates
 from dpaudit.attacks.extraction import guess_candidates as guess_candidates
-from dpaudit.attacks.holdout import Holdout as Holdout
 from dpaudit.attacks.holdout import hold_out as hold_out
-from dpaudit.attacks.scores.functions import loss_drop_scores as loss_drop_scores
-from dpaudit.attacks.scores.functions import loss_scores as loss_scores
-from dpaudit.attacks.scores.functions import min_k_scores as min_k_scores
 from dpaudit.attacks.scores.functions import residual_scores as residual_scores
-from dpaudit.attacks.scores.functions import zlib_scores as zlib_scores
 from dpaudit.attacks.scores.losses import canary_losses as canary_losses
 from dpaudit.attacks.scores.score_model import score_model as score_model
 from dpaudit.attacks.scores.shadow import lira_offline_scores as lira_offline_scores
-from dpaudit.attacks.scores.shadow import rmia_scores as rmia_scores
-from dpaudit.attacks.scores.shadow import shadow_memberships as shadow_memberships
 from dpaudit.attacks.scores.shadow import train_shadows as train_shadows
 
 __all__ = [
-    "ArrayAdapter",
-    "Canary",
-    "CanarySet",
-    "CandidateSecrets",
-    "EngineAdapter",
-    "ExamFinding",
-    "ExamPlan",
-    "Excluded",
-    "Extraction",
-    "Findings",
-    "FirstOrderAdapter",
-    "Holdout",
-    "InRunCanaries",
-    "InRunDesign",
-    "LoopAdapter",
-    "LossFactors",
-    "NotExamined",
-    "OpacusAdapter",
-    "Role",
-    "Secret",
-    "StepAdapter",
-    "TrainerAdapter",
-    "ZerothOrderAdapter",
+    # Canaries and fair coins.
     "canary_losses",
     "commit",
-    "draw_candidates",
-    "draw_in_run_canaries",
-    "examine",
-    "examine_stages",
-    "explain",
     "flip_coins",
-    "guess_candidates",
     "hold_out",
     "inserted",
     "label_flip_canaries",
-    "lira_offline_scores",
-    "loss_drop_scores",
-    "loss_scores",
-    "min_k_scores",
     "new_token_canaries",
     "random_token_canaries",
     "read_secret",
-    "residual_scores",
-    "rmia_scores",
-    "score_model",
-    "shadow_memberships",
     "template_canaries",
-    "train_shadows",
     "write_secret",
-    "zlib_scores",
+    # Canaries that every step of the run itself observes.
+    "InRunCanaries",
+    "draw_in_run_canaries",
+    # Scores: higher = member.
+    "lira_offline_scores",
+    "residual_scores",
+    "score_model",
+    "train_shadows",
+    # Extraction of one of 2^b secrets.
+    "draw_candidates",
+    "guess_candidates",
+    # The examination of a training step.
+    "ExamPlan",
+    "LossFactors",
+    "NotExamined",
+    "Role",
+    "examine",
+    "explain",
+    # Adapters: how the examination drives a step of any library.
+    "ArrayAdapter",
+    "EngineAdapter",
+    "FirstOrderAdapter",
+    "LoopAdapter",
+    "OpacusAdapter",
+    "StepAdapter",
+    "TrainerAdapter",
+    "ZerothOrderAdapter",
 ]

@@ -200,7 +200,8 @@ def zeroth_order(seeds: int) -> list[dict[str, Any]]:
     releases alone, with 64 clipped records of random sign in each batch, and must take their spread for noise.
     """
     from dpaudit import Stage
-    from dpaudit.accounting import account, stage_ledger
+    from dpaudit.accounting import account
+    from dpaudit.accounting.calibrate import stage_ledger
 
     rows = []
     for scale, releases, q, steps in ((0.8, 1000, 0.0128, 1000), (4.0, 30_000, 0.0625, 1000)):

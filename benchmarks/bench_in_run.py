@@ -45,15 +45,8 @@ from dpaudit.auditing.in_run.visible import smallest_visible_canary_shortfall  #
 from dpaudit.auditing.independent import EPSILONS, profile_test  # noqa: E402
 from dpaudit.certificates.curve import declared_deltas  # noqa: E402
 from dpaudit.runs.in_run.control import WeakerNoise, simulate  # noqa: E402
-from dpaudit.trainers import (  # noqa: E402
-    NoiseSource,
-    NoNoise,
-    OptimizerSettings,
-    PoissonSampler,
-    PrivacyPlan,
-    ReleaseRecorder,
-    train,
-)
+from dpaudit.trainers import NoiseSource, OptimizerSettings, PoissonSampler, PrivacyPlan, ReleaseRecorder, train  # noqa: E402
+from dpaudit.trainers.noise import NoNoise  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "in_run.json"
 SEEDS = 10

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpaudit import Clip
+from dpaudit.privacy.stage import Clip
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.tasks.losses import causal_lm_losses, token_losses
 from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters

@@ -24,9 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dpaudit import Ledger, Mechanism  # noqa: E402 - the checkout comes first on the path
+from dpaudit import Ledger  # noqa: E402
 from dpaudit.accounting import epsilon_upper  # noqa: E402
 from dpaudit.attacks import ExamPlan  # noqa: E402
+from dpaudit.privacy.stage import Mechanism  # noqa: E402
 from tests.faults import Fault, catalogue, examine_case, held_out, held_out_2  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference/gallery.md"

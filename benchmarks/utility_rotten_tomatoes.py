@@ -45,14 +45,8 @@ from torch import Tensor, nn
 
 from dpaudit import Ledger, MemoryJournal
 from dpaudit.accounting import calibrate, epsilon_upper
-from dpaudit.trainers import (
-    OptimizerSettings,
-    PrivacyPlan,
-    classification_losses,
-    pad_labelled,
-    train,
-    trained_parameters,
-)
+from dpaudit.trainers import OptimizerSettings, PrivacyPlan, pad_labelled, train, trained_parameters
+from dpaudit.trainers.tasks.losses import classification_losses
 
 RESULTS = Path(__file__).parent / "results" / "utility_rotten_tomatoes.json"
 HASHES = {

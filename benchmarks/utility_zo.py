@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import account, calibrate
-from dpaudit.trainers import OptimizerSettings, PrivacyPlan, classification_losses, train
+from dpaudit.trainers import OptimizerSettings, PrivacyPlan, train
+from dpaudit.trainers.tasks.losses import classification_losses
 from dpaudit.trainers.zeroth_order.directions import Directions
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, aggzo, dpzero, mezo, zoso

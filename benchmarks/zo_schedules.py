@@ -24,7 +24,7 @@ import utility_rotten_tomatoes as base
 import utility_zo as utility
 from torch import Tensor
 
-from dpaudit import Clip
+from dpaudit.privacy.stage import Clip
 from dpaudit.trainers.zeroth_order.stages import stage_steps
 from dpaudit.trainers.zeroth_order.step import clip_differences
 

@@ -24,40 +24,14 @@ from dpaudit.privacy.errors import UnsupportedModel as UnsupportedModel
 from dpaudit.privacy.errors import UnsupportedStage as UnsupportedStage
 from dpaudit.privacy.guarantee import Guarantee as Guarantee
 from dpaudit.privacy.ledger import Ledger as Ledger
-from dpaudit.privacy.protocols import Budget as Budget
-from dpaudit.privacy.protocols import Calibrate as Calibrate
 from dpaudit.privacy.protocols import Journal as Journal
 from dpaudit.privacy.protocols import MemoryJournal as MemoryJournal
-from dpaudit.privacy.stage import Clip as Clip
-from dpaudit.privacy.stage import Mechanism as Mechanism
 from dpaudit.privacy.stage import Relation as Relation
-from dpaudit.privacy.stage import Sampling as Sampling
 from dpaudit.privacy.stage import Stage as Stage
 from dpaudit.privacy.verdict import Verdict as Verdict
 
 __all__ = [
-    "Budget",
-    "Calibrate",
-    "Clip",
-    "DpauditError",
-    "Guarantee",
-    "InvalidEvidence",
-    "InvalidValue",
-    "Journal",
-    "Ledger",
-    "Mechanism",
-    "MemoryJournal",
-    "PrivacyRefusal",
-    "PrivacyWarning",
-    "Relation",
-    "RunInterrupted",
-    "Sampling",
-    "Stage",
-    "StorageFailed",
-    "UnsupportedModel",
-    "UnsupportedStage",
-    "Verdict",
-    "__version__",
+    # What a command does: one function each.
     "account",
     "attack",
     "audit",
@@ -70,6 +44,26 @@ __all__ = [
     "init",
     "train",
     "verify",
+    # What ran and what is proven of it: the values that every room takes and returns.
+    "Guarantee",
+    "Ledger",
+    "Relation",
+    "Stage",
+    "Verdict",
+    # Where the steps of a loop of one's own are counted.
+    "Journal",
+    "MemoryJournal",
+    # What is raised: DpauditError is the base of all errors.
+    "DpauditError",
+    "InvalidEvidence",
+    "InvalidValue",
+    "PrivacyRefusal",
+    "PrivacyWarning",
+    "RunInterrupted",
+    "StorageFailed",
+    "UnsupportedModel",
+    "UnsupportedStage",
+    "__version__",
 ]
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ from dpaudit.reports.pages import compare_page as compare_page
 from dpaudit.reports.pages import exposure_page as exposure_page
 
 __all__ = [
+    # Pages.
     "compare_page",
     "exposure_page",
+    "render_report",
+    # Model cards and trackers.
     "insert_model_card",
     "log_to_mlflow",
     "model_card",
-    "render_report",
 ]

@@ -15,38 +15,27 @@ from dpaudit.trainers.distributed.checkpoint import save_sharded as save_sharded
 from dpaudit.trainers.distributed.replicated import distributed_options as distributed_options
 from dpaudit.trainers.ghost.clipper import GhostClipping as GhostClipping
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments as PrivacyArguments
-from dpaudit.trainers.huggingface.losses import per_example_losses as per_example_losses
-from dpaudit.trainers.loop import StepReport as StepReport
-from dpaudit.trainers.loop import TrainingResult as TrainingResult
 from dpaudit.trainers.loop import train as train
 from dpaudit.trainers.noise import NoiseSource as NoiseSource
-from dpaudit.trainers.noise import NoNoise as NoNoise
 from dpaudit.trainers.noise import noise_statement as noise_statement
 from dpaudit.trainers.optimizers import DPOptimizer as DPOptimizer
 from dpaudit.trainers.optimizers import OptimizerSettings as OptimizerSettings
 from dpaudit.trainers.parameters import trained_parameters as trained_parameters
 from dpaudit.trainers.plan import PrivacyPlan as PrivacyPlan
-from dpaudit.trainers.preflight.check import PreflightReport as PreflightReport
 from dpaudit.trainers.preflight.check import preflight as preflight
-from dpaudit.trainers.preflight.check import preflight_losses as preflight_losses
 from dpaudit.trainers.preflight.sources import CollatedRecords as CollatedRecords
 from dpaudit.trainers.rows import one_loss_per_record as one_loss_per_record
 from dpaudit.trainers.sampling import PoissonSampler as PoissonSampler
-from dpaudit.trainers.sampling import ScriptedSampler as ScriptedSampler
 from dpaudit.trainers.sampling import sampler_for as sampler_for
 from dpaudit.trainers.step import noisy_mean as noisy_mean
 from dpaudit.trainers.step import trainable as trainable
 from dpaudit.trainers.stopping import TrainingStopped as TrainingStopped
 from dpaudit.trainers.tasks.losses import causal_lm_losses as causal_lm_losses
-from dpaudit.trainers.tasks.losses import classification_losses as classification_losses
 from dpaudit.trainers.tasks.losses import pad_tokens as pad_tokens
 from dpaudit.trainers.tasks.losses import sequence_classification_losses as sequence_classification_losses
 from dpaudit.trainers.tasks.metrics import charged_mean as charged_mean
-from dpaudit.trainers.tasks.preferences import PreferenceCollator as PreferenceCollator
-from dpaudit.trainers.tasks.preferences import dpo_losses as dpo_losses
 from dpaudit.trainers.tasks.preferences import preference_records as preference_records
 from dpaudit.trainers.tasks.preferences import reward_accuracy as reward_accuracy
-from dpaudit.trainers.tasks.preferences import with_reference_logps as with_reference_logps
 from dpaudit.trainers.tasks.text import Infilling as Infilling
 from dpaudit.trainers.tasks.text import pad_labelled as pad_labelled
 from dpaudit.trainers.units import bound_records as bound_records
@@ -60,78 +49,67 @@ from dpaudit.trainers.zeroth_order.stages import aggzo as aggzo
 from dpaudit.trainers.zeroth_order.stages import dpzero as dpzero
 from dpaudit.trainers.zeroth_order.stages import mezo as mezo
 from dpaudit.trainers.zeroth_order.stages import zoso as zoso
-from dpaudit.trainers.zeroth_order.tasks import answer_losses as answer_losses
-from dpaudit.trainers.zeroth_order.tasks import masked_prompt_losses as masked_prompt_losses
-from dpaudit.trainers.zeroth_order.tasks import option_losses as option_losses
-from dpaudit.trainers.zeroth_order.train import ZOResult as ZOResult
 from dpaudit.trainers.zeroth_order.train import replay as replay
 from dpaudit.trainers.zeroth_order.train import zo_train as zo_train
 
 __all__ = [
-    "AdaptiveFlat",
-    "Automatic",
-    "CollatedRecords",
-    "DPOptimizer",
-    "DPPreferenceTrainer",
-    "DPTrainer",
-    "Directions",
-    "Flat",
-    "GhostClipping",
-    "Infilling",
-    "NoNoise",
-    "NoiseSource",
+    # Training with clipped gradients.
     "OptimizerSettings",
-    "PerLayer",
-    "PoissonSampler",
-    "PreferenceCollator",
-    "PreflightReport",
-    "PrivacyArguments",
     "PrivacyPlan",
-    "ReleaseRecorder",
-    "ScriptedSampler",
-    "StepReport",
-    "TrainingResult",
     "TrainingStopped",
-    "ZOLogWriter",
-    "ZOPlan",
-    "ZOResult",
-    "ZOStage",
-    "ZOTrainer",
-    "ZerothOrderArguments",
-    "aggzo",
-    "answer_losses",
+    "train",
+    # The bare step, for loops of one's own.
+    "DPOptimizer",
+    "GhostClipping",
+    "NoiseSource",
+    "PoissonSampler",
+    "ReleaseRecorder",
     "bound_records",
-    "causal_lm_losses",
     "charged_mean",
-    "classification_losses",
-    "distributed_options",
-    "dpo_losses",
-    "dpzero",
-    "load_sharded",
-    "masked_prompt_losses",
-    "mezo",
     "noise_statement",
     "noisy_mean",
     "one_loss_per_record",
-    "option_losses",
-    "pad_labelled",
-    "pad_tokens",
-    "per_example_losses",
-    "preference_records",
-    "preflight",
-    "preflight_losses",
-    "read_zo_log",
-    "replay",
-    "reward_accuracy",
     "sampler_for",
-    "save_sharded",
-    "sequence_classification_losses",
-    "train",
     "trainable",
     "trained_parameters",
-    "with_reference_logps",
+    # Clipping rules.
+    "AdaptiveFlat",
+    "Automatic",
+    "Flat",
+    "PerLayer",
+    # Losses and collators of common tasks.
+    "Infilling",
+    "causal_lm_losses",
+    "pad_labelled",
+    "pad_tokens",
+    "sequence_classification_losses",
+    # Before the first step: is every contribution bounded?
+    "CollatedRecords",
+    "preflight",
+    # Training without gradients (zeroth order).
+    "Directions",
+    "ZOLogWriter",
+    "ZOPlan",
+    "ZOStage",
+    "aggzo",
+    "dpzero",
+    "mezo",
+    "read_zo_log",
+    "replay",
     "zo_train",
     "zoso",
+    # Trainers of Hugging Face.
+    "DPPreferenceTrainer",
+    "DPTrainer",
+    "PrivacyArguments",
+    "ZOTrainer",
+    "ZerothOrderArguments",
+    "preference_records",
+    "reward_accuracy",
+    # Several processes.
+    "distributed_options",
+    "load_sharded",
+    "save_sharded",
 ]
 
 if TYPE_CHECKING:

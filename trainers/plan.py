@@ -6,9 +6,10 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from dpaudit import Clip, Ledger, Mechanism, Relation, Sampling, Stage
+from dpaudit import Ledger, Relation, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import Clip, Mechanism, Sampling
 
 CLIPPING_RULES = ("flat", "per_layer", "automatic", "adaptive")
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit import Sampling
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.secret import PerProcess, Secret
 

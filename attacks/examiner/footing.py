@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpaudit import Sampling
 from dpaudit.attacks.examiner.adapter import Vector
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe, StepRaised, set_public_seeds
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import Sampling
 
 FIXED = (Sampling.WITHOUT_REPLACEMENT, Sampling.SHUFFLE)
 """Sampling whose minibatches have one size, so that neighbours swap a record for another."""

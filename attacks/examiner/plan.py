@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
-from dpaudit import Clip, Ledger, Mechanism, Relation, Sampling, Stage
+from dpaudit import Ledger, Relation, Stage
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.stage import Clip, Mechanism, Sampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

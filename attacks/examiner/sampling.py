@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit import Sampling
 from dpaudit.attacks.examiner.plan import ExamPlan
 from dpaudit.attacks.examiner.probe import Probe, set_public_seeds
 from dpaudit.attacks.examiner.statistics import (
@@ -23,6 +22,7 @@ from dpaudit.attacks.examiner.statistics import (
 )
 from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, found
 from dpaudit.privacy.rounding import upper_text
+from dpaudit.privacy.stage import Sampling
 
 INCLUSIONS = 6_000
 """Participations wanted: a rate 11% off is then convicted almost surely."""

@@ -9,8 +9,6 @@ from dpaudit.accounting.calibrate import calibrate as calibrate
 from dpaudit.accounting.calibrate import calibrate_noise_multiplier as calibrate_noise_multiplier
 from dpaudit.accounting.calibrate import calibrate_sampling_probability as calibrate_sampling_probability
 from dpaudit.accounting.calibrate import calibrate_steps as calibrate_steps
-from dpaudit.accounting.calibrate import stage_ledger as stage_ledger
-from dpaudit.accounting.compare import Comparison as Comparison
 from dpaudit.accounting.compare import compare as compare
 from dpaudit.accounting.events import from_event as from_event
 from dpaudit.accounting.events import from_opacus as from_opacus
@@ -18,46 +16,37 @@ from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.accounting.events import to_event as to_event
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.opacus import register_with_opacus as register_with_opacus
-from dpaudit.accounting.prv.curves import Interval as Interval
 from dpaudit.accounting.prv.curves import delta_interval as delta_interval
 from dpaudit.accounting.prv.curves import epsilon_interval as epsilon_interval
-from dpaudit.accounting.tradeoff import EpsilonCurve as EpsilonCurve
-from dpaudit.accounting.tradeoff import TradeOff as TradeOff
 from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
-from dpaudit.accounting.tuning import Tuning as Tuning
-from dpaudit.accounting.unit_sampling import UnitDesign as UnitDesign
-from dpaudit.accounting.unit_sampling import UnitSampling as UnitSampling
 from dpaudit.accounting.unit_sampling import compare_unit_sampling as compare_unit_sampling
 
 __all__ = [
-    "Accountant",
-    "Bounds",
-    "Comparison",
-    "EpsilonCurve",
-    "Interval",
-    "Question",
-    "TradeOff",
-    "Tuning",
-    "UnitDesign",
-    "UnitSampling",
+    # ε of a ledger, and of several accountants side by side.
     "account",
+    "compare",
+    "epsilon_upper",
+    # A plan that meets a target.
     "calibrate",
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",
-    "compare",
     "compare_unit_sampling",
+    # Curves and certified intervals.
     "delta_interval",
     "epsilon_curve",
     "epsilon_interval",
-    "epsilon_upper",
+    "gaussian_dp",
+    "tradeoff_curve",
+    # Histories of other libraries.
     "from_event",
     "from_opacus",
     "from_triples",
-    "gaussian_dp",
     "register_with_opacus",
-    "stage_ledger",
     "to_event",
-    "tradeoff_curve",
+    # What an accountant of one's own implements.
+    "Accountant",
+    "Bounds",
+    "Question",
 ]

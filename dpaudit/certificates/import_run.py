@@ -103,7 +103,7 @@ def certify_run(
     source : str, optional
         Where the ledger comes from, such as "an Opacus 1.6 accountant history"; needed with an imported ledger.
     ledger : Ledger, optional
-        Steps that ran; see :func:`dpaudit.certificates.from_opacus` and :func:`dpaudit.certificates.from_event`. Leave
+        Steps that ran; see :func:`dpaudit.accounting.from_opacus` and :func:`dpaudit.accounting.from_event`. Leave
         it out where dpaudit's own journal counted them into ``release/ledger.jsonl``: such a run, bound to its audit
         plan by the journal's ``audit_plan_sha256``, carries no deviation for its ledger.
     in_run : InRunSeen, optional

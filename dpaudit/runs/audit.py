@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dpaudit.auditing import AuditPlan, AuditResult, Control
+    from dpaudit.auditing import AuditPlan, Control
     from dpaudit.auditing.f_dp import TradeOff
+    from dpaudit.auditing.result import AuditResult
     from dpaudit.privacy.canaries import Canaries
     from dpaudit.storage.scores import ScoreFile
 

@@ -126,7 +126,7 @@ def calibrate(
     True
     """
     from dpaudit import accounting
-    from dpaudit.accounting.calibrate import LARGEST_STEPS
+    from dpaudit.accounting.calibrate import LARGEST_STEPS, stage_ledger
 
     if find not in FOUND:
         raise InvalidValue(f"find={find!r} is unknown; choose one of {', '.join(FOUND)}.")
@@ -147,7 +147,7 @@ def calibrate(
     )
     final = Stage.from_dict(stage.to_dict() | {find: value})
     (guarantee,) = accounting.account(
-        accounting.stage_ledger(final, chosen),
+        stage_ledger(final, chosen),
         delta=delta,
         accountants=(accountant,),
         group_size=group_size,

@@ -9,7 +9,8 @@ import numpy as np
 
 def canary_scores(attack: str, canaries: Any, model: Any, base_model: Any) -> np.ndarray:
     """Scores (m,) of canaries by a named attack, without sight of their coins."""
-    from dpaudit.attacks import canary_losses, loss_drop_scores, loss_scores, residual_scores
+    from dpaudit.attacks import canary_losses, residual_scores
+    from dpaudit.attacks.scores.functions import loss_drop_scores, loss_scores
 
     target = canary_losses(model, canaries)
     if attack == "loss":

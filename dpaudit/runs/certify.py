@@ -22,7 +22,7 @@ from dpaudit.runs.run import Job, begin, certify_phase, control_phase, examine_p
 from dpaudit.storage.run_folder import read_json
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import AuditResult
+    from dpaudit.auditing.result import AuditResult
     from dpaudit.certificates.statement import LineModel
 
 

@@ -18,7 +18,8 @@ from dpaudit.runs.progress import quiet_transformers
 from dpaudit.storage.plain import plain
 
 if TYPE_CHECKING:
-    from dpaudit.attacks import Findings, FirstOrderAdapter, ZerothOrderAdapter
+    from dpaudit.attacks import FirstOrderAdapter, ZerothOrderAdapter
+    from dpaudit.attacks.examiner.values import Findings
     from dpaudit.runs.config import Config
 
 RECORDS = 96
@@ -55,7 +56,7 @@ def examine(
         If the source cannot be read, or the step cannot be examined: an adapter that fails on ordinary records is never
         a finding.
     """
-    from dpaudit.attacks import examine_stages
+    from dpaudit.attacks.examiner.examine import examine_stages
 
     remake = None
     if isinstance(source, str) and not source.endswith(".toml"):
@@ -109,7 +110,7 @@ def findings_for_certificate(found: Findings) -> list[dict[str, Any]]:
 
 def examine_configuration(config: Config, base: Path, *, budget: str | float = "1min") -> Findings:
     """Examine the trainer that a configuration names, stage by stage, on synthetic records."""
-    from dpaudit.attacks import examine_stages
+    from dpaudit.attacks.examiner.examine import examine_stages
 
     accountant = _accountant(config.privacy.calibrate_with)
     return examine_stages(adapters_of(config, base), budget=budget, accountant=accountant)

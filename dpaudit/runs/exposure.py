@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import ExposureReport
+    from dpaudit.auditing.exposure_report import ExposureReport
 
 
 def exposure(

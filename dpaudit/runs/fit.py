@@ -208,7 +208,8 @@ def check_sensitivity(prepared: Prepared, model: Any) -> None:
 
     One made-up record gives the form, so that no private record is read.
     """
-    from dpaudit.trainers import CollatedRecords, preflight, preflight_losses
+    from dpaudit.trainers import CollatedRecords, preflight
+    from dpaudit.trainers.preflight.check import preflight_losses
 
     config, loss_fn = prepared.config, loss_function(prepared)
     ids = [0] * max(2, min(20, config.data.max_length))

@@ -27,7 +27,8 @@ from dpaudit.storage.journal import DiskJournal
 from dpaudit.storage.run_folder import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:
-    from dpaudit.attacks import CanarySet, Secret
+    from dpaudit.attacks.canaries.canary import CanarySet
+    from dpaudit.attacks.canaries.secret import Secret
     from dpaudit.auditing import AuditPlan
     from dpaudit.auditing.in_run.plan import InRunPlan
     from dpaudit.trainers import PrivacyPlan

@@ -26,8 +26,9 @@ from dpaudit.storage.journal import JournalRecord, read_journal
 from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, read_json
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import AuditPlan, AuditResult
+    from dpaudit.auditing import AuditPlan
     from dpaudit.auditing.in_run.audit import InRunResult
+    from dpaudit.auditing.result import AuditResult
     from dpaudit.certificates.statement import Statement
 
 

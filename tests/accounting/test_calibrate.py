@@ -17,9 +17,8 @@ from dpaudit.accounting import (
     calibrate_sampling_probability,
     calibrate_steps,
     epsilon_upper,
-    stage_ledger,
 )
-from dpaudit.accounting.calibrate import LARGEST_STEPS, smallest_meeting
+from dpaudit.accounting.calibrate import LARGEST_STEPS, smallest_meeting, stage_ledger
 from dpaudit.cli import run
 
 HOW: dict[str, Any] = {"relation": "add_or_remove_one"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from dpaudit import Clip, InvalidValue, Ledger, Relation, Stage
+from dpaudit import InvalidValue, Ledger, Relation, Stage
 from dpaudit.accounting import (
     account,
     calibrate,
@@ -27,6 +27,7 @@ from dpaudit.accounting.clt import clt_mu
 from dpaudit.accounting.relations import charges
 from dpaudit.accounting.tradeoff import advantage, delta_at, tradeoff
 from dpaudit.privacy.gaussian import gaussian_epsilon, gaussian_tpr
+from dpaudit.privacy.stage import Clip
 
 DELTA = 1e-5
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from dpaudit import InvalidValue, Ledger, Relation, Sampling, Stage, UnsupportedStage
+from dpaudit import InvalidValue, Ledger, Relation, Stage, UnsupportedStage
 from dpaudit.accounting import account
 from dpaudit.accounting.events import from_event, from_opacus, from_triples, to_event
 from dpaudit.accounting.relations import charges
+from dpaudit.privacy.stage import Sampling
 
 dp = pytest.importorskip("dp_accounting")
 HOW: dict[str, Any] = {"relation": "add_or_remove_one", "unit": "record"}

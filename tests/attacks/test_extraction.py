@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit import Clip, InvalidValue
+from dpaudit import InvalidValue
 from dpaudit.attacks import draw_candidates, guess_candidates
 from dpaudit.attacks.canaries.gradient import dirac_canaries, random_direction_canaries, scalar_canaries
 from dpaudit.attacks.canaries.planning import (
@@ -19,6 +19,7 @@ from dpaudit.attacks.canaries.planning import (
     signal_strength,
 )
 from dpaudit.attacks.scores.functions import projection_scores
+from dpaudit.privacy.stage import Clip
 
 
 @given(st.integers(1, 12), st.integers(2, 9), st.integers(0, 2**32 - 1))

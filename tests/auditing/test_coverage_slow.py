@@ -228,7 +228,8 @@ def test_candidate_bound_covers(k, epsilon, delta):
 def test_zeroth_order_step_audit_reaches_three_quarters_of_epsilon(scale, releases, q):
     """σ/√P = ``scale``: a correct mechanism on a batch the examiner owns, composed by the certified accountant."""
     from dpaudit import Stage
-    from dpaudit.accounting import account, stage_ledger
+    from dpaudit.accounting import account
+    from dpaudit.accounting.calibrate import stage_ledger
 
     def compose(mu):
         stage = Stage(sampling="poisson", sampling_probability=q, noise_multiplier=1 / mu, steps=1000)

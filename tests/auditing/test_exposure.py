@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import exposure_report, rank_sum_test
+from dpaudit.auditing import exposure_report
 from dpaudit.auditing.exposure import (
     exposure,
     exposure_epsilon_lower,
@@ -21,6 +21,7 @@ from dpaudit.auditing.exposure import (
     exposure_ranks,
     fit_references,
     mean_exposure_without_leakage,
+    rank_sum_test,
 )
 from dpaudit.cli import run
 from dpaudit.privacy.rounding import nearest_text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.certificates import Statement, contract_paragraph, registry_entry
-from dpaudit.certificates.export import yaml
+from dpaudit.certificates.export import contract_paragraph, registry_entry, yaml
+from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.errors import InvalidEvidence
 from tests.certificates.certificate_run import release
 from tests.runs.run_helpers import run_cli

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from dpaudit.accounting import from_triples
-from dpaudit.attacks import Excluded, Findings
-from dpaudit.attacks.examiner.values import ExamTest, found
+from dpaudit.attacks.examiner.values import ExamTest, Excluded, Findings, found
 from dpaudit.certificates import Claim, certify_run
 from dpaudit.certificates.policy import Policy, _audit_failures
 from dpaudit.privacy.errors import InvalidValue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dpaudit import InvalidEvidence
-from dpaudit.certificates import Statement
+from dpaudit.certificates.statement import Statement
 from dpaudit.storage.commitment import canonical_json
 from tests import ROOT
 

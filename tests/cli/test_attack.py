@@ -252,7 +252,7 @@ def test_adapter_folder_is_scored_with_its_base(
     code, _, err = call(capsys, tmp_path / "adapter", "--canaries", texts, "--base", folders["target"], "--out", out)
     assert code == 0, err
     found = pd.read_csv(out, dtype={"id": str})
-    from dpaudit.attacks import loss_drop_scores
+    from dpaudit.attacks.scores.functions import loss_drop_scores
     from dpaudit.runs.attack import load_canaries
 
     canaries, ids = load_canaries(texts, words_tokenizer(), model=folders["target"], max_length=12)

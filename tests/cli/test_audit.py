@@ -247,7 +247,7 @@ def test_secret_canary_file_opens_the_commitment(tmp_path, capsys):
 
 def test_ledger_gives_accounted_group_and_declared_claims(tmp_path, capsys):
     from dpaudit import Stage
-    from dpaudit.accounting import stage_ledger
+    from dpaudit.accounting.calibrate import stage_ledger
 
     stage = Stage(sampling="poisson", sampling_probability=0.0128, noise_multiplier=0.8025, steps=1000)
     ledger = tmp_path / "ledger.json"

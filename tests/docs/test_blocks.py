@@ -242,7 +242,7 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_toml_is_a_policy_or_part_of_a_configuration(page: str, tmp_path: Path) -> None:
     import dataclasses
 
-    from dpaudit.certificates import Policy
+    from dpaudit.certificates.policy import Policy
     from dpaudit.runs.config import Config
 
     policy = {field.name for field in dataclasses.fields(Policy)}

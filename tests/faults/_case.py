@@ -9,7 +9,8 @@ from typing import Any
 
 from dpaudit import Ledger, Stage
 from dpaudit.accounting import epsilon_upper
-from dpaudit.attacks import ExamPlan, Findings, examine
+from dpaudit.attacks import ExamPlan, examine
+from dpaudit.attacks.examiner.values import Findings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

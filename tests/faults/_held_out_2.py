@@ -14,7 +14,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from dpaudit import Clip, MemoryJournal, Sampling
+from dpaudit import MemoryJournal
+from dpaudit.privacy.stage import Clip, Sampling
 from dpaudit.trainers import NoiseSource
 from dpaudit.trainers.zeroth_order import train as _zoso
 from dpaudit.trainers.zeroth_order.step import clip_differences

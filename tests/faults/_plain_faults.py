@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpaudit import Sampling
+from dpaudit.privacy.stage import Sampling
 from tests.faults._case import Case, Fault
 from tests.faults._plain import RATE, PlainLoop, TokenLoop, shrunk
 from tests.faults._plain_loops import (

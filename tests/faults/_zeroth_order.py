@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from dpaudit import Clip
+from dpaudit.privacy.stage import Clip
 from dpaudit.trainers import NoiseSource
 from dpaudit.trainers.sampling import FullSampler
 from dpaudit.trainers.zeroth_order import train as _zoso

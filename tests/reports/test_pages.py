@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpaudit.certificates import Statement
 from dpaudit.certificates.build import build_certificate
+from dpaudit.certificates.statement import Statement
 from dpaudit.reports import compare_page, exposure_page, render_report
 from dpaudit.reports.page import report_drawings
 from tests import ROOT

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import Guarantee, Relation
-from dpaudit.certificates import Statement
 from dpaudit.certificates.build import build_certificate
+from dpaudit.certificates.statement import Statement
 from dpaudit.reports import compare_page, exposure_page, model_card, render_report
 from dpaudit.reports.figures import epsilon_axis
 from tests import ROOT

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import dpaudit.runs.examine as examine
-from dpaudit.attacks import Findings
+from dpaudit.attacks.examiner.values import Findings
 from dpaudit.runs.attempts import attempt_deviations, attempts_of, count_attempt
 from dpaudit.runs.config import parse_config
 from dpaudit.runs.run import Job, examine_phase

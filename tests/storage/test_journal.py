@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dpaudit import InvalidEvidence, InvalidValue, Sampling, Stage
+from dpaudit import InvalidEvidence, InvalidValue, Stage
+from dpaudit.privacy.stage import Sampling
 from dpaudit.storage.journal import DiskJournal, _read_open, read_journal, read_ledger
 
 STAGE = Stage(sampling_probability=0.1, noise_multiplier=1.0, steps=0, sampling=Sampling.POISSON, clipping_norm=0.5)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dpaudit.storage.journal as module
-from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal, Sampling, Stage, StorageFailed
+from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal, Stage, StorageFailed
+from dpaudit.privacy.stage import Sampling
 from dpaudit.storage.journal import DiskJournal, read_journal
 
 STAGE = Stage(sampling_probability=0.1, noise_multiplier=1.0, steps=0, sampling=Sampling.POISSON)

@@ -3,9 +3,10 @@ import math
 
 import pytest
 
-from dpaudit import Ledger, Relation, Sampling
+from dpaudit import Ledger, Relation
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.protocols import Calibratable
+from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers import PrivacyPlan
 
 BASE = dict(

@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import PrivacyRefusal, UnsupportedModel
-from dpaudit.trainers import GhostClipping, PrivacyPlan, preflight, preflight_losses, train
+from dpaudit.trainers import GhostClipping, PrivacyPlan, preflight, train
+from dpaudit.trainers.preflight.check import preflight_losses
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from dpaudit.trainers.zeroth_order.train import zo_train

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dpaudit import Budget, Ledger
+from dpaudit import Ledger
+from dpaudit.privacy.protocols import Budget
 from dpaudit.trainers.plan import PrivacyPlan
 
 

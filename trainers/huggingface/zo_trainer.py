@@ -12,10 +12,10 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from dpaudit import Calibrate, Journal, Ledger, MemoryJournal
+from dpaudit import Journal, Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.parts import write_atomically
-from dpaudit.privacy.protocols import FileJournal
+from dpaudit.privacy.protocols import Calibrate, FileJournal
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments

@@ -12,9 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dpaudit import Clip, Ledger, Mechanism
+from dpaudit import Ledger
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 

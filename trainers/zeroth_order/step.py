@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpaudit import Clip, Mechanism
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState

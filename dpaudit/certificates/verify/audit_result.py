@@ -24,7 +24,8 @@ from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.verdict import decide
 
 if TYPE_CHECKING:
-    from dpaudit.auditing import AuditPlan, AuditResult
+    from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.result import AuditResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

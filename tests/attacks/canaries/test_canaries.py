@@ -13,7 +13,6 @@ import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.attacks import (
-    CanarySet,
     commit,
     flip_coins,
     label_flip_canaries,
@@ -23,7 +22,7 @@ from dpaudit.attacks import (
     template_canaries,
     write_secret,
 )
-from dpaudit.attacks.canaries.canary import inserted
+from dpaudit.attacks.canaries.canary import CanarySet, inserted
 from dpaudit.attacks.canaries.coins import draw_nonce
 from dpaudit.attacks.canaries.generate import high_temperature_canaries, prefix_suffix_canaries
 from dpaudit.attacks.canaries.secret import read_open

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpaudit import Clip, InvalidValue, PrivacyRefusal
+from dpaudit import InvalidValue, PrivacyRefusal
 from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries, draw_scalar_coins
+from dpaudit.privacy.stage import Clip
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.witness import ReleaseRecorder

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dpaudit.attacks import ExamFinding, Excluded, Findings, explain
+from dpaudit.attacks import explain
 from dpaudit.attacks.examiner.causes import TABLE
-from dpaudit.attacks.examiner.values import ExamTest, by_root_cause, found
+from dpaudit.attacks.examiner.values import ExamFinding, ExamTest, Excluded, Findings, by_root_cause, found
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.finding import public_findings
 

@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from dpaudit.accounting import epsilon_upper
-from dpaudit.attacks import ExamFinding, ExamPlan, LoopAdapter, NotExamined, examine, examine_stages
+from dpaudit.attacks import ExamPlan, LoopAdapter, NotExamined, examine
 from dpaudit.attacks.examiner.causes import CAUSES
-from dpaudit.attacks.examiner.examine import _budget, read_budget
+from dpaudit.attacks.examiner.examine import _budget, examine_stages, read_budget
 from dpaudit.attacks.examiner.noise import _coordinates, _level, _steps, _worth
 from dpaudit.attacks.examiner.statistics import (
     autocorrelation,
@@ -22,7 +22,7 @@ from dpaudit.attacks.examiner.statistics import (
     excluded_shrink,
     lag_p_values,
 )
-from dpaudit.attacks.examiner.values import by_root_cause, found
+from dpaudit.attacks.examiner.values import ExamFinding, by_root_cause, found
 from dpaudit.privacy.errors import InvalidValue
 from tests.faults import catalogue, examine_case, held_out, held_out_2
 from tests.faults._innocents import INNOCENTS

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import loss_drop_scores, loss_scores, min_k_scores, residual_scores, zlib_scores
+from dpaudit.attacks import residual_scores
 from dpaudit.attacks.scores.functions import (
     gradient_norm_scores,
     logit_confidence,
+    loss_drop_scores,
+    loss_scores,
     min_k_plus_plus_scores,
+    min_k_scores,
     neighbourhood_scores,
     projection_scores,
+    zlib_scores,
 )
 
 NAN = float("nan")

@@ -8,8 +8,14 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from dpaudit import InvalidValue
-from dpaudit.attacks import lira_offline_scores, rmia_scores, shadow_memberships, train_shadows
-from dpaudit.attacks.scores.shadow import ShadowSignals, choose_offline_a, lira_online_scores
+from dpaudit.attacks import lira_offline_scores, train_shadows
+from dpaudit.attacks.scores.shadow import (
+    ShadowSignals,
+    choose_offline_a,
+    lira_online_scores,
+    rmia_scores,
+    shadow_memberships,
+)
 
 
 def world(

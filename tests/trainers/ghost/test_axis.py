@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
-from dpaudit.trainers import GhostClipping, per_example_losses
+from dpaudit.trainers import GhostClipping
+from dpaudit.trainers.huggingface.losses import per_example_losses
 from tests.trainers.ghost.ghost_oracle import gradients, norms_of
 from tests.trainers.ghost.test_families import GPT2, build
 

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from dpaudit import InvalidEvidence
 from dpaudit.attacks import InRunCanaries, draw_in_run_canaries
-from dpaudit.trainers import NoNoise
 from dpaudit.trainers.huggingface.trainer import DPTrainer
+from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.step import trainable
 from tests.trainers.huggingface.test_trainer import PLAN, RECORDS, N, arguments, collate, model

@@ -15,13 +15,13 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers import (
     DPPreferenceTrainer,
     DPTrainer,
-    NoNoise,
     PrivacyArguments,
     ZerothOrderArguments,
     ZOTrainer,
     pad_tokens,
     train,
 )
+from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.optimizers import OptimizerSettings
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.losses import causal_lm_losses

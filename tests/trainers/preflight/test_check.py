@@ -7,7 +7,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
-from dpaudit.trainers import causal_lm_losses, pad_tokens, preflight, preflight_losses, sequence_classification_losses
+from dpaudit.trainers import causal_lm_losses, pad_tokens, preflight, sequence_classification_losses
+from dpaudit.trainers.preflight.check import preflight_losses
 from dpaudit.trainers.preflight.schema import generated_batch
 from tests.trainers.reference_clipper import LoopClipper
 

@@ -23,13 +23,13 @@ from dpaudit.trainers import (
     ZOStage,
     ZOTrainer,
     pad_tokens,
-    per_example_losses,
     preflight,
-    preflight_losses,
     train,
     zo_train,
 )
+from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.noise import NoNoise
+from dpaudit.trainers.preflight.check import preflight_losses
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.losses import token_losses
 from tests.trainers.ghost.test_families import build

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpaudit.trainers import answer_losses, causal_lm_losses, per_example_losses, sequence_classification_losses
+from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
+from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.tasks.losses import token_losses
+from dpaudit.trainers.zeroth_order.tasks import answer_losses
 from tests.trainers.ghost.test_families import build
 
 Record = dict[str, Any]

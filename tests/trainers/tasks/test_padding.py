@@ -10,17 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import (
-    answer_losses,
-    causal_lm_losses,
-    classification_losses,
-    masked_prompt_losses,
-    option_losses,
-    per_example_losses,
-    sequence_classification_losses,
-)
-from dpaudit.trainers.tasks.losses import token_losses
+from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
+from dpaudit.trainers.huggingface.losses import per_example_losses
+from dpaudit.trainers.tasks.losses import classification_losses, token_losses
 from dpaudit.trainers.tasks.padding import decoder_labels, refuse_stretched, shifted_targets, starting_left
+from dpaudit.trainers.zeroth_order.tasks import answer_losses, masked_prompt_losses, option_losses
 from tests.trainers.ghost.test_families import build
 
 Losses = Callable[[nn.Module, dict[str, Tensor]], Tensor]

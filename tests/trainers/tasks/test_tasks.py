@@ -12,17 +12,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dpaudit import MemoryJournal, Sampling
+from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
-from dpaudit.trainers import (
-    GhostClipping,
-    Infilling,
-    causal_lm_losses,
-    charged_mean,
-    pad_labelled,
-    per_example_losses,
-    trained_parameters,
-)
+from dpaudit.privacy.stage import Sampling
+from dpaudit.trainers import GhostClipping, Infilling, causal_lm_losses, charged_mean, pad_labelled, trained_parameters
+from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.parameters import head_parameters
 from dpaudit.trainers.tasks.metrics import perplexity

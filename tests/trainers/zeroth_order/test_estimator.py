@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dpaudit import Clip, InvalidValue, Mechanism, PrivacyRefusal, UnsupportedModel
+from dpaudit import InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import NoiseSource, NoNoise
 from dpaudit.trainers.zeroth_order.coordinates import Mask, trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpaudit import Clip
+from dpaudit.privacy.stage import Clip
 from dpaudit.trainers.noise import NoiseSource
 from dpaudit.trainers.sampling import PoissonSampler, ScriptedSampler
 from dpaudit.trainers.zeroth_order import pruning as _pruning

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpaudit import Clip, InvalidEvidence, InvalidValue, Mechanism, MemoryJournal, PrivacyRefusal, Stage
+from dpaudit import InvalidEvidence, InvalidValue, MemoryJournal, PrivacyRefusal, Stage
+from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import PoissonSampler, ScriptedSampler
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
