@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainers import classification_losses
+from dpaudit.trainers.tasks.losses import classification_losses
 from findings import pretrained, texts
 from findings.jobs import Options
 

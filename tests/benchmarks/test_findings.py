@@ -60,7 +60,7 @@ def test_the_quadratic_keeps_the_trainers_update() -> None:
 
 
 def test_the_quadratic_clips_as_the_trainer_does() -> None:
-    from dpaudit import Clip
+    from dpaudit.privacy.stage import Clip
     from dpaudit.trainers.zeroth_order.step import clip_differences
 
     slopes = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0)) * 3

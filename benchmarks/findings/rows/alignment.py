@@ -174,7 +174,7 @@ class Prompted:
 
     def losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """(B,) losses."""
-        from dpaudit.trainers import classification_losses
+        from dpaudit.trainers.tasks.losses import classification_losses
 
         if not self.head:
             return self.task.losses(model, batch)

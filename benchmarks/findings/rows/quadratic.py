@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpaudit import Clip
 from dpaudit.accounting import account
+from dpaudit.privacy.stage import Clip
 from findings.choices import remembered
 from findings.jobs import Job, Options, named
 from findings.privacy import planned
