@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -87,7 +88,7 @@ def test_two_processes_end_with_a_certificate_that_verifies(tmp_path: Path) -> N
     assert run.verdict == "inconclusive" and verify(run.certificate).ok
     assert read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 4
     seen = json.loads((tmp_path / "run/release/in_run.json").read_text())
-    assert len(seen["energy"]["step_squares"]) == 4
+    assert len(base64.b64decode(seen["energy"]["step_squares"])) == 4 * 8
 
 
 ZEROTH = {"directions": 4, "clip": "joint", "scale": 1e-3, "stages": 2}

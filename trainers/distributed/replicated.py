@@ -14,7 +14,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.distributed.reduction import Reduction, reduction_for
-from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, is_sharded
+from dpaudit.trainers.distributed.shards import any_process, first_process, gather_nothing, has_shards, is_sharded
 from dpaudit.trainers.observer import Canaries
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.refusals import refuse_model
@@ -102,6 +102,12 @@ def distributed_options(
         raise PrivacyRefusal(
             "in-run canaries beside a sharded model would be added by a process that does not own their coordinates;"
             " leave the in-run audit out, or train whole copies."
+        )
+    mine = (plan, n_records)
+    if any_process(first_process(mine) != mine):
+        raise PrivacyRefusal(
+            "the processes hold different plans or different numbers of records, so that one record could move the sum"
+            " by more than the plan's bound; give every process the same plan and the same records in the same order."
         )
     share_weights(model)
     own = canaries if rank == 0 else None

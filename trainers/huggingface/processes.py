@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ from dpaudit.privacy.errors import DpauditError, PrivacyRefusal
 from dpaudit.trainers.distributed.checkpoint import load_sharded, save_sharded, whole_weights
 from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, reduction_for
 from dpaudit.trainers.distributed.replicated import ShardSampler, refuse_coupled_sampling
-from dpaudit.trainers.distributed.shards import first_process, gather_nothing, has_shards, is_sharded
+from dpaudit.trainers.distributed.shards import any_process, first_process, gather_nothing, has_shards, is_sharded
+from dpaudit.trainers.huggingface.continuation import data_digest
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.sampling import Sampler, sampler_for
 
@@ -51,22 +53,7 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def from_the_first(self, work: Callable[[], T]) -> T:
         """What the first process's work gives, or raises, in all processes."""
-        if self.args.world_size == 1:
-            return work()
-        told: tuple[Any, DpauditError | None] = (None, None)
-        if self.leads:
-            try:
-                told = work(), None
-            except DpauditError as refusal:
-                told = None, refusal
-            except BaseException as failure:
-                first_process((None, PrivacyRefusal(f"the first process failed ({type(failure).__name__}).")))
-                raise
-        value, error = first_process(told)
-        if error is not None:
-            raise error
-        found: T = value
-        return found
+        return from_the_first(self.args, work)
 
     def sampler(self, plan: PrivacyPlan, records: int) -> Sampler:
         """This process's draws."""
@@ -142,6 +129,47 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         updates: Any = self.optimizer
         updates.load_state_dict(load_sharded(Path(checkpoint) / SHARDS, self.model, names=self._names))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+
+def from_the_first(args: Any, work: Callable[[], T]) -> T:
+    """What the first process's work gives, or raises, in all processes of a Trainer with these arguments."""
+    if args.world_size == 1:
+        return work()
+    told: tuple[Any, DpauditError | None] = (None, None)
+    if args.process_index == 0:
+        try:
+            told = work(), None
+        except DpauditError as refusal:
+            told = None, refusal
+        except BaseException as failure:
+            first_process((None, PrivacyRefusal(f"the first process failed ({type(failure).__name__}).")))
+            raise
+    value, error = first_process(told)
+    if error is not None:
+        raise error
+    found: T = value
+    return found
+
+
+def refuse_other_records(args: Any, dataset: Any, plan: Any) -> None:
+    """Refuse processes that hold other records, or the same in another order, or another plan.
+
+    A record that stands at two places of two processes would be drawn twice, and move the sum by two clipping norms.
+
+    Raises
+    ------
+    PrivacyRefusal
+        In every process.
+    """
+    if args.world_size == 1:
+        return
+    key = first_process(secrets.token_bytes(32) if args.process_index == 0 else None)
+    mine = (len(dataset), data_digest(dataset, key), plan)
+    if any_process(first_process(mine) != mine):
+        raise PrivacyRefusal(
+            "the processes hold different records, another order of them, or different plans, so that a record could"
+            " take part twice in a step; load the same data and arguments in every process, and shuffle by one seed."
+        )
 
 
 def _same(held: torch.Tensor, part: torch.Tensor) -> bool:

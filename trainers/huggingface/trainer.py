@@ -46,7 +46,7 @@ from dpaudit.trainers.huggingface.opening import (
 )
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
-from dpaudit.trainers.huggingface.processes import ProcessesTrainer
+from dpaudit.trainers.huggingface.processes import ProcessesTrainer, refuse_other_records
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
@@ -310,6 +310,7 @@ class DPTrainer(ProcessesTrainer):
             self._open_ledger(checkpoint)
             return self._past, self._allowed
 
+        refuse_other_records(self.args, self.train_dataset, self.plan)
         self._past, self._allowed = self.from_the_first(opened)
         if not self.leads:
             self._journal, self._counted = MemoryJournal(), 0

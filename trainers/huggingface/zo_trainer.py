@@ -16,12 +16,15 @@ from dpaudit import Journal, Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import Calibrate, FileJournal
+from dpaudit.trainers.distributed.replicated import share_weights
+from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.processes import from_the_first, refuse_engines, refuse_other_records
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.refusals import refuse_model
@@ -30,6 +33,7 @@ from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
+from dpaudit.trainers.zeroth_order.distributed import TorchWorld
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
@@ -76,7 +80,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     It takes the same :class:`PrivacyArguments`, refuses the same TrainingArguments, and writes the same
     ``OUTPUT_DIR/privacy/ledger.jsonl``. Beside it stands ``zo_log.jsonl``, the whole checkpoint: a resume replays it
-    on the base model and goes on.
+    on the base model and goes on. Under ``torchrun`` and ``accelerate launch`` every process has a whole copy and
+    evaluates its share of each step's records; the first one draws, counts, adds the noise and writes.
 
     Parameters
     ----------
@@ -125,11 +130,6 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if args is None:
             raise InvalidValue("args=None must be TrainingArguments; private training writes a ledger in output_dir.")
         refuse_arguments(args, privacy, list(kwargs.get("callbacks") or []))
-        if args.world_size > 1:
-            raise PrivacyRefusal(
-                f"world_size={args.world_size} cannot be used in ZOTrainer: several processes are run by zo_train with"
-                " world=TorchWorld(); start one process."
-            )
         for name in ("compute_loss_func", "optimizer_cls_and_kwargs", "optimizers"):
             if kwargs.get(name) is not None:
                 raise PrivacyRefusal(f"{name} has no effect without gradients; remove it, or use DPTrainer.")
@@ -147,6 +147,12 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             refuse_model(model)  # before Hugging Face wraps it, compiles it or drops the columns that it cannot name
         super().__init__(model=model, args=args, **kwargs)
         refuse_model(self.model)
+        refuse_engines(self)
+        if has_shards(self.model) or self.is_fsdp_enabled:
+            raise PrivacyRefusal(
+                "the model is sharded and zeroth-order training moves whole weights; give every process a whole copy,"
+                " or use DPTrainer."
+            )
         self.train_dataset: Any
         self._units = DatasetUnits.of(kwargs.get("train_dataset"), self.plan.stages[0].plan, privacy, units)
         self.train_dataset = self._units.dataset
@@ -182,9 +188,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _train(self, folder: Path, *, resume: bool) -> TrainOutput:
         try:
-            start, state = self._open(folder, resume=resume)
-            folder.mkdir(parents=True, exist_ok=True)  # also where the journal lies elsewhere
-            log = ZOLogWriter(folder / LOG)
+            start, state = self._open_together(folder, resume=resume)
+            log = ZOLogWriter(folder / LOG if self.leads else None)
         except BaseException:
             self._release_ledger()
             raise
@@ -211,8 +216,9 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 start=start,
                 state=state,
                 units=self._units.units,
-                canaries=self._in_run,
-                recorder=self.recorder,
+                canaries=self._in_run if self.leads else None,
+                recorder=self.recorder if self.leads else None,
+                world=TorchWorld("records") if self.args.world_size > 1 else None,
                 preflight=self.privacy.preflight,
             )
         finally:
@@ -232,6 +238,22 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Refused: every trial would spend the budget again."""
         raise PrivacyRefusal("hyperparameter_search would spend the budget once for each trial; search on public data.")
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process: the one that draws, counts and writes."""
+        return bool(self.args.process_index == 0)
+
+    def _open_together(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
+        """Where the first process begins, in all of them, with its weights."""
+        self.recorder = scalar_recorder(self.plan)
+        refuse_other_records(self.args, self.train_dataset, (self.plan, self.zeroth_order))
+        begun = from_the_first(self.args, lambda: self._open(folder, resume=resume))
+        if self.args.world_size > 1:
+            share_weights(self.model)
+            if not self.leads:
+                self._journal = MemoryJournal()
+        return begun
+
     def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
         """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
         if seen := getattr(self._in_run, "steps", 0):
@@ -239,7 +261,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 f"in_run has already seen {seen} releases, which a resume shows it again; make it anew, with the same"
                 " coins and key."
             )
-        self.recorder = scalar_recorder(self.plan)
+        folder.mkdir(parents=True, exist_ok=True)  # also where the journal lies elsewhere
         path = folder / LEDGER
         log = read_zo_log(folder / LOG) if resume else None
         known = 0 if log is None else log.steps
@@ -316,6 +338,8 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.leads:
+            return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         record = {
             "schema": "dpaudit.trainer/1",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
 from dpaudit.trainers.zeroth_order.log import Release, read_zo_log
 from dpaudit.trainers.zeroth_order.train import replay
+from tests.trainers.distributed.processes import together
 from tests.trainers.zeroth_order.zo_helpers import tiny_gpt, token_records
 
 PRIVACY = PrivacyArguments(
@@ -159,3 +162,53 @@ def test_compiled_and_wrapped_models_are_refused_before_columns_are_dropped(wrap
     with pytest.raises(DpauditError, match=r"compiled by torch\.compile|wrapped by DataParallel"):
         late.train()
     assert not (tmp_path / "privacy" / "ledger.jsonl").exists()
+
+
+def launched(rank: int, path: Path, steps: list[int], *, other: bool = False) -> Any:
+    """One of two processes of the same run; ``other``: the second has its records in another order."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="29400",
+    )  # fmt: skip
+    one = trainer(path, arguments={"max_steps": 6})
+    if other and rank:
+        one.train_dataset = list(reversed(ROWS))
+    try:
+        for at, stop in enumerate(steps):
+            one.add_callback(StopAt(stop))
+            one.train(resume_from_checkpoint=at > 0)
+            one = trainer(path) if at + 1 < len(steps) else one
+    except DpauditError as error:
+        return str(error)
+    one.save_model(str(path / "out"))
+    return {"weights": [p.detach() for p in one.model.parameters()], "steps": one.ledger.steps}
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    """Ends training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step >= self._step
+        return control
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_ledger_and_a_log_that_replays_on_one(tmp_path: Path) -> None:
+    first, second = together(2, tmp_path / "work", launched, tmp_path / "run", [2, 6])
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
+    log = read_zo_log(tmp_path / "run" / "privacy" / "zo_log.jsonl")
+    assert log.steps == 6 and read_ledger(tmp_path / "run" / "privacy" / "ledger.jsonl").steps == 6
+    replayed = replay(log, tiny_gpt())
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], replayed.parameters(), strict=True))
+    record = json.loads((tmp_path / "run" / "out" / "privacy.json").read_text())
+    assert sum(stage["steps"] for stage in record["ledger"]["stages"]) == 6
+
+
+@pytest.mark.slow
+def test_processes_with_records_in_another_order_are_refused(tmp_path: Path) -> None:
+    """A record at two places of two processes would be drawn twice and count double."""
+    for told in together(2, tmp_path / "work", partial(launched, other=True), tmp_path / "run", [6]):
+        assert "different records, another order of them" in told
