@@ -63,6 +63,24 @@ def unique_records(texts: Sequence[str]) -> IntArray:
     return np.array([i for i, text in enumerate(texts) if counts[text] == 1], dtype=np.int64)
 
 
+def unique_units(texts: Sequence[str], units: Sequence[int] | IntArray) -> IntArray:
+    """Units none of whose texts another unit has, ascending: a unit with a twin elsewhere cannot be held out.
+
+    Parameters
+    ----------
+    texts : sequence of n str
+    units : sequence of n int
+        Number of each text's unit, >= 0; a text may occur twice within its unit.
+    """
+    owner: dict[str, int] = {}
+    shared: set[int] = set()
+    for text, unit in zip(texts, units, strict=True):
+        first = owner.setdefault(text, int(unit))
+        if first != unit:
+            shared |= {first, int(unit)}
+    return np.array(sorted({int(u) for u in units} - shared), dtype=np.int64)
+
+
 def hold_out(
     n: int,
     holdout_fraction: float,
@@ -79,11 +97,11 @@ def hold_out(
     Parameters
     ----------
     n : int
-        Number of real records.
+        Number of real records; or of units of privacy, where a unit has several records and is held out whole.
     holdout_fraction : float
-        Expected share of all n records held out, in (0, 0.5].
+        Expected share of all n held out, in (0, 0.5].
     eligible : sequence of int, optional
-        Records that may be held out, such as :func:`unique_records`; by default all.
+        Records that may be held out, such as :func:`unique_records`, or units, :func:`unique_units`; by default all.
     generator : numpy.random.Generator, optional
         For tests only.
     """

@@ -236,7 +236,8 @@ class Audit(_Section):
     alpha: Fraction = Field(examples=[0.05])
     """Chance of an error that the empirical lower bound may have; 0.05 is a 95 % bound."""
     holdout_fraction: Annotated[float, _Number, Field(ge=0, le=0.5)] = 0.0
-    """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``."""
+    """Share of the REAL records held out by fair coins for a membership audit; its results stay in ``private/``. Whole
+    units are held out where ``data.unit_column`` tells them."""
     in_run: InRun = InRun()
 
 
@@ -356,11 +357,6 @@ class Config(_Section):
                     " privacy.sampling_unit='unit', where a unit contributes one clipped gradient whatever it holds;"
                     " privacy.records_per_unit bounds the records of a step"
                 )
-        if data.unit_column is not None and self.audit.holdout_fraction:
-            raise ValueError(
-                f"audit.holdout_fraction={self.audit.holdout_fraction:g} puts single records to a coin, and"
-                f" data.unit_column={data.unit_column!r} makes whole units the unit of privacy; leave one of them out"
-            )
 
 
 def read_config(path: Path) -> Config:

@@ -1,5 +1,7 @@
-"""Membership audit on real records: some are held out by fair coins. Its results depend on real records without any
-noise, so they stay in ``private/``."""
+"""Membership audit on real records: some, or some units of them, are held out by fair coins.
+
+Its results depend on real records without any noise, so they stay in ``private/``.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Split:
-    """Real records to train on, and the candidates whose membership a coin decided."""
+    """Real records to train on, and the candidates whose membership a coin decided.
+
+    Attributes
+    ----------
+    trained : Records
+        No candidate, or one whose coin is 1. No unit of privacy is both here and held out.
+    candidates : Records
+        Records that a coin decided about, trained on or not.
+    of : int array, one a record of ``candidates``
+        Position of the candidate it belongs to, in [0, m); several belong to one where a column tells units.
+    coins : int8 array (m,)
+        1 = trained on.
+    ids : tuple of m str
+    """
 
     trained: Records
     candidates: Records
+    of: np.ndarray
     coins: np.ndarray
     ids: tuple[str, ...]
 
@@ -36,24 +52,32 @@ def expected_size(config: Config) -> int:
 
 
 def hold_out_records(config: Config, folder: RunFolder, records: Records) -> Split | None:
-    """Draw the holdout, or read back the one that an interrupted run drew."""
+    """Draw the holdout, or read back the one that an interrupted run drew.
+
+    Where a column tells units of privacy, whole units are put to the coin.
+    """
     if not config.audit.holdout_fraction:
         return None
     from dpaudit.attacks import hold_out
     from dpaudit.attacks.canaries.coins import draw_nonce
-    from dpaudit.attacks.holdout import holdout_ids, read_holdout, unique_records, write_holdout
+    from dpaudit.attacks.holdout import holdout_ids, read_holdout, unique_records, unique_units, write_holdout
+    from dpaudit.trainers.units import Units
 
+    names = records.texts if records.units is None else tuple(dict.fromkeys(records.units))
+    of = np.arange(len(records)) if records.units is None else Units.named(records.units).of
     path = folder.holdout
     if path.exists():
         holdout, ids = read_holdout(path)
     else:
-        eligible = unique_records(records.texts)
-        holdout = hold_out(len(records), config.audit.holdout_fraction, eligible=eligible)
-        ids = holdout_ids(holdout, records.texts, draw_nonce())
+        eligible = unique_records(records.texts) if records.units is None else unique_units(records.texts, of)
+        holdout = hold_out(len(names), config.audit.holdout_fraction, eligible=eligible)
+        ids = holdout_ids(holdout, names, draw_nonce())
         write_holdout(path, holdout, ids)
+    chosen = np.flatnonzero(np.isin(of, holdout.candidates))
     return Split(
-        trained=records.take(holdout.kept.tolist()),
-        candidates=records.take(holdout.candidates.tolist()),
+        trained=records.take(np.flatnonzero(np.isin(of, holdout.kept)).tolist()),
+        candidates=records.take(chosen.tolist()),
+        of=np.searchsorted(holdout.candidates, of[chosen]),
         coins=np.asarray(holdout.coins),
         ids=ids,
     )
@@ -75,7 +99,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
         prepared.config.audit.alpha,
         relation=claim.relation,
         unit=claim.unit,
-        attack="loss-residual on real records",
+        attack="loss-residual on real records" if split.candidates.units is None else "loss-residual on real units",
     )
     result = audit(split.ids, scores, split.coins, plan)
     buffer = io.BytesIO()
@@ -96,6 +120,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
 
 
 def _losses(prepared: Prepared, split: Split, model: Any) -> np.ndarray:
+    """(m,) loss of each candidate: a unit's is the mean over its records."""
     import torch
 
     from dpaudit.runs.encoding import collator, encode, loss_function
@@ -104,4 +129,4 @@ def _losses(prepared: Prepared, split: Split, model: Any) -> np.ndarray:
     model.eval()
     with torch.no_grad():
         parts = [loss(model, collate(rows[i : i + 64])).double().cpu().numpy() for i in range(0, len(rows), 64)]
-    return np.concatenate(parts)
+    return np.bincount(split.of, np.concatenate(parts)) / np.bincount(split.of)

@@ -31,7 +31,8 @@ def _in_run(prepared: Prepared) -> str | None:
 def _selection(prepared: Prepared) -> str | None:
     """How ``data.limit`` chose, where it had to choose."""
     data = prepared.config.data
-    held = 0 if prepared.split is None else len(prepared.split.candidates)
+    split = prepared.split
+    held = 0 if split is None else int((split.coins[split.of] == 0).sum())
     if data.limit is None or len(prepared.private) + held < data.limit:
         return None
     if limit_rule(data) == "first":

@@ -17,10 +17,12 @@ from dpaudit.certificates.limits import unit_premise
 from dpaudit.privacy.rounding import exact_text
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.data_commitment import data_hmac
+from dpaudit.runs.membership import hold_out_records
 from dpaudit.runs.prepare import group_claim, make_plans, planned_ledger, public_size
 from dpaudit.runs.publish import mechanism
 from dpaudit.runs.records import Records, private_and_public
 from dpaudit.runs.units import unit_names, units_of_canary, units_statement
+from dpaudit.storage.run_folder import RunFolder
 from tests.runs.run_helpers import small_config, write_toml
 
 WHOLE = {"privacy__sampling_unit": "unit", "privacy__records_per_unit": 4, "claim__max_records_per_unit": 1}
@@ -77,6 +79,27 @@ def test_a_unit_is_public_or_private_with_all_its_records(tmp_path: Path) -> Non
     assert len(private) and len(public) and not set(private.units or ()) & set(public.units or ())
 
 
+def test_units_are_held_out_whole_and_found_again(tmp_path: Path) -> None:
+    names = [f"author {i % 40}" for i in range(200)]
+    texts = [f"text {i}" for i in range(200)]
+    texts[0] = texts[41] = "kind regards"  # authors 0 and 1 share it: the other would answer for one that is held out
+    texts[2] = texts[42] = "twice by author 2"
+    records = Records(tuple(texts), units=tuple(names))
+    config = configured(tmp_path, audit__holdout_fraction=0.4, claim__max_records_per_unit=5)
+    folder = RunFolder.create(tmp_path / "run")
+    split = hold_out_records(config, folder, records)
+    assert split is not None and len(split.coins) == len(split.ids) == 32 and 0 < split.coins.sum() < 32
+    unit_of = [{split.candidates.units[i] for i in np.flatnonzero(split.of == c)} for c in range(32)]  # type: ignore[index]
+    assert all(len(unit) == 1 for unit in unit_of) and np.bincount(split.of).tolist() == [5] * 32
+    candidates = set().union(*unit_of)
+    assert not candidates & {"author 0", "author 1"}
+    out = set().union(*(unit for unit, coin in zip(unit_of, split.coins, strict=True) if not coin))
+    assert set(split.trained.units or ()) == set(names) - out
+    assert len(split.trained) == 200 - 5 * len(out)
+    again = hold_out_records(config, folder, records)
+    assert again is not None and again.trained == split.trained and again.ids == split.ids
+
+
 @pytest.mark.parametrize(
     ("cell", "told"),
     [("", "line 3 names no unit of privacy in 'sender'; fill it, with a name of its own")],
@@ -102,7 +125,6 @@ def test_a_column_needs_a_table(tmp_path: Path) -> None:
         ({"privacy__sampling_unit": "unit"}, "privacy.records_per_unit=None with privacy.sampling_unit='unit'"),
         ({**WHOLE, "data__unit_column": None}, "privacy.sampling_unit='unit' draws units, which data.unit_column"),
         ({**WHOLE, "claim__max_records_per_unit": 5}, "claim.max_records_per_unit=5 must be 1 with"),
-        ({"audit__holdout_fraction": 0.1}, "audit.holdout_fraction=0.1 puts single records to a coin"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -190,6 +212,7 @@ def test_a_user_level_run_from_a_table_to_a_verified_certificate(tmp_path: Path,
     base = {
         "data__path": str(path), "data__limit": None, "data__unit_column": "sender", "claim__unit": "sender",
         "claim__max_records_per_unit": 2, "claim__epsilon": 40.0, "privacy__public_size": 50,
+        "audit__holdout_fraction": 0.1 if design == "units" else 0.0,
     }  # fmt: skip
     config = write_toml(tmp_path / "run.toml", small_config(**{**base, **PRV, **changes}))
     dpaudit.certify(str(config), out=str(tmp_path / "run"))
@@ -201,6 +224,9 @@ def test_a_user_level_run_from_a_table_to_a_verified_certificate(tmp_path: Path,
     expected = dpaudit.account(
         dpaudit.Ledger.from_dict({k: v for k, v in body["ledger"].items() if k != "head"}), delta=1e-5
     )[0]
-    assert exact_text(stage["sampling_probability"]) == exact_text(8 / 62)
+    assert exact_text(stage["sampling_probability"]) == exact_text(8 / (57 if design == "units" else 62))
     assert body["accounting"]["guarantees"][0]["epsilon_upper"] == expected.epsilon_upper
+    if design == "units":
+        told = json.loads((tmp_path / "run" / "private" / "membership.json").read_text())
+        assert told["candidates"] == round(0.2 * len(set(senders)))  # of the units there are, not of the records
     assert str(max(map(senders.count, senders))) not in json.dumps(body["mechanism"]["units"])
