@@ -7,6 +7,7 @@ from dpaudit.attacks.canaries.canary import commit as commit
 from dpaudit.attacks.canaries.canary import inserted as inserted
 from dpaudit.attacks.canaries.coins import flip_coins as flip_coins
 from dpaudit.attacks.canaries.generate import label_flip_canaries as label_flip_canaries
+from dpaudit.attacks.canaries.generate import label_substitution_canaries as label_substitution_canaries
 from dpaudit.attacks.canaries.generate import new_token_canaries as new_token_canaries
 from dpaudit.attacks.canaries.generate import random_token_canaries as random_token_canaries
 from dpaudit.attacks.canaries.generate import template_canaries as template_canaries
@@ -45,6 +46,7 @@ __all__ = [
     "hold_out",
     "inserted",
     "label_flip_canaries",
+    "label_substitution_canaries",
     "new_token_canaries",
     "random_token_canaries",
     "read_secret",

@@ -12,6 +12,7 @@ from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
 from dpaudit.certificates.observers import observer_rows
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import Audit, Predicate, Statement
+from dpaudit.privacy.canaries import substituted
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.meaning import largest_accuracy
 from dpaudit.privacy.rounding import upper_text
@@ -192,6 +193,7 @@ def _attack_made(audit: Audit | None, result: Mapping[str, Any], valid: bool) ->
 def _records(body: Predicate) -> list[tuple[str, str]]:
     """Records trained on, as declared, and how many of them are canaries."""
     stages = () if body.ledger is None else body.ledger.stages
+    replaced = body.audit is not None and substituted(body.audit.plan)
     sizes = sorted({s["public_size"] for s in stages if s.get("public_size")})
     declared = (body.provenance.get("records") or {}).get("declared")
     rows = []
@@ -199,12 +201,14 @@ def _records(body: Predicate) -> list[tuple[str, str]]:
         rows.append(("Real records", f"{int(declared):,}, as declared; not counted from the private data"))
     if sizes:
         what = "the declared size that the sampling probability derives from"
-        what += "" if declared is None else ", with half of the canaries"
+        what += "" if declared is None else f", with {'' if replaced else 'half of '}the canaries"
         rows.append(("Public size", f"{', '.join(f'{n:,}' for n in sizes)}, {what}"))
-    inserted = (_result(body.audit).get("design") or {}).get("members")
+    designed = _result(body.audit).get("design") or {}
+    inserted = designed.get("m" if replaced else "members")
     if inserted is not None:
         copies = _copies(body.audit)
         each = "" if copies == 1 else f", {copies} copies each"
+        each += ", whose label a coin chose between two" if replaced else ""
         rows.append(("Canaries in the data", f"{int(inserted):,} invented records{each}, trained on like all others"))
     if body.claim and len(sizes) == 1:
         rows.append(("δ × public size", upper_text(body.claim.delta * sizes[0], 3)))

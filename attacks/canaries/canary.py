@@ -57,6 +57,9 @@ class CanarySet:
         The generator's public parameters (plain JSON values, no seed, no content).
     labels : int64 array (m,), optional
         Class label of each canary, for classification.
+    others : int64 array (m,), optional
+        Label that a canary has where its coin is 0. Such a canary is in the data whatever its coin: the coin replaces
+        one record by another, which is what replace_one is about. Without it a canary whose coin is 0 is left out.
     """
 
     texts: tuple[str, ...]
@@ -66,6 +69,7 @@ class CanarySet:
     kind: str
     params: Mapping[str, Any] = field(default_factory=dict)
     labels: IntArray | None = None
+    others: IntArray | None = None
 
     def __post_init__(self) -> None:
         m = len(self.texts)
@@ -94,7 +98,10 @@ class CanarySet:
             )
         if self.labels is not None and self.labels.shape != (m,):
             raise InvalidValue(f"labels have shape {self.labels.shape} and must have shape ({m},).")
-        for array in (self.input_ids, self.attention_mask, self.score_mask, self.labels):
+        if self.others is not None:
+            if self.labels is None or self.others.shape != (m,) or (self.others == self.labels).any():
+                raise InvalidValue("others needs labels, and another label for each of them; give two for each canary.")
+        for array in (self.input_ids, self.attention_mask, self.score_mask, self.labels, self.others):
             if array is not None:
                 array.setflags(write=False)
 
@@ -130,7 +137,7 @@ class CanarySet:
     def digest(self) -> str:
         """SHA-256 of contents and generator, hexadecimal. Private: a short secret could be guessed from it."""
         hasher = hashlib.sha256(canonical_json(self.generator))
-        for array in (self.lengths, self.input_ids, self.score_mask, self.labels):
+        for array in (self.lengths, self.input_ids, self.score_mask, self.labels, self.others):
             hasher.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return hasher.hexdigest()
 
@@ -145,7 +152,13 @@ class CanarySet:
             kind=self.kind,
             params=self.params,
             labels=None if self.labels is None else self.labels[index],
+            others=None if self.others is None else self.others[index],
         )
+
+    def present(self, coins: object) -> IntArray:
+        """Positions of the canaries that stand in the data, ascending: those whose coin is 1, or all (``others``)."""
+        flips = as_coins(coins, len(self))
+        return np.flatnonzero(flips if self.others is None else np.ones(len(self)))
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[IntArray, BoolArray]:
@@ -165,6 +178,7 @@ def from_rows(
     kind: str,
     params: Mapping[str, Any],
     labels: Sequence[int] | None = None,
+    others: Sequence[int] | None = None,
 ) -> CanarySet:
     """Build a set from ragged token ids and scored positions."""
     ids, attention = pad_rows(rows)
@@ -179,6 +193,7 @@ def from_rows(
         kind=kind,
         params=params,
         labels=None if labels is None else np.asarray(labels, dtype=np.int64),
+        others=None if others is None else np.asarray(others, dtype=np.int64),
     )
 
 
@@ -230,7 +245,9 @@ def commit(canaries: CanarySet, coins: object, nonce: bytes, copies: int) -> Com
 
 
 def inserted(canaries: CanarySet, coins: object, copies: int, *, supervise: str = "all") -> list[dict[str, Any]]:
-    """Records to add to the private training set: the canaries whose coin is 1, ``copies`` times each.
+    """Records to add to the private training set: the canaries that their coins put there, ``copies`` times each.
+
+    A canary whose coin is 0 is left out, or has its other label where it has one.
 
     Parameters
     ----------
@@ -249,13 +266,13 @@ def inserted(canaries: CanarySet, coins: object, copies: int, *, supervise: str 
     """
     integer_at_least(1, copies=copies)
     one_of(("all", "scored"), supervise=supervise)
-    records = []
-    for i in np.flatnonzero(as_coins(coins, len(canaries))):
+    records, flips = [], as_coins(coins, len(canaries))
+    for i in canaries.present(coins):
         length = int(canaries.attention_mask[i].sum())
         ids = canaries.input_ids[i, :length].tolist()
         labels: Any
         if canaries.labels is not None:
-            labels = int(canaries.labels[i])
+            labels = int(canaries.labels[i] if canaries.others is None or flips[i] else canaries.others[i])
         elif supervise == "all":
             labels = list(ids)
         else:

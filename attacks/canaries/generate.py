@@ -6,12 +6,14 @@ canaries.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dpaudit.attacks.canaries.canary import CanarySet, IntArray, from_rows, refuse_truncation
+from dpaudit.privacy.canaries import SUBSTITUTION
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.validate import integer_at_least, positive
 
@@ -236,6 +238,30 @@ def label_flip_canaries(
     refuse_truncation([len(row) for row in rows], _limit(tokenizer, max_length), _names(len(rows)))
     params = {"num_labels": num_labels}
     return from_rows(texts, rows, [()] * len(rows), kind="label_flip", params=params, labels=wrong.tolist())
+
+
+def label_substitution_canaries(
+    tokenizer: Any,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    *,
+    num_labels: int,
+    rng: np.random.Generator,
+    max_length: int | None = None,
+) -> CanarySet:
+    """Public texts that are trained on with a wrong label where their coin is 1 and with the true one where it is 0.
+
+    Both data sets hold the record, and one replaces it by another: what these canaries test is replace_one and nothing
+    else. Their score compares the losses of the two labels.
+
+    Parameters
+    ----------
+    tokenizer, texts, labels, num_labels, rng, max_length
+        As for :func:`label_flip_canaries`.
+    """
+    flipped = label_flip_canaries(tokenizer, texts, labels, num_labels=num_labels, rng=rng, max_length=max_length)
+    truth = np.asarray(labels, dtype=np.int64)
+    return dataclasses.replace(flipped, kind=SUBSTITUTION, others=truth)
 
 
 def high_temperature_canaries(

@@ -22,6 +22,7 @@ from dpaudit.privacy.parts import PRIVATE_MODE, write_atomically
 
 MARK, VERSION = b"dpaudit.canaries", b"1"
 _OPEN = ["id", "text", "input_ids", "scored", "label"]  # what an attack may read
+_OTHER = "other_label"  # stands where coins replace labels; an attack may read it too
 _SEALED = ["coin", "nonce", "copies"]
 
 
@@ -59,6 +60,7 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
     m = len(canaries)
     labels = [None] * m if canaries.labels is None else canaries.labels.tolist()
     rows = [canaries.input_ids[i, : int(n)].tolist() for i, n in enumerate(canaries.lengths)]
+    others = {} if canaries.others is None else {_OTHER: pa.array(canaries.others, pa.int32())}
     table = pa.table(
         {
             "id": pa.array(committed.ids, pa.string()),
@@ -66,6 +68,7 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
             "input_ids": pa.array(rows, pa.list_(pa.int32())),
             "scored": pa.array([np.flatnonzero(row).tolist() for row in canaries.score_mask], pa.list_(pa.int32())),
             "label": pa.array(labels, pa.int32()),
+            **others,
             "coin": pa.array(flips, pa.int8()),
             "nonce": pa.array([nonce] * m, pa.binary()),
             "copies": pa.array([copies] * m, pa.int32()),
@@ -149,7 +152,7 @@ def _read(path: str | os.PathLike[str], columns: list[str]) -> Any:
         schema = pq.read_schema(path)
         if (schema.metadata or {}).get(MARK) != VERSION:
             raise InvalidEvidence(f"{path} is no secret canary file of version 1; give the file that the run wrote.")
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path, columns=[*columns, *(name for name in (_OTHER,) if name in schema.names)])
     except (OSError, pa.ArrowException) as error:
         raise InvalidEvidence(
             f"{path} cannot be read as a secret canary file ({_reason(error)}); check the path."
@@ -173,6 +176,7 @@ def _canaries(table: Any, path: object) -> tuple[CanarySet, tuple[str, ...]]:
             kind=metadata[b"kind"].decode(),
             params=json.loads(metadata[b"params"]),
             labels=None if labels[:1] in ([None], []) else labels,
+            others=table.column(_OTHER).to_pylist() if _OTHER in table.column_names else None,
         )
     except InvalidValue as error:
         raise InvalidEvidence(f"{path} was changed: {error}") from error

@@ -81,15 +81,20 @@ def sequence_losses(
 def canary_losses(model: Any, canaries: CanarySet, *, batch_size: int = 64) -> FloatArray:
     """Loss of each canary's secret part: summed over scored positions, or the label's cross-entropy.
 
+    Where a coin replaces a label, the label's cross-entropy minus that of the other one.
+
     Returns
     -------
     float64 array (m,), in nats; members of a leaky model have lower losses.
     """
-    if canaries.labels is not None:
-        labels = canaries.labels
-    else:
-        labels = np.where(canaries.score_mask, canaries.input_ids, IGNORED)
-    return sequence_losses(model, canaries.input_ids, canaries.attention_mask, labels, batch_size=batch_size)
+
+    def losses(labels: NDArray[np.int64]) -> FloatArray:
+        return sequence_losses(model, canaries.input_ids, canaries.attention_mask, labels, batch_size=batch_size)
+
+    if canaries.labels is None:
+        return losses(np.where(canaries.score_mask, canaries.input_ids, IGNORED))
+    found = losses(canaries.labels)
+    return found if canaries.others is None else found - losses(canaries.others)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

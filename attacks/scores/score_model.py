@@ -66,6 +66,8 @@ class Attack:
     population: bool = False
     causal: bool = False
     neighbours: bool = False
+    paired: bool = False
+    """Whether it compares two labels, where a coin chose between them."""
 
 
 def _neighbourhood(given: Scored) -> FloatArray:
@@ -101,9 +103,9 @@ def _rmia_offline(given: Scored) -> FloatArray:
 
 
 ATTACKS: dict[str, Attack] = {
-    "loss": Attack(lambda given: loss_scores(given.losses(given.model))),
-    "loss-drop": Attack(lambda g: loss_drop_scores(g.losses(g.model), g.losses(g.base)), base=True),
-    "loss-residual": Attack(lambda g: residual_scores(g.losses(g.model), g.losses(g.base)), base=True),
+    "loss": Attack(lambda given: loss_scores(given.losses(given.model)), paired=True),
+    "loss-drop": Attack(lambda g: loss_drop_scores(g.losses(g.model), g.losses(g.base)), base=True, paired=True),
+    "loss-residual": Attack(lambda g: residual_scores(g.losses(g.model), g.losses(g.base)), base=True, paired=True),
     "neighbourhood": Attack(_neighbourhood, causal=True, neighbours=True),
     "zlib": Attack(lambda given: zlib_scores(given.losses(given.model), given.canaries.texts)),
     "min-k": Attack(_min_k, causal=True),
@@ -183,6 +185,11 @@ def _refuse_missing(name: str, given: Scored) -> None:
         raise InvalidValue(f"attack={name} compares with records outside the audit; give a population.")
     if attack.neighbours and not given.neighbours:
         raise InvalidValue(f"attack={name} compares with perturbed records; give neighbours.")
+    if given.canaries.others is not None and not attack.paired:
+        usable = ", ".join(name for name, made in ATTACKS.items() if made.paired)
+        raise InvalidValue(
+            f"attack={name} scores one label, and a coin chose between two for each canary; use {usable}."
+        )
     if attack.causal and given.canaries.labels is not None:
         raise InvalidValue(f"attack={name} scores tokens and needs a causal language model; use loss or loss-drop.")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dpaudit.certificates.limits import UNITS
 from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
+from dpaudit.privacy.canaries import substituted
 from dpaudit.privacy.rounding import exact_text, nearest_text
 from dpaudit.privacy.stage import Clip, Relation, Sampling
 
@@ -50,6 +51,8 @@ def _plan_and_claim(body: Predicate) -> Iterator[str]:
     if claim is not None:
         pairs += [("claimed_epsilon", plan.get("claimed_epsilon"), claim.epsilon)]
         pairs += [(name, plan.get(name), getattr(claim, name)) for name in ("delta", "relation", "unit")]
+    if substituted(plan) and plan.get("relation") != "replace_one":
+        yield f"the coins replace one record by another and the audit plan has relation={_show(plan.get('relation'))}"
     for name, planned, stated in pairs:
         if planned != stated:
             yield f"the audit plan has {name}={_show(planned)} and the certificate {_show(stated)}"
@@ -77,6 +80,8 @@ def _inserted(audit: Audit | None) -> int:
     """Canary records that the public size must hold at least: half of them on average, or those really inserted."""
     if audit is None or (audit.plan or {}).get("kind", "one_run") != "one_run":
         return 0
+    if substituted(audit.plan):
+        return len(audit.canaries) * audit.copies
     return min(sum(audit.coins), len(audit.canaries) // 2) * audit.copies
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.commitment import NONCE_BYTES, commitment, manifest
 from dpaudit.privacy.errors import InvalidValue
+
+SUBSTITUTION = "label_substitution"
+"""Kind of the canaries that a coin replaces by another record, where it puts others in or leaves them out."""
+
+
+def substituted(plan: Mapping[str, Any] | None) -> bool:
+    """Whether an audit plan's coins replace canaries, so that each is a pair of records by itself (replace_one)."""
+    parameters = (plan or {}).get("attack_parameters")
+    made = parameters.get("canaries") if isinstance(parameters, Mapping) else None
+    return isinstance(made, Mapping) and made.get("kind") == SUBSTITUTION
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,8 @@ def audit(
     relation = _relation(relation, frozen)
     kind = design or (frozen.kind if frozen else "one_run")
     _check_runs(file, kind)
-    ids, values, member = _trials(file, member, relation, coins, Path(scores).name)
+    replaced = _replaced(frozen)
+    ids, values, member = _trials(file, member, relation, coins, Path(scores).name, replaced=replaced)
     if frozen is None:
         from dpaudit.auditing import design as design_audit
 
@@ -143,7 +144,9 @@ def audit(
         accounted_upper=accounted_upper,
         group_claim=group_claim,
         curve=curve if state != "none" else None,
-        control=None if control_path is None else _read_control(control_path, attack, fault, relation, file, plan_path),
+        control=None
+        if control_path is None
+        else _read_control(control_path, attack, fault, relation, file, plan_path, replaced),
     )
 
 
@@ -183,15 +186,32 @@ def _relation(given: str | None, plan: AuditPlan | None) -> str:
     return relation
 
 
+def _replaced(plan: AuditPlan | None) -> bool:
+    """Whether the plan's coins replaced canaries, which concerns replace_one alone."""
+    from dpaudit.privacy.canaries import substituted
+    from dpaudit.privacy.errors import InvalidEvidence
+
+    replaced = plan is not None and substituted(plan.to_dict())
+    if replaced and plan is not None and plan.relation != "replace_one":
+        raise InvalidEvidence(
+            f"the plan's coins replace one record by another and its relation is {plan.relation}, which says nothing of"
+            " that; restore the plan that the run wrote."
+        )
+    return replaced
+
+
 def _trials(
-    file: ScoreFile, member: NDArray[np.bool_], relation: str, coins: str, name: str
+    file: ScoreFile, member: NDArray[np.bool_], relation: str, coins: str, name: str, *, replaced: bool
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
-    """Ids, scores and coins of the trials: canaries, or pairs of them under replace_one."""
+    """Ids, scores and coins of the trials: canaries, or pairs of them under replace_one.
+
+    A canary whose label the coin replaced is such a pair by itself.
+    """
     from dpaudit.auditing import pair_scores
     from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 
     ids, values = file.ids, file.scores
-    if relation == "replace_one" and coins == "fair":
+    if relation == "replace_one" and coins == "fair" and not replaced:
         if file.pairs is None:
             raise InvalidValue(
                 "relation=replace_one needs a column pair (two canaries, a fair coin inserts exactly one): in/out coins"
@@ -307,7 +327,7 @@ def _check_runs(file: ScoreFile, kind: str) -> None:
 
 
 def _read_control(
-    path: Path, attack: str | None, fault: str, relation: str, audited: ScoreFile, plan: Path | None
+    path: Path, attack: str | None, fault: str, relation: str, audited: ScoreFile, plan: Path | None, replaced: bool
 ) -> Control:
     from dpaudit.auditing import Control, pair_scores
     from dpaudit.privacy.errors import InvalidValue
@@ -322,11 +342,11 @@ def _read_control(
             " with a planted fault."
         )
     ids, values, member = file.ids, file.scores, file.member
-    if relation == "replace_one":
+    if relation == "replace_one" and not replaced:
         if file.pairs is None:
             raise InvalidValue(f"{path.name} needs a column pair, as the audited scores have.")
         ids, values, member = pair_scores(file.pairs, ids, values, member)
-    runs = file.runs if relation != "replace_one" else None  # a pair has no run column of its own
+    runs = file.runs if relation != "replace_one" or replaced else None  # a pair has no run column of its own
     return Control(ids=ids, scores=values, member=member, fault=fault, runs=runs)
 
 

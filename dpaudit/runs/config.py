@@ -200,18 +200,24 @@ class Optimizer(_Section):
     """CPU threads; 0 leaves torch's choice."""
 
 
+LABELLED = ("label-flip", "label-substitution")
+"""Kinds of canaries for classifiers: public texts whose label the owner chose."""
+
+
 class Canaries(_Section):
     """Artificial records, each inserted if a fair coin says so. The attack guesses the coins afterwards."""
 
-    kind: Literal["new-token", "random-token", "label-flip"] = Field(examples=["random-token"])
+    kind: Literal["new-token", "random-token", "label-flip", "label-substitution"] = Field(examples=["random-token"])
     """new-token: each owns a reserved token ``<canary_...>`` of the tokenizer, the strongest; random-token: random
-    words, for any causal model; label-flip: public texts with a wrong label, for classifiers."""
+    words, for any causal model; label-flip: public texts with a wrong label, for classifiers; label-substitution:
+    public texts with the true or a wrong label, as the coin says, for classifiers whose ``claim.relation`` is
+    replace_one."""
     count: PositiveInt = Field(examples=[1000])
     """Canaries, half of them inserted. Few canaries cannot decide a large ε; the command says so before it trains."""
     copies: PositiveInt = 1
     """Copies of an inserted canary. Above 1 the audit tests the weaker claim for groups of that many records."""
     length: PositiveInt = 12
-    """Tokens of a canary (not for label-flip); at most ``data.max_length``."""
+    """Tokens of a canary (causal models only); at most ``data.max_length``."""
     positions: PositiveInt = 3
     """new-token only: positions of the reserved token."""
 
@@ -324,9 +330,15 @@ class Config(_Section):
             raise ValueError(
                 "audit.in_run.canaries counts what audit.in_run.enabled=false leaves out; drop one of them"
             )
-        if self.canaries.kind == "label-flip" and self.model.task != "sequence-classification":
-            raise ValueError("canaries.kind='label-flip' needs model.task='sequence-classification'")
-        if self.canaries.kind != "label-flip" and self.model.task != "causal-lm":
+        labelled = self.canaries.kind in LABELLED
+        if labelled and self.model.task != "sequence-classification":
+            raise ValueError(f"canaries.kind={self.canaries.kind!r} needs model.task='sequence-classification'")
+        if self.canaries.kind == "label-substitution" and self.claim.relation != "replace_one":
+            raise ValueError(
+                f"canaries.kind='label-substitution' replaces a record by another and claim.relation="
+                f"{self.claim.relation!r} says nothing of that; use 'label-flip', or claim replace_one"
+            )
+        if not labelled and self.model.task != "causal-lm":
             raise ValueError(f"canaries.kind={self.canaries.kind!r} needs model.task='causal-lm'; use 'label-flip'")
         if self.canaries.kind == "new-token" and self.model.trainable != "all":
             raise ValueError(

@@ -147,7 +147,7 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
     units = None
     if draws_units(config):  # a stand-in is a unit of its own
         named = dataclasses.replace(stand_in, units=tuple(f"stand-in {i}" for i in range(len(stand_in))))
-        units = unit_names(config, named, int(coins.sum()))
+        units = unit_names(config, named, len(canaries.present(coins)))
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
     classes = prepared.public.classes

@@ -31,7 +31,7 @@ def private_records(prepared: Prepared) -> list[dict[str, Any]]:
 
 def private_units(prepared: Prepared) -> Sequence[Any] | None:
     """Name of the unit of each of :func:`private_records`, None where no column tells them."""
-    return unit_names(prepared.config, prepared.private, int(prepared.secret.coins.sum()))
+    return unit_names(prepared.config, prepared.private, len(prepared.secret.canaries.present(prepared.secret.coins)))
 
 
 def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:

@@ -93,10 +93,11 @@ def public_size(config: Config) -> int:
     """Size that q and the normaliser derive from, fixed before any coin is flipped and counted from no record.
 
     Declared records (those put to a coin counted half) plus half of the canary copies; or declared units plus half of
-    the canaries, where whole units are drawn.
+    the canaries, where whole units are drawn. Canaries whose label is replaced are all in the data.
     """
     copies = 1 if draws_units(config) else config.canaries.copies
-    return expected_size(config) + round(config.canaries.count * copies / 2)
+    share = 1.0 if config.canaries.kind == "label-substitution" else 0.5
+    return expected_size(config) + round(config.canaries.count * copies * share)
 
 
 def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
@@ -323,8 +324,8 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
         return attacks.random_token_canaries(tokenizer, wanted.count, rng=rng, length=wanted.length, max_length=limit)
     if public.labels is None or public.classes is None or len(public) < wanted.count:
         raise InvalidValue(
-            f"canaries.kind='label-flip' with canaries.count={wanted.count} needs as many labelled public records and"
-            f" has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}), or"
+            f"canaries.kind={wanted.kind!r} with canaries.count={wanted.count} needs as many labelled public records"
+            f" and has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}), or"
             " lower the count."
         )
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
@@ -332,9 +333,9 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
     chosen = public.take(_unique(public, fits)[: wanted.count])
     _refuse_too_few(config, len(chosen))
     assert chosen.labels is not None
-    return attacks.label_flip_canaries(
-        tokenizer, chosen.texts, chosen.labels, num_labels=len(public.classes), rng=rng, max_length=limit
-    )
+    substitute = wanted.kind == "label-substitution"
+    make = attacks.label_substitution_canaries if substitute else attacks.label_flip_canaries
+    return make(tokenizer, chosen.texts, chosen.labels, num_labels=len(public.classes), rng=rng, max_length=limit)
 
 
 def _unique(public: Records, candidates: list[int]) -> list[int]:
@@ -345,7 +346,7 @@ def _unique(public: Records, candidates: list[int]) -> list[int]:
 
 
 def _refuse_too_few(config: Config, texts: int) -> None:
-    """Refuse a label-flip set smaller than asked for."""
+    """Refuse a set of labelled canaries smaller than asked for."""
     if texts < config.canaries.count:
         raise InvalidValue(
             f"canaries.count={config.canaries.count} could not be made: {texts} different public texts are not longer"

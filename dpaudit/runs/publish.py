@@ -220,7 +220,7 @@ def _evidence(
                 "declared": config.privacy.public_size,
                 **limit_of(config.data),
                 "canaries": plan.m,
-                "inserted": int(np.sum(secret.coins)),
+                "inserted": len(secret.canaries.present(secret.coins)),
                 "copies": plan.copies,
             },
             "other_relation": other_relation(ledger, delta=config.claim.delta, accountants=config.privacy.accountants),

@@ -78,6 +78,38 @@ def test_three_classes_with_control_and_examination(tmp_path: Path, config: dict
     assert run_cli("verify", tmp_path / "run").code == 2
 
 
+@pytest.mark.slow
+def test_canaries_whose_label_is_replaced_from_a_table_to_a_verified_certificate(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    config["canaries"].update(kind="label-substitution", copies=2)
+    config["claim"]["relation"] = "replace_one"
+    path, run = write_toml(tmp_path / "c.toml", config), tmp_path / "run"
+    done = run_cli("certify", path, "--out", run, "--json", "--control")
+    assert done.code == 2, done.error
+    body = json.loads((run / "release" / "certificate.json").read_text())["predicate"]
+    size = config["privacy"]["public_size"] + 30 * 2  # all of them are in the data, whatever their coin
+    assert body["ledger"]["stages"][0]["public_size"] == size and body["provenance"]["records"]["inserted"] == 30
+    assert body["audit"]["plan"]["attack_parameters"]["canaries"]["kind"] == "label_substitution"
+    assert "60 invented records" not in (run / "release" / "report.html").read_text()
+    assert "30 invented records, 2 copies each, whose label" in (run / "release" / "report.html").read_text()
+    checked = run_cli("verify", run)
+    assert checked.code == 2
+    canaries = run / "private" / "canaries.secret.parquet"
+    options = ["--attack", "loss", "--out", tmp_path / "scores.csv", "--json"]
+    scored = run_cli("attack", run / "release" / "model", "--canaries", canaries, *options)
+    assert scored.code == 0, scored.error
+    options = ["--claimed-epsilon", config["claim"]["epsilon"], "--delta", config["claim"]["delta"], "--json"]
+    options += ["--manifest", canaries, "--attack", "loss-residual"]
+    audited = run_cli("audit", run / "release" / "scores.parquet", *options, "--relation", "replace_one")
+    assert audited.code == 64 and "needs a column pair" in audited.error
+    audited = run_cli(
+        "audit", run / "release" / "scores.parquet", *options, "--plan", run / "release" / "audit_plan.json"
+    )
+    assert audited.code == 2, audited.error
+    assert audited.json["primary"]["epsilon_lower"] == body["audit"]["result"]["primary"]["epsilon_lower"]
+
+
 def test_a_label_that_is_not_declared_never_reaches_a_private_step(tmp_path: Path, config: dict[str, Any]) -> None:
     config["data"]["labels"] = ["ham", "spam"]
     done = run_cli("train", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run")

@@ -51,6 +51,14 @@ def test_every_example_is_read(name: str) -> None:
             {"model__task": "sequence-classification", "canaries__kind": "random-token"},
             "'random-token' needs .*label-flip",
         ),
+        (
+            {"model__task": "sequence-classification", "canaries__kind": "label-substitution"},
+            "'label-substitution' replaces a record by another and claim.relation='add_or_remove_one' says nothing of",
+        ),
+        (
+            {"canaries__kind": "label-substitution", "claim__relation": "replace_one"},
+            "canaries.kind='label-substitution' needs model.task='sequence-classification'",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(change: dict[str, Any], words: str) -> None:

@@ -87,6 +87,13 @@ def whole_units(f: Forgery) -> None:
     f.body["claim"]["max_records_per_unit"] = 3
 
 
+def replaced(f: Forgery) -> None:
+    """The coins replaced records, which says nothing of a claim about adding or removing one."""
+    f.body["audit"]["plan"]["attack_parameters"] = {"canaries": {"kind": "label_substitution"}}
+    f.write_plan()
+    f.write_ledger()
+
+
 def untold_units(f: Forgery) -> None:
     """Nothing told the units, and the limit that says so is not there."""
     f.body["mechanism"]["units"] = {"column": None, "drawn": "record", "rule": "assumed"}
@@ -116,6 +123,7 @@ def imported(f: Forgery) -> None:
         (attack, "audit.scores"),
         (probability, "consistency"),
         (public_size, "consistency"),
+        (replaced, "consistency"),
         (public_size_alone, "consistency"),
         (clipping, "consistency"),
         (clipping_in_words, "consistency"),
