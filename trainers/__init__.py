@@ -24,6 +24,7 @@ from dpaudit.trainers.parameters import trained_parameters as trained_parameters
 from dpaudit.trainers.plan import PrivacyPlan as PrivacyPlan
 from dpaudit.trainers.preflight.check import preflight as preflight
 from dpaudit.trainers.preflight.sources import CollatedRecords as CollatedRecords
+from dpaudit.trainers.preflight.units import preflight_units as preflight_units
 from dpaudit.trainers.rows import one_loss_per_record as one_loss_per_record
 from dpaudit.trainers.sampling import PoissonSampler as PoissonSampler
 from dpaudit.trainers.sampling import sampler_for as sampler_for
@@ -86,6 +87,7 @@ __all__ = [
     # Before the first step: is every contribution bounded?
     "CollatedRecords",
     "preflight",
+    "preflight_units",
     # Training without gradients (zeroth order).
     "Directions",
     "ZOLogWriter",

@@ -119,8 +119,15 @@ def refuse_undrawn(sampler: object, drawn_from: int) -> None:
     ------
     PrivacyRefusal
         Canaries that are never drawn would leave an audit that sees nothing.
+    InvalidValue
+        Of more records than there are: it counts records where units are drawn.
     """
     count = getattr(sampler, "n_records", drawn_from)
+    if count > drawn_from:
+        raise InvalidValue(
+            f"the sampler draws from {count} and the plan from {drawn_from}; where whole units are drawn, give"
+            " distributed_options(..., units=units) the units that train takes."
+        )
     if count < drawn_from:
         raise PrivacyRefusal(
             f"the sampler draws from {count} records and leaves out {drawn_from - count} in-run canaries, so that their"

@@ -325,8 +325,8 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
     if public.labels is None or public.classes is None or len(public) < wanted.count:
         raise InvalidValue(
             f"canaries.kind={wanted.kind!r} with canaries.count={wanted.count} needs as many labelled public records"
-            f" and has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}), or"
-            " lower the count."
+            f" and has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}),"
+            " or lower the count."
         )
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
     fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]

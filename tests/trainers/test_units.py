@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue
-from dpaudit.trainers import PoissonSampler, bound_records, train
+from dpaudit.trainers import GhostClipping, PoissonSampler, bound_records, train
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.units import UnitDraws, Units, record_mark, unit_losses
@@ -196,6 +196,37 @@ def test_one_person_is_not_two_units_by_writing_the_name_in_two_ways():
     ]  # fmt: skip
     with pytest.raises(InvalidValue, match="one unit has 2 records"):
         bound_records(["Ann", "ann"], 1, rule="refuse")
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("micro", [1, 3, 100])
+def test_views_of_a_record_are_clipped_as_one(lean, micro):
+    """K augmented views, mean loss over them, one clip: against one autograd call for each record."""
+    model, records = linear_problem()
+    model = model.double()
+    shifts = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plan = linear_plan(noise_multiplier=0.0, steps=1)
+
+    def views(rows):
+        batch = {key: value.double() for key, value in collate(rows).items()}
+        return {"x": (batch["x"][:, None] + shifts).flatten(0, 1), "y": batch["y"].repeat_interleave(4, 0)}
+
+    def mean_over_views(model, batch):
+        return loss_fn(model, batch).view(-1, 4).mean(1)
+
+    drawn, expected = [0, 7, 21, 33], 0
+    for i in drawn:
+        loss = mean_over_views(model, views([records[i]]))
+        flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum(), list(model.parameters()))])
+        expected = expected + flat * min(1.0, 0.5 / float(flat.norm()))
+    seen = []
+    train(
+        model, records, plan, collate=views, loss_fn=mean_over_views, journal=MemoryJournal(), rows_per_record=4,
+        clipper=GhostClipping(model, 0.5, group=4, lean=lean), sampler=ScriptedSampler([drawn]), noise=NoNoise(),
+        physical_batch_size=micro, callback=seen.append,
+    )  # fmt: skip
+    found = torch.cat([t.flatten() for t in seen[0].released])
+    assert torch.allclose(found, expected / 10, rtol=0, atol=1e-11)
 
 
 def test_losses_of_units():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from collections.abc import Iterable
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import PoissonSampler, Sampler
 from dpaudit.trainers.step import trainable
+from dpaudit.trainers.units import Units, draws_of
 
 
 class DistributedOptions(TypedDict):
@@ -67,7 +69,13 @@ class ShardSampler:
 
 
 def distributed_options(
-    model: nn.Module, plan: PrivacyPlan, n_records: int, *, journal: Journal, canaries: Canaries | None = None
+    model: nn.Module,
+    plan: PrivacyPlan,
+    n_records: int,
+    *,
+    journal: Journal,
+    canaries: Canaries | None = None,
+    units: Units | Iterable[Any] | None = None,
 ) -> DistributedOptions:
     """What ``train`` needs in each process of an initialised process group (gloo or nccl).
 
@@ -82,6 +90,9 @@ def distributed_options(
 
     In-run ``canaries`` are given here and not to ``train``: rank 0 alone draws, adds and scores them. A ``recorder`` of
     releases is given to ``train`` in rank 0 alone.
+
+    ``units`` are those that ``train`` takes, the same in every process. Where whole units are drawn, each lies in one
+    process with all its records.
 
     Raises
     ------
@@ -113,7 +124,7 @@ def distributed_options(
     own = canaries if rank == 0 else None
     options = DistributedOptions(
         sampler=ShardSampler(
-            n_records,
+            draws_of(plan, n_records, units).count,
             plan.sampling_probability,
             rank=rank,
             world=world,

@@ -1,3 +1,4 @@
+import functools
 import multiprocessing
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import torch.distributed as dist
 from torch import nn
 
 from dpaudit import MemoryJournal
-from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers import NoiseSource, OptimizerSettings, train
 from dpaudit.trainers.distributed.replicated import ShardSampler, distributed_options
+from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from tests import ROOT
+from tests.trainers.distributed.processes import together
 from tests.trainers.test_loop import collate, linear_plan, linear_problem, loss_fn
 
 DRAWS = [[0, 1, 2, 5], [3], [], [4, 6, 7]]  # empty for one process in the second step, for both in the third
@@ -77,6 +80,45 @@ def test_two_processes_make_the_update_of_one(tmp_path, changes):
     found = [torch.load(tmp_path / f"weights{rank}") for rank in range(2)]
     assert torch.equal(*found)
     assert torch.allclose(found[0], expected, atol=1e-6)
+
+
+OWNERS = ["ann", "bob", "ann", "cyd", "bob", "dan", "ann", "cyd"] + ["eve"] * 32
+
+
+def units_of_two(rank):
+    model, records = linear_problem()
+    plan = linear_plan(
+        sampling="none", public_size=5, expected_batch_size=5, sampling_unit="unit", records_per_unit=3, steps=1,
+        noise_multiplier=0.0,
+    )  # fmt: skip
+    train_ = functools.partial(
+        train, model, records, plan, collate=collate, loss_fn=loss_fn, units=OWNERS,
+        optimizer=OptimizerSettings(algorithm="sgd", learning_rate=1.0), physical_batch_size=2, noise=NoNoise(),
+    )  # fmt: skip
+    with pytest.raises(InvalidValue, match=r"the sampler draws from 40 and the plan from 5; .* units=units"):
+        train_(**distributed_options(model, plan, len(records), journal=MemoryJournal()))
+    options = distributed_options(model, plan, len(records), journal=MemoryJournal(), units=OWNERS)
+    seen = []
+    train_(callback=lambda report: seen.append(report.private.indices), **options)
+    return seen[0], torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.slow
+def test_all_records_of_a_unit_are_in_one_process_and_clipped_as_one(tmp_path):
+    (first, weights), (second, others) = together(2, tmp_path, units_of_two)
+    assert torch.equal(weights, others)
+    owners = [{OWNERS[i] for i in rows} for rows in (first, second)]
+    assert not owners[0] & owners[1] and owners[0] | owners[1] == set(OWNERS)
+    assert sorted(i for i in (*first, *second) if OWNERS[i] != "eve") == list(range(8))
+    model, records = linear_problem()
+    total = torch.zeros(4)
+    for owner in sorted(set(OWNERS)):
+        rows = [i for i in (*first, *second) if OWNERS[i] == owner]
+        losses = loss_fn(model, collate([records[i] for i in rows]))
+        flat = torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), list(model.parameters()))])
+        total += flat * min(1.0, 0.5 / float(flat.norm()))
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.allclose(start - weights, total / 5, atol=1e-6)
 
 
 TORCHRUN = """
