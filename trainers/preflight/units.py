@@ -91,8 +91,8 @@ def _alone(flat: Flat, rows: Sequence[int], unit: int, bound: float, tolerance: 
     if not reached <= 1 + tolerance:
         raise PrivacyRefusal(
             f"the {len(rows)} records of unit {unit} alone move the clipped sum by {reached:.4g} C and must move it by"
-            " at most C; clip them as one: give clipped_sum(losses, units=...) one loss and one number for each unit, and"
-            " keep a unit's rows in one micro-batch."
+            " at most C; clip them as one: give clipped_sum(losses, units=...) one loss and one number for each unit,"
+            " and keep a unit's rows in one micro-batch."
         )
     if reached < _REACHED:
         raise InvalidValue(
