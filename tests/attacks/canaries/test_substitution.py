@@ -116,4 +116,5 @@ def test_bounds_hold_for_replacing_and_refute_what_holds_for_adding() -> None:
         above += (result.epsilon_lower or 0.0) > truth
     # Binomial quantiles of 1 - 1e-4 at the promised rates of .05 and .045.
     assert above <= 15 and convicted[0] <= 14
-    assert convicted[1] == runs
+    # The same scores refute the curve of adding or removing, which false alarms would do five times at most.
+    assert convicted[1] >= 25
