@@ -85,6 +85,7 @@ def test_canaries_whose_label_is_replaced_from_a_table_to_a_verified_certificate
     config["canaries"].update(kind="label-substitution", copies=2)
     config["claim"]["relation"] = "replace_one"
     config["privacy"].update(accountants=["prv"], calibrate_with="prv")
+    del config["audit"]["in_run"]
     path, run = write_toml(tmp_path / "c.toml", config), tmp_path / "run"
     done = run_cli("certify", path, "--out", run, "--json", "--control")
     assert done.code == 2, done.error
