@@ -92,7 +92,7 @@ def distributed_options(
     releases is given to ``train`` in rank 0 alone.
 
     ``units`` are those that ``train`` takes, the same in every process. Where whole units are drawn, each lies in one
-    process with all its records.
+    process with all its records; without ``units``, ``n_records`` is then the number of units.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def distributed_options(
     own = canaries if rank == 0 else None
     options = DistributedOptions(
         sampler=ShardSampler(
-            draws_of(plan, n_records, units).count,
+            n_records if units is None else draws_of(plan, n_records, units).count,
             plan.sampling_probability,
             rank=rank,
             world=world,

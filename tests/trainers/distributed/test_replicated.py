@@ -95,11 +95,9 @@ def units_of_two(rank):
         train, model, records, plan, collate=collate, loss_fn=loss_fn, units=OWNERS,
         optimizer=OptimizerSettings(algorithm="sgd", learning_rate=1.0), physical_batch_size=2, noise=NoNoise(),
     )  # fmt: skip
-    with pytest.raises(InvalidValue, match="draws units of records and units=None; give each record's unit"):
-        distributed_options(model, plan, len(records), journal=MemoryJournal())
-    options = distributed_options(model, plan, len(records), journal=MemoryJournal(), units=OWNERS)
     with pytest.raises(InvalidValue, match=r"the sampler draws from 40 and the plan from 5; .* units=units"):
-        train_(**{**options, "sampler": ShardSampler(len(records), 1.0, rank=rank, world=2)})
+        train_(**distributed_options(model, plan, len(records), journal=MemoryJournal()))
+    options = distributed_options(model, plan, len(records), journal=MemoryJournal(), units=OWNERS)
     seen = []
     train_(callback=lambda report: seen.append(report.private.indices), **options)
     return seen[0], torch.cat([p.detach().flatten() for p in model.parameters()])
