@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from dpaudit import InvalidValue, Ledger, Stage, account
-from dpaudit.attacks import flip_coins, label_substitution_canaries, loss_scores, read_secret, write_secret
+from dpaudit.attacks import flip_coins, label_substitution_canaries, read_secret, write_secret
 from dpaudit.attacks.canaries.canary import CanarySet, from_rows, inserted
 from dpaudit.attacks.canaries.secret import read_open
+from dpaudit.attacks.scores.functions import loss_scores
 from dpaudit.attacks.scores.losses import canary_losses
 from dpaudit.attacks.scores.score_model import score_model
 from dpaudit.auditing import audit, design
