@@ -101,7 +101,7 @@ def hold_out(
     holdout_fraction : float
         Expected share of all n held out, in (0, 0.5].
     eligible : sequence of int, optional
-        Records that may be held out, such as :func:`unique_records`, or units, :func:`unique_units`; by default all.
+        Records that may be held out, such as ``unique_records``, or units, ``unique_units``; by default all.
     generator : numpy.random.Generator, optional
         For tests only.
     """

@@ -44,9 +44,9 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
     Parameters
     ----------
     certificate : Statement
-        As made by :func:`dpaudit.certificates.build_certificate`.
+        As made by ``dpaudit.certificates.build``.
     series : mapping, optional
-        Arrays for figures, each optional: ``epsilon_over_steps`` (see :func:`dpaudit.reports.budget`), ``roc``
+        Arrays for figures, each optional: ``epsilon_over_steps`` (see ``budget``), ``roc``
         (:func:`~dpaudit.reports.roc`), ``scores`` or ``exposure`` (:func:`~dpaudit.reports.histogram`) and ``tradeoff``
         (:func:`~dpaudit.reports.tradeoff`).
 

@@ -24,8 +24,8 @@ def compare_page(payload: Mapping[str, Any]) -> str:
     payload : mapping
         What ``dpaudit compare --json`` prints: ``delta``, ``relation``, ``results`` (each in the form of
         ``dpaudit account``, with a sentence under ``remark``), and optionally ``stages``, ``unit``, ``summary``,
-        ``epsilon_over_steps``, ``epsilon_over_delta`` (see :func:`dpaudit.reports.over_steps`), ``tradeoff`` (see
-        :func:`dpaudit.reports.tradeoff_curves`) and ``not_drawn``.
+        ``epsilon_over_steps``, ``epsilon_over_delta`` (see ``over_steps``), ``tradeoff`` (see
+        ``tradeoff_curves``) and ``not_drawn``.
     """
     drawn = (
         ("epsilon_over_steps", curves.over_steps),

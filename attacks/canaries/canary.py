@@ -211,7 +211,7 @@ def refuse_truncation(lengths: IntArray | Sequence[int], max_length: int | None,
 
 
 class Committed(NamedTuple):
-    """What :func:`commit` returns: opaque ids in canary order, the secret manifest, and the public digest."""
+    """Opaque ids in canary order, the secret manifest, and the public digest; from :func:`dpaudit.attacks.commit`."""
 
     ids: tuple[str, ...]
     manifest: dict[str, Any]
@@ -228,7 +228,7 @@ def commit(canaries: CanarySet, coins: object, nonce: bytes, copies: int) -> Com
     coins : array (m,) of 0/1
         1 = inserted.
     nonce : bytes
-        32 secret bytes, from :func:`draw_nonce`.
+        32 secret bytes, from ``draw_nonce``.
     copies : int
         How often an inserted canary stands in the data; k copies test the group-k claim.
 

@@ -79,7 +79,7 @@ def draw_in_run_canaries(
     dimension : int
         d, number of trained coordinates.
     m : int, optional
-        Number of canaries, at most d; :func:`recommended_in_run_canaries` if None.
+        Number of canaries, at most d; ``recommended_in_run_canaries`` if None.
     rng : numpy Generator, optional
         Injected randomness, for tests alone: whoever knows its seed knows the coins.
     """

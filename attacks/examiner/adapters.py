@@ -203,7 +203,7 @@ class FirstOrderAdapter(_TrainerAdapter):
     optimizer : object
         Settings of plain SGD with a constant learning rate of 1, so that the weights move by minus the release.
     special : mapping, optional
-        Adversarial records of the task by name, such as {"empty label": …}; losses scaled by :data:`FACTORS` are
+        Adversarial records of the task by name, such as {"empty label": …}; losses scaled by ``FACTORS`` are
         added to them.
     options : mapping, optional
         Further arguments of ``train``, such as ``physical_batch_size``.

@@ -69,7 +69,7 @@ def examine(
     accountant : callable or None
         ``accountant(ledger, delta)`` returns a certified upper bound on ε; without it the claim is not recomputed.
     groups : collection of str
-        Groups of :data:`GROUPS` to run; all by default. Those left out are listed in ``untested``.
+        Groups of ``GROUPS`` to run; all by default. Those left out are listed in ``untested``.
     alpha : float
         Probability of a statistical finding for a correct step, at most; smaller where one run has several steps.
     remake : callable or None

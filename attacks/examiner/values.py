@@ -29,9 +29,9 @@ class ExamFinding:
     Attributes
     ----------
     name : str
-        Cause in the examiner's vocabulary, such as ``noise_scale``; see :data:`dpaudit.attacks.examiner.causes.TABLE`.
+        Cause in the examiner's vocabulary, such as ``noise_scale``; see ``dpaudit.attacks.examiner.causes.TABLE``.
     status : str
-        One of :data:`STATUSES`.
+        One of ``STATUSES``.
     claim : str
         "step function", "declared mechanism" or "ledger".
     text : str

@@ -119,7 +119,7 @@ def account(
     group_size : int
         Units of privacy that change together.
     assume : names
-        Explicit statements the ledger cannot make; see :func:`dpaudit.accounting.charges`.
+        Explicit statements the ledger cannot make; see ``dpaudit.accounting.relations.charges``.
     tuning : str or Tuning, optional
         Law of the number of runs when only the best is released; ``rdp`` only.
     rtol : float, optional
@@ -133,7 +133,7 @@ def account(
     Raises
     ------
     UnsupportedStage
-        An accountant cannot treat a stage or an option; the message names it and the remedy. :func:`replies` keeps the
+        An accountant cannot treat a stage or an option; the message names it and the remedy. ``replies`` keeps the
         answers of the others.
     """
     found = replies(

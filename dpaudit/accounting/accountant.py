@@ -41,7 +41,7 @@ class Question:
     group_size : int
         Units of privacy that change together.
     assume : tuple of str
-        Explicit statements that the ledger cannot make; see :func:`dpaudit.accounting.charges`.
+        Explicit statements that the ledger cannot make; see ``dpaudit.accounting.relations.charges``.
     tuning : Tuning, optional
         Law of the number of runs when only the best is released.
     rtol : float, optional
@@ -95,7 +95,7 @@ class Accountant(abc.ABC, Generic[T]):
     rigorous : bool
         Whether ``upper`` (and ``lower``) are proven bounds. An accountant that is not rigorous may only estimate.
     options : frozenset of str
-        Which of :data:`OPTIONS` it takes. A question with another one is refused, never answered without it.
+        Which of ``OPTIONS`` it takes. A question with another one is refused, never answered without it.
     """
 
     name: str

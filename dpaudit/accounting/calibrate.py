@@ -209,7 +209,7 @@ def calibrate_steps(
 ) -> int:
     """Largest number of steps of ``stage`` (its own is ignored) whose certified ε at δ meets the target.
 
-    At most :data:`LARGEST_STEPS`: more are not looked for, so that a result of 1e9 says only that so many meet it.
+    At most ``LARGEST_STEPS``: more are not looked for, so that a result of 1e9 says only that so many meet it.
     """
 
     def epsilon_of(steps: float) -> float:

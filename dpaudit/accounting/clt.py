@@ -40,19 +40,19 @@ def clt_mu(charges: Charges) -> float:
 
 @final
 class CltAccountant(Accountant[tuple[Charges, float]]):
-    """An estimate, said to be one."""
+    """ε by the central-limit theorem for Gaussian DP: an estimate, and never reported as a bound."""
 
     name = "gdp-clt"
     rigorous = False
     options = frozenset({"assume", "rtol"})
 
     def prepare(self, question: Question) -> tuple[Charges, float]:
-        """The charges and the μ of the central limit, where it has one."""
+        """The ledger's charges and its central-limit μ, where it has one."""
         cost = charged(question)
         return cost, clt_mu(cost)
 
     def bounds(self, question: Question, prepared: tuple[Charges, float]) -> Bounds:
-        """ε of that μ."""
+        """ε at δ of the central-limit μ, as an estimate."""
         cost, mu = prepared
         value = math.inf if math.isinf(mu) else gaussian_epsilon(mu, question.delta)
         return Bounds(estimate=value, notes=resting_on(cost, "a central-limit estimate, not a bound"))

@@ -77,7 +77,7 @@ def compare(
     ----------
     curves : bool
         Also compute ε over steps (with stage boundaries), ε over δ, and the trade-off band with the curves that the
-        other accountants imply; see :mod:`dpaudit.accounting.comparison_curves`.
+        other accountants imply; see ``dpaudit.accounting.comparison_curves``.
     empirical : sequence of (fpr, tpr)
         Points of an attack, carried into the trade-off figure.
 

@@ -17,7 +17,9 @@ from dpaudit.privacy.stage import Mechanism, Relation, Sampling, Stage, joint_no
 def to_event(ledger: Ledger) -> Any:
     """The ledger as a ``dp_accounting.ComposedDpEvent``, one event for each stage.
 
-    P directions become their one Gaussian, and a quantile query is folded in on the same minibatch.
+    A step that publishes P directions becomes one Gaussian release whose noise multiplier is σ/√P (each direction
+    clipped apart) or σ (clipped jointly). A quantile query of multiplier σ_b on the same minibatch is merged into that
+    release: the multiplier of both is (σ⁻² + (2σ_b)⁻²)^(−1/2).
 
     Raises
     ------

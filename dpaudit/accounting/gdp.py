@@ -17,7 +17,7 @@ from dpaudit.privacy.rounding import upper_text
 
 @final
 class GdpAccountant(Accountant[Charges]):
-    """An upper bound from a certified μ."""
+    """Upper bound on ε from a certified Gaussian-DP parameter μ."""
 
     name = "gdp"
     options = frozenset({"assume", "rtol"})
@@ -34,7 +34,7 @@ class GdpAccountant(Accountant[Charges]):
         return charged(question)
 
     def bounds(self, question: Question, prepared: Charges) -> Bounds:
-        """ε at δ of the exact μ, or of the one certified from δ on."""
+        """ε at δ by the exact μ, or by a μ that is certified for this δ and all larger ones."""
         from dpaudit.accounting.mu import certified_mu, exact_mu
 
         exact = exact_mu(prepared)

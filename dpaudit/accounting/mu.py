@@ -1,4 +1,4 @@
-"""μ*(δ_min): the certified Gaussian-DP parameter of a sampled ledger, with what it overstates."""
+"""Certified Gaussian-DP parameter μ*(δ_min) of a sampled ledger, and by how much its curve overstates δ."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def gaussian_dp(
     assume: Collection[str] = (),
     with_regret: bool = True,
 ) -> GaussianDP:
-    """The certified μ of a ledger over δ in [delta_min, 1)."""
+    """Certified Gaussian-DP parameter μ of a ledger over δ in [delta_min, 1)."""
     validate.open_unit(delta_min=delta_min)
     cost = charges(ledger, group_size=group_size, assume=assume)
     exact = exact_mu(cost)
@@ -109,7 +109,7 @@ def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
 
 
 def _spread(first: float, last: float) -> list[float]:
-    """δ from ``first`` to ``last``: twelve a decade, and fewer where log δ is large and the curve flat in it."""
+    """Grid of δ from ``first`` to ``last``: twelve a decade, fewer where log δ is large and the curve is flat in it."""
     found, log_delta, end = [], math.log(last), math.log(first)
     while log_delta > end:
         found.append(math.exp(log_delta))
@@ -118,7 +118,7 @@ def _spread(first: float, last: float) -> list[float]:
 
 
 def _regret(cost: Charges, mu: float, delta_min: float) -> float:
-    """Δ between the certified curve and that of μ, on a fine logarithmic grid (an estimate from above)."""
+    """Smallest Δ that, added to both error rates, brings the certified curve below μ's; from above, on a fine grid."""
     alpha = np.concatenate((np.geomspace(max(delta_min, 1e-6), 0.5, 120), np.linspace(0.5, 1.0, 41)[1:]))
     beta = 1 - rates(cost, alpha).tpr_lower  # the curve is at most this
     gaussian = ndtr(ndtri(1 - alpha) - mu)

@@ -1,4 +1,4 @@
-"""Our certified ε inside Opacus: an accountant for ``PrivacyEngine(accountant="dpaudit")``."""
+"""dpaudit's certified ε as an accountant of Opacus, for ``PrivacyEngine(accountant="dpaudit")``."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def register_with_opacus(*, relation: str | Relation) -> str:
     chosen = Relation.parse(relation)
 
     class CertifiedAccountant(IAccountant):  # type: ignore[misc]  # opacus is untyped
-        """History of (σ, q, steps), and its certified ε."""
+        """An accountant with Opacus's interface: it keeps the history of (σ, q, steps) and gives its certified ε."""
 
         def __init__(self) -> None:
             self.history: list[tuple[float, float, int]] = []
 
         def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
-            """Count one step."""
+            """Add one step to the history."""
             if self.history and self.history[-1][:2] == (noise_multiplier, sample_rate):
                 self.history[-1] = (noise_multiplier, sample_rate, self.history[-1][2] + 1)
             else:

@@ -1,4 +1,4 @@
-"""What the accountants that stand on dp_accounting share: its version, and quiet."""
+"""Shared by the accountants built on dp_accounting: the version of both packages, and silencing its log."""
 
 from __future__ import annotations
 

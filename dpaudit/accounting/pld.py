@@ -36,7 +36,7 @@ _MOST_SCALE = 1e100  # wider noise is charged as this, which can only raise ε
 
 @final
 class PldAccountant(Accountant[tuple[Charges, list[Any]]]):
-    """An upper bound by connect-the-dots on a grid of 1e-4 (2207.04380)."""
+    """Upper bound on ε by the connect-the-dots discretisation on a grid of 1e-4 (2207.04380)."""
 
     name = "pld"
     options = frozenset({"assume", "rtol"})
@@ -96,7 +96,7 @@ def pld_curve(ledger: Ledger, deltas: Sequence[float], **options: Any) -> list[f
 
 
 def _epsilons(cost: Charges, events: Sequence[Any], question: Question, deltas: Sequence[float]) -> list[float]:
-    """ε at each δ of the composed distribution."""
+    """ε at each δ, from one composed privacy loss distribution."""
     if cost.infinite:
         return [math.inf] * len(deltas)
     import dp_accounting as dp
@@ -118,7 +118,7 @@ def _symmetric(cost: Charges, question: Question) -> bool:
 
 
 def _small_enough(cost: Charges) -> None:
-    """Refuse what would fill memory, or hours, with grid points."""
+    """Refuse a question whose grid points would fill memory or take hours."""
     runs = with_gaussian(sides(cost).above)
     narrow = any(part.scale < _LEAST_SCALE for step, _ in runs for _, part in step.components)
     single = math.inf if narrow else sum(_points(step) for step, _ in runs)

@@ -26,7 +26,7 @@ _MOST_SCALE = 1e100  # wider noise is charged as this, which can only raise ε
 
 @final
 class RdpAccountant(Accountant[tuple[Charges, Any]]):
-    """An upper bound by Rényi composition (Mironov et al., 1908.10530); tuning by 2110.03620."""
+    """Upper bound on ε by Rényi composition (Mironov et al., 1908.10530), and of tuning by 2110.03620."""
 
     name = "rdp"
     options = frozenset({"assume", "rtol", "tuning"})
@@ -58,7 +58,7 @@ class RdpAccountant(Accountant[tuple[Charges, Any]]):
 
 
 def rdp_curve(ledger: Ledger, deltas: Sequence[float], **options: Any) -> list[float]:
-    """Upper bounds on ε at several δ, for a curve.
+    """Upper bounds on ε at several δ from one Rényi composition, for a curve.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def rdp_curve(ledger: Ledger, deltas: Sequence[float], **options: Any) -> list[f
 
 
 def _epsilons(event: Any, deltas: Sequence[float]) -> list[float]:
-    """ε at each δ of an event; 0 where there is none."""
+    """ε at each δ of a dp_accounting event; 0 where the ledger has no steps."""
     if event is None:
         return [0.0] * len(deltas)
     import dp_accounting as dp

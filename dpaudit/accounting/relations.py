@@ -1,4 +1,4 @@
-"""From a ledger to what it costs: the dominating pair of every stage under a relation and a group size.
+"""Translation of a ledger into its privacy cost: the dominating pair of every stage under a relation and group size.
 
 Every stage becomes either Gaussian cost (its mean shift μ, whose squares add up exactly) or a run of identical
 steps whose outputs are dominated by a pair of one-dimensional mixtures
@@ -66,7 +66,7 @@ class Charges:
 
     @property
     def mu_squared(self) -> float:
-        """μ², which adds up over Gaussian stages."""
+        """Square of the Gaussian part's μ; squares add up over Gaussian stages."""
         return self.mu * self.mu
 
 
@@ -167,7 +167,7 @@ def binomial(n: int, q: float) -> tuple[float, ...]:
 
 
 def _full(mechanism: Mechanism, scale: float, shift: float, steps: int, tight: bool = True) -> float | tuple[Step, int]:
-    """Unsampled steps: exact μ for Gaussian noise, a shift of one for Laplace."""
+    """Cost of unsampled steps: the exact μ for Gaussian noise, one step's pair for Laplace noise."""
     if mechanism is Mechanism.GAUSSIAN:
         return math.sqrt(steps) * (shift / scale)
     return Step(((1.0, Component(mechanism, scale / shift, (0.0, 1.0), (1.0,))),), tight), steps
@@ -194,7 +194,7 @@ def _shuffled(
 
 
 def _truncated(stage: Stage, number: int, relation: Relation, records: int, sigma: float) -> Step:
-    """Truncated Poisson sampling as 2508.15089 bounds it: with a public label, the cap binds or it does not."""
+    """Cost of truncated Poisson sampling (2508.15089): a public label says whether the cap on the minibatch binds."""
     from scipy.special import bdtrc
 
     population, cap, q = stage.public_size, stage.max_batch, stage.sampling_probability

@@ -47,7 +47,7 @@ def refuse_missed_target(ledger: Ledger, *, delta: float, target_epsilon: float)
 
 @functools.lru_cache(maxsize=64)
 def _certified(ledger: Ledger, delta: float, accountants: Sequence[str]) -> float | None:
-    """The bound of the first accountant that treats the ledger."""
+    """Certified upper bound on ε by the first accountant that can treat the ledger."""
     for name in accountants:
         try:
             found = smallest_upper(account(ledger.merged(), delta=delta, accountants=(name,)))

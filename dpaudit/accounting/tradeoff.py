@@ -72,7 +72,7 @@ def rates(cost: Charges, fpr: Sequence[float] | Array) -> TradeOff:
 
 
 def _upper_rates(pair: Pair, alpha: Array) -> Array:
-    """TPR ≤ δ(ε) + e^ε·FPR at every lattice loss ε."""
+    """Upper bounds on the TPR: TPR ≤ δ(ε) + e^ε·FPR at every lattice loss ε."""
     losses = pair.start + pair.h * np.arange(len(pair.first.value))
     margin = pair.first.scale_error + pair.second.scale_error
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -97,7 +97,7 @@ def _upper_rates(pair: Pair, alpha: Array) -> Array:
 
 
 def _lower_rates(pair: Pair, alpha: Array) -> Array:
-    """Tests that report label ≥ j, and coin flips between them."""
+    """Lower bounds on the TPR, by tests that report a loss label of at least j and by mixtures of two of them."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         log_tpr = np.log(pair.first.value - pair.first.error) + pair.first.log_scale - pair.first.scale_error
         log_fpr = np.log(pair.second.value + pair.second.error) + pair.second.log_scale + pair.second.scale_error
@@ -150,14 +150,14 @@ def delta_at(ledger: Ledger, epsilon: float, *, group_size: int = 1, assume: Col
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class EpsilonCurve:
-    """Certified ε after each of ``steps`` (ascending)."""
+    """Certified bounds on ε after each of ``steps`` (ascending)."""
 
     steps: tuple[int, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
 
     def upper_after(self, step: int) -> float:
-        """Upper bound on ε after any number of steps: that of the next step evaluated."""
+        """Upper bound on ε after any number of steps: the bound at the next step count that was evaluated."""
         place = int(np.searchsorted(np.array(self.steps), step))
         return self.upper[place] if place < len(self.steps) else math.inf
 

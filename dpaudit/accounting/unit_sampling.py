@@ -18,7 +18,7 @@ from dpaudit.privacy.stage import Relation, Sampling, Stage
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UnitDesign:
-    """One way to draw, calibrated to the target.
+    """One way to draw minibatches, with its noise calibrated to the target ε.
 
     Parameters
     ----------

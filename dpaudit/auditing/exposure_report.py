@@ -40,7 +40,7 @@ NOTE = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExposureReport:
-    """Exposure of a set of canaries against one set of references; see :func:`exposure_report`."""
+    """Exposure of a set of canaries against one set of references; see :func:`dpaudit.auditing.exposure_report`."""
 
     ids: tuple[str, ...]
     losses: NDArray[np.float64]

@@ -112,7 +112,7 @@ def f_dp_rejects(
 
 
 def f_dp_p_value(m: int, guesses: int, correct: int, curve: TradeOff, *, alphabet: int = 2) -> float:
-    """Smallest level at which :func:`f_dp_rejects` rejects (rounded up, relative accuracy 1e-3); 1 when none does."""
+    """Smallest level at which ``f_dp_rejects`` rejects (rounded up, relative accuracy 1e-3); 1 when none does."""
     if not f_dp_rejects(m, guesses, correct, curve, 0.999999, alphabet=alphabet):
         return 1.0
     low, high = -40.0 * 2.302585092994046, 0.0  # natural logarithms: 1e-40 and 1
@@ -144,7 +144,7 @@ def f_dp_mu_lower(
 def f_dp_epsilon_lower(
     m: int, guesses: int, correct: int, delta: float, alpha: float = 0.05, *, alphabet: int = 2, tol: float = 1e-9
 ) -> float:
-    """ε at δ of :func:`f_dp_mu_lower`: "ε assuming the mechanism is Gaussian", conditional.
+    """ε at δ of ``f_dp_mu_lower``: "ε assuming the mechanism is Gaussian", conditional.
 
     >>> round(f_dp_epsilon_lower(1000, 1000, 700, 1e-5), 3)
     1.372

@@ -201,7 +201,7 @@ def profile_test(
 def profile_counts(
     scores: ArrayLike, coins: ArrayLike, deltas: Sequence[float], *, epsilons: Sequence[float] = EPSILONS
 ) -> tuple[ProfileCounts, ProfileCounts]:
-    """Set the two events of :func:`profile_test` and count in them."""
+    """Set the two events of ``profile_test`` and count in them."""
     values, member = _scored(scores, coins)
     choosing = np.arange(len(values)) % CHOOSING == 0
     chooser = _Events(values[choosing], member[choosing])
@@ -220,7 +220,7 @@ def profile_counts(
 def profile_test_of_counts(
     counts: Sequence[ProfileCounts], deltas: Sequence[float], *, epsilons: Sequence[float] = EPSILONS
 ) -> ProfileTest:
-    """As :func:`profile_test`, from the counts alone."""
+    """As ``profile_test``, from the counts alone."""
     table = dict(zip(epsilons, deltas, strict=True))
     tests = []
     for event in counts:
@@ -242,7 +242,7 @@ def independent_epsilon_lower(scores: ArrayLike, coins: ArrayLike, delta: float,
     Parameters
     ----------
     scores, coins : array (m,)
-        As for :func:`profile_test`.
+        As for ``profile_test``.
     delta : float
     alpha : float
         Failure probability.

@@ -150,5 +150,5 @@ def gdp_mu_lower(tp: int, n_pos: int, fp: int, n_neg: int, alpha: float = 0.05) 
 
 
 def gdp_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: float, alpha: float = 0.05) -> float:
-    """ε at δ of :func:`gdp_mu_lower`: "ε assuming the mechanism is Gaussian", conditional."""
+    """ε at δ of ``gdp_mu_lower``: "ε assuming the mechanism is Gaussian", conditional."""
     return gdp_epsilon(gdp_mu_lower(tp, n_pos, fp, n_neg, alpha), delta)

@@ -88,7 +88,7 @@ def step_means_bound(
     declared_mu : float, optional
         1 ÷ noise multiplier of the step as declared (√P ÷ σ for P directions of per-direction clipping), to test.
     compose : callable, optional
-        See :data:`Compose`.
+        See ``Compose``.
 
     Notes
     -----

@@ -157,7 +157,7 @@ def build_certificate(evidence: CertificateEvidence) -> Statement:
     Returns
     -------
     Statement
-        Write its :meth:`~dpaudit.certificates.Statement.to_bytes`.
+        Write its ``to_bytes()``.
 
     Raises
     ------

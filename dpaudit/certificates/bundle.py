@@ -43,7 +43,7 @@ _NOTE_NAME = "READ_ME.txt"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle that :func:`bundle` wrote.
+    """A bundle that :func:`dpaudit.bundle` wrote.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """An entry that is the same on every machine at every time."""
+    """ZIP entry without time or owner, so that the same release gives the same bytes everywhere."""
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
     return entry
@@ -239,7 +239,7 @@ def _inside(path: Path, entry: zipfile.ZipInfo, seen: set[str]) -> str:
 
 
 def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    """Copy one entry, and not one byte more than it says it has."""
+    """Copy one entry, and refuse one that holds more bytes than it declares."""
     target.parent.mkdir(parents=True, exist_ok=True)
     left = entry.file_size
     with archive.open(entry) as source, target.open("xb") as out:

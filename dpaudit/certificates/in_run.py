@@ -1,4 +1,4 @@
-"""The in-run section of a certificate: what the observer of every noisy update comes to, from its fields alone."""
+"""What follows from the in-run section of a certificate (an observer of every noisy update), by its fields alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def in_run_faults(body: Predicate) -> tuple[str, ...]:
 
 
 def observed_in_run(body: Predicate, epsilon_upper: float | None) -> Observed | None:
-    """What the in-run audit comes to; None where there is none and none was announced.
+    """Standing of the in-run audit; None where there is none and none was announced.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class InRunSeen:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class InRunCommitted:
-    """In-run canaries under commitment; made by :func:`commit_in_run`. Keep it secret until the run has ended.
+    """In-run canaries under commitment, from :func:`dpaudit.certificates.commit_in_run`; secret until the run ends.
 
     Attributes
     ----------

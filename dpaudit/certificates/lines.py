@@ -32,7 +32,7 @@ _CONTRADICTS = (Verdict.VIOLATED, Verdict.ACCOUNTING_MISMATCH)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """What a certificate's fields come to.
+    """Lines, level and verdict that follow from a certificate's fields.
 
     Attributes
     ----------
@@ -188,7 +188,7 @@ def _released_model(body: Predicate, weighed: Weighed) -> Line:
 
 
 def _perfection(plan: Mapping[str, Any] | None) -> str:
-    """What a plan that allows no wrong guess can decide: nothing in practice."""
+    """Sentence for a plan that allows no wrong guess, which in practice decides nothing."""
     from dpaudit.auditing import AuditPlan
     from dpaudit.auditing.decidable import errors_allowed
 

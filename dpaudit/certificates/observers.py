@@ -1,4 +1,4 @@
-"""The two observers side by side: who sees every noisy update, and who sees the released model."""
+"""Table of the two observers: one sees every noisy update, the other only the released model."""
 
 from __future__ import annotations
 

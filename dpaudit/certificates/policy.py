@@ -16,7 +16,7 @@
     countersigners = ["auditor.pem"]   # of people other than the trainer; level 4 takes one of their signatures
     timestamp_roots = ["tsa.pem"]      # of the authorities that may date a plan or a certificate
 
-Every key is optional and an unknown key is refused, since a misspelt rule would otherwise be no rule.
+Every key is optional. An unknown key is an error: if it were ignored, a misspelling would silently switch a rule off.
 """
 
 from __future__ import annotations

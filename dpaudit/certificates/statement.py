@@ -219,7 +219,7 @@ class InRun(_Model):
     evidence_digest: Digest
     """SHA-256 of ``in_run.json``: coordinates, scores, energy of the releases, counts of the controls."""
     result: Object
-    """What :class:`dpaudit.auditing.in_run.audit.InRunResult` says, as a plain value."""
+    """What an in-run audit says, as a plain value."""
 
 
 class VerdictModel(_Model):
@@ -231,7 +231,7 @@ class VerdictModel(_Model):
 
 
 class LineModel(_Model):
-    """One of the four lines of evidence, in the words of :class:`dpaudit.privacy.level.Line`."""
+    """One of the four lines of evidence: its standing, and the reasons in words."""
 
     name: Literal["accounting", "implementation", "released_model", "origin"]
     standing: Literal["shown", "not shown", "against the claim"]

@@ -47,7 +47,7 @@ class VerdictReasons:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What one audit, by one observer, comes to.
+    """Result of the audit by one observer: what it found, and how surely it would have found a fault.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Observed:
 
     @property
     def supports(self) -> bool:
-        """Whether its silence is evidence for the claim."""
+        """Whether finding nothing is evidence for the claim: the audit was alive and had the power to find a fault."""
         return not (self.against or self.mismatch or self.invalid or self.weak)
 
 

@@ -29,13 +29,13 @@ _HALVINGS = 80
 
 
 def mills(x: Array) -> Array:
-    """R(x) = Φ(−x)/φ(x), for x above −37."""
+    """Mills ratio of the standard normal, R(x) = Φ(−x)/φ(x), for x above −37."""
     found: Array = math.sqrt(math.pi / 2) * erfcx(x / _ROOT_2)
     return found
 
 
 def _fall(z: Array, mu: Array) -> Array:
-    """R(z) − R(z + μ), by its series where the two are nearly equal."""
+    """Difference R(z) − R(z + μ) of two Mills ratios, by its series where they are nearly equal."""
     ratio = mills(z)
     # R' = xR − 1, and every further derivative by R^(n+1) = x·R^(n) + n·R^(n−1).
     before, slope = ratio, z * ratio - 1
@@ -48,7 +48,7 @@ def _fall(z: Array, mu: Array) -> Array:
 
 
 def log_delta_at(z: Real, mu: Real) -> Array:
-    """log δ of the μ-Gaussian at ε = μ·(μ/2 + z)."""
+    """log δ of μ-GDP at ε = μ·(μ/2 + z)."""
     z, mu = np.broadcast_arrays(np.asarray(z, dtype=np.float64), np.asarray(mu, dtype=np.float64))
     inside = np.maximum(z, -30.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -59,14 +59,14 @@ def log_delta_at(z: Real, mu: Real) -> Array:
 
 
 def log_gaussian_delta(mu: Real, epsilon: Real) -> Array:
-    """log δ(ε) of the μ-Gaussian, for arrays; −∞ where μ is 0."""
+    """log δ(ε) of μ-GDP, for arrays; −∞ where μ is 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         z = np.asarray(epsilon) / mu - np.asarray(mu) / 2
     return log_delta_at(np.where(np.isnan(z), np.inf, z), mu)
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
-    """δ at ε of the μ-Gaussian, exact to about 1e-12 relative.
+    """δ at ε of μ-GDP, exact to about 1e-12 relative.
 
     >>> round(gaussian_delta(1.0, 0.0), 6)
     0.382925
@@ -80,7 +80,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float, *, below: bool = False) -> float:
-    """ε at δ of the μ-Gaussian, rounded up or with ``below`` down, to about 1e-12 relative; 0 where δ is at least δ(0).
+    """ε at δ of μ-GDP to about 1e-12 relative, rounded up, or down with ``below``; 0 where δ is at least δ(0).
 
     Infinite where ε passes the largest float (μ above 1.8e154).
 

@@ -1,4 +1,4 @@
-"""What trainers and attacks take from files and accountants without knowing them.
+"""Functions of storage and accounting that trainers and attacks call without importing those packages.
 
 Trainers and attacks know the privacy language alone, so that they can be read, tested and replaced without the rest. A
 ledger on disk, a file written whole, a calibrated σ: for these they call the functions here, and the package root says

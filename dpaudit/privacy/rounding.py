@@ -1,4 +1,4 @@
-"""Numbers as text, rounded in the direction that keeps what they say true.
+"""Numbers as text: an upper bound is rounded up and a lower bound down, so that the printed bound still holds.
 
 An upper bound is rounded up and a lower bound down, so that the printed number is a bound as well; reading the text
 back gives a number on the same side of the value. Estimates are rounded to the nearest, and inputs (a claim, δ) are
@@ -149,7 +149,7 @@ def _digits(number: Decimal, digits: int, rounding: str) -> tuple[str, Decimal]:
 
 
 def _place(figures: str, exponent: int) -> str:
-    """Digits with a decimal point, or with an exponent where that is shorter to read."""
+    """Place the decimal point among digits, or write an exponent where that is shorter."""
     power = len(figures) - 1 + exponent
     if not -4 <= power < 7:
         return figures[0] + ("." + figures[1:] if len(figures) > 1 else "") + f"e{power}"

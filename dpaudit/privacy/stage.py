@@ -16,7 +16,7 @@ from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 
 
 def joint_noise_multiplier(*multipliers: float) -> float:
-    """Multiplier of the one Gaussian release that several on the same data amount to: (Σ σᵢ⁻²)^(−1/2).
+    """Noise multiplier of the one Gaussian release that costs as much as several on the same data: (Σ σᵢ⁻²)^(−1/2).
 
     >>> round(joint_noise_multiplier(1.0, 10.0), 6)
     0.995037
@@ -28,7 +28,7 @@ def joint_noise_multiplier(*multipliers: float) -> float:
 
 
 def remaining_noise_multiplier(whole: float, part: float) -> float:
-    """Multiplier left for a second release when one of ``part`` > ``whole`` takes its share: (σ⁻² − σ_p⁻²)^(−1/2).
+    """Noise multiplier left for a second release beside one of ``part``, so that both cost as much as one of ``whole``.
 
     >>> round(remaining_noise_multiplier(1.0, 20.0), 6)
     1.001252

@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Verdict(StrEnum):
-    """What is said of a claim, in order of precedence: the first that any finding asks for is the verdict.
+    """What can be said of a claim, in order of precedence: the first that any finding asks for is the verdict.
 
     A verdict is equal to its word, prints as it and is written as it.
 

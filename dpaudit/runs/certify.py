@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedRun:
-    """What :func:`certify` made: where the certificate lies, and the numbers that it states.
+    """What :func:`dpaudit.certify` made: where the certificate lies, and the numbers that it states.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ Task = Literal["causal-lm", "sequence-classification"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A configuration that :func:`init` wrote.
+    """A configuration that :func:`dpaudit.init` wrote.
 
     Attributes
     ----------

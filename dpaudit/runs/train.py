@@ -14,7 +14,7 @@ from dpaudit.runs.run import begin, train_phase
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """What :func:`train` left in the run folder.
+    """What :func:`dpaudit.train` left in the run folder.
 
     Attributes
     ----------

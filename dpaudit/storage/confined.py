@@ -33,7 +33,7 @@ WALL_FACTOR = 4.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one call may use.
+    """Computing time and memory that one call may use.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ _CURRENT: list[_Worker] = []
 
 
 def _worker(limits: Limits) -> _Worker:
-    """The process of before, or a new one where it is gone, belongs to a parent before a fork, or has other limits."""
+    """The running confined process, or a new one where it ended, is a forked parent's, or has other limits."""
     if _CURRENT and _CURRENT[0].usable and _CURRENT[0].megabytes == limits.megabytes:
         return _CURRENT[0]
     while _CURRENT:
@@ -175,7 +175,7 @@ def _end() -> None:
 
 
 def _path() -> list[str]:
-    """Where the other process imports from: as here, without the current folder unless dpaudit lies in it."""
+    """Import path of the confined process: this one's, without the current folder unless dpaudit lies in it."""
     root = str(Path(__file__).resolve().parents[2])
     found = [entry for entry in sys.path if entry]
     return found if root in found else [*found, root]

@@ -46,7 +46,7 @@ _MARK = b'{"kind":"open",'
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRecord:
-    """What ``ledger.jsonl`` says, its chain checked.
+    """Content of a ``ledger.jsonl`` file whose digest chain was checked.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ def read_journal(path: Path) -> JournalRecord:
 
 
 def _read_both(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Heads, _OpenRecord | None]:
-    """Both files of a ledger, read again when a running journal changed the first before the second was read."""
+    """Read both files of a ledger, again where a running journal changed the first before the second was read."""
     while True:
         header, segments, heads = _read_sealed(path)
         try:
@@ -201,7 +201,7 @@ class DiskJournal(FileJournal):
             raise
 
     def _take_up(self, header: dict[str, Any]) -> None:
-        """Continue the ledger that stands there, or begin one."""
+        """Continue the ledger that exists at the path, or begin one."""
         if not self._path.exists():
             if self._open_path.exists():
                 raise InvalidEvidence(
@@ -372,7 +372,7 @@ class DiskJournal(FileJournal):
             self.begin(stage)
 
     def close(self) -> None:
-        """Give the ledger up, so that another journal may continue it; an open segment stays as a crash leaves it."""
+        """Release the lock, so that another journal may go on; an open segment stays as a crash leaves it."""
         if os.getpid() == self._process:
             self._stage = None
             self._close_open()

@@ -162,7 +162,7 @@ def read_parquet(data: bytes, request: ParquetRequest, *, name: str) -> tuple[di
 
 
 class _Bytes:
-    """Bytes that a cache does not compare: their digest stands beside them."""
+    """Bytes with their digest, by which a cache compares them."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

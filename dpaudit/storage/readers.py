@@ -172,7 +172,7 @@ def beside(folder: Path, name: str) -> Path | None:
 
 
 def _refuse_half_characters(value: Any, name: str) -> None:
-    """An escape such as ``\\ud800`` alone is half a character: no file, digest or tokenizer can hold it."""
+    """Refuse an escape such as ``\\ud800`` alone, half a character that no file, digest or tokenizer can hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -191,7 +191,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_integer(text: str) -> int:
-    """Integers of 64 bits, as TOML and most readers of JSON know them; longer ones break arithmetic further on."""
+    """Read an integer, refusing one beyond 64 bits, which other JSON readers and later arithmetic cannot hold."""
     if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
         raise InvalidEvidence(f"number {text[:20]}{'…' * (len(text) > 20)} is beyond 64 bits; give a smaller number.")
     return value

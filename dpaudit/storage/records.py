@@ -1,4 +1,4 @@
-"""Records to attack and the scores to hand on, joined by id.
+"""Reading the records that an attack scores, and writing the scores, joined by id.
 
 An attack reads texts and never coins. Columns that the audit needs afterwards (memberships, runs, copies, pairs) are
 copied beside the scores once these are made.
@@ -106,7 +106,7 @@ def write_scores(
 
 
 def check_out(path: Path) -> None:
-    """Refuse an ending that no score file has."""
+    """Refuse an output path whose ending is no format of score files."""
     if path.suffix not in OUT:
         raise InvalidValue(f"out={str(path)!r} must end in .csv or .parquet.")
 

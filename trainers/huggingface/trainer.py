@@ -502,7 +502,7 @@ class DPTrainer(ProcessesTrainer):
         return bool(self.privacy and self.privacy.allow_nonprivate_logs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Publish what depends on no private record; keep the rest in :attr:`private_logs`."""
+        """Publish what depends on no private record; keep the rest in ``private_logs``."""
         public_eval = bool(self.privacy and self.privacy.evaluation_is_public)
         shown = {
             k: v

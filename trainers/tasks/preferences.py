@@ -200,7 +200,7 @@ def reward_accuracy(
     Parameters
     ----------
     records : sequence of mapping
-        With the reference's log-probabilities, as :func:`with_reference_logps` returns them.
+        With the reference's log-probabilities, as ``with_reference_logps`` returns them.
     """
     right = 0.0
     found = _pair_logps(model, records, collate=collate, loss_type=loss_type, batch_size=batch_size)

@@ -227,7 +227,7 @@ def zo_train(
     stages : ZOPlan, ZOStage or sequence of ZOStage
         With σ known: calibrate before.
     collate : callable
-        List of records to a batch. Pad to one length for all batches (:func:`fixed_length`), so that no record changes
+        List of records to a batch. Pad to one length for all batches (``fixed_length``), so that no record changes
         the rounding of another's loss.
     loss_fn : callable
         ``loss_fn(model, batch) -> (B,)`` in fp32 or fp64; each loss may depend on its own example alone.
@@ -262,7 +262,7 @@ def zo_train(
         releases' energy (its one block has the step's P scalars). They belong to the first process of a world.
     preflight : bool or sequence
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
-        them is refused (see :func:`preflight_losses`); or the made-up records to take.
+        them is refused (see ``preflight_losses``); or the made-up records to take.
 
     Raises
     ------

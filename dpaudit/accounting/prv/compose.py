@@ -29,7 +29,7 @@ _NEGLIGIBLE = -46.0  # log of spectrum values that cannot matter (1e-20)
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Law:
-    """A discrete law of one step: log masses at lattice points ``index``, their errors in tilted units, its origin."""
+    """Discrete law of one step: log masses at lattice points ``index``, errors in tilted units, and its origin."""
 
     index: Integers
     log_mass: Array
@@ -59,7 +59,7 @@ class Tilted:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Weighted:
-    """A law under a tilt: weights that add up to one, and what they rest on.
+    """A law under a tilt, normalised: its weights add up to one.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ def log_sum(values: Array) -> float:
 
 
 def weigh(law: Law, theta: float, h: float) -> Weighted:
-    """The law under the tilt ``theta``, normalised."""
+    """Tilt a law by ``theta`` (mass times e^{theta·loss}) and normalise it."""
     exponent = law.log_mass + (theta * h) * law.index
     norm = log_sum(exponent)
     weight = np.exp(exponent - norm)
@@ -129,7 +129,7 @@ def compose(
     size: int,
     slopes: tuple[float, float],
 ) -> Tilted:
-    """Compose each law with itself as often as it says, all together, in the window of ``size`` points.
+    """Compose all laws, each with itself as often as its number of steps, in the window of ``size`` points.
 
     Parameters
     ----------

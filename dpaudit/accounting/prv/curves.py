@@ -84,7 +84,7 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
 
 
 def epsilon_once(cost: Charges, delta: float, rtol: float) -> float:
-    """Nearly the upper end of :func:`epsilon_interval`: one look, in the direction that is probably the larger one.
+    """Upper bound on ε, nearly that of :func:`epsilon_interval`, by one round in the direction that is probably larger.
 
     It proves nothing. It is for searches that evaluate what they find with :func:`epsilon_interval`.
     """
@@ -149,7 +149,7 @@ def epsilon_uppers(cost: Charges, deltas: Sequence[float], *, rtol: float = 2e-3
 
 
 def _falling(values: Sequence[float]) -> list[float]:
-    """Running minimum."""
+    """Running minimum, since ε never rises with δ."""
     return [float(value) for value in np.minimum.accumulate(np.array(values))]
 
 

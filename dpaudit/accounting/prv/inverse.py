@@ -28,7 +28,7 @@ _MANY = 300
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Series:
-    """Σ_{i=0}^{m−1} W(j + i)·kernel(i) for a kernel that is a sum of powers, as a function of j; m ends the window.
+    """Sum over the window from j on, Σ_{i=0}^{m−1} W(j + i)·kernel(i), for a kernel that is a sum of powers.
 
     ``inner`` are the coefficients of e^{iω_f(j − shift)}; each of ``ends`` is a constant to subtract, times
     e^{-power·h·m}, with its power. ``error`` and ``error_ends`` bound what round-off does to them.
@@ -41,7 +41,7 @@ class _Series:
 
 
 def _twice(law: Spectrum) -> Array:
-    """Weight of every coefficient: all but the first stand for a pair."""
+    """Weight of every Fourier coefficient: 1 for the first, 2 for each other, which stands for a conjugate pair."""
     weight: Array = np.full(len(law.value), 2.0 / law.size)
     weight[0] = 1.0 / law.size
     return weight
@@ -52,7 +52,7 @@ def _omega(law: Spectrum) -> Array:
 
 
 def _one_less(law: Spectrum, power: float) -> Complex:
-    """1 − e^{-power·h + iω_f}, without cancellation."""
+    """1 − e^{-power·h + iω_f} at every frequency ω_f, without cancellation."""
     found: Complex = -np.expm1(-power * law.h + 1j * _omega(law))
     return found
 
@@ -113,7 +113,7 @@ def _log(values: Array) -> Array:
 
 
 def _between(low: int, high: int, law: Spectrum) -> Integers:
-    """A few lattice points from ``low`` to ``high``, both among them."""
+    """A few lattice points from ``low`` to ``high``, both ends included."""
     count = _GRID if len(law.value) < _MANY else 9
     if high - low < 2 * count:
         return np.arange(low, high + 1, dtype=np.int64)
@@ -122,7 +122,7 @@ def _between(low: int, high: int, law: Spectrum) -> Integers:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Above:
-    """The dominating pair: its composed law, mass at infinity, and what round-off of the cells adds to ε."""
+    """Composed pair that dominates the ledger's: its law, mass at infinity, and what rounding of cells adds to ε."""
 
     law: Spectrum
     log_infinite: float
@@ -181,7 +181,7 @@ def _first_met(excess: Callable[[Integers], Array], law: Spectrum) -> int | None
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Below:
-    """The dominated pair: the composed laws of its first and of its second member."""
+    """The composed pair that a ledger's dominates: the laws of its first member P and its second member Q."""
 
     first: Spectrum
     second: Spectrum
@@ -211,7 +211,7 @@ class Below:
 
 
 def _window(aim: Aim, h: float, mean: float) -> tuple[int, int]:
-    """First lattice index and size, relative to the laws' own tilted mean."""
+    """First lattice index and size of the window, relative to the laws' own tilted mean."""
     size = math.ceil((aim.high - aim.low) / h) + 8
     return math.floor(mean - (aim.mean - aim.low) / h) - 4, size
 

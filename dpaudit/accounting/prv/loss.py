@@ -1,4 +1,4 @@
-"""The privacy loss of one step: where it is, and its law cut into cells from above and from below.
+"""The privacy loss log dP/dQ of one step: its range, and its law discretised from above and from below.
 
 For a pair (P, Q) with loss L = log dP/dQ, the loss axis is cut at nodes ``origin + h·k``. Two discrete pairs follow.
 
@@ -102,7 +102,7 @@ def _tilt(component: Component, weights: tuple[float, ...], x: Array) -> Array:
 
 
 def _tilt_and_slope(component: Component, weights: tuple[float, ...], x: Array) -> tuple[Array, Array]:
-    """The same for Gaussian noise, all shifts at once, and its derivative."""
+    """log Σ_j w_j f(x − j) / f(x) for Gaussian noise, all shifts at once, and its derivative."""
     shift = np.array([float(j) for j, w in enumerate(weights) if w > 0])[:, None]
     log_w = np.array([math.log(w) for w in weights if w > 0])[:, None]
     terms = log_w + (shift * x - 0.5 * shift * shift) / component.scale / component.scale
@@ -144,8 +144,8 @@ def loss_range(component: Component, reach: float) -> tuple[float, float]:
 def outputs_at(component: Component, start: float, u: Array, reach: float) -> tuple[Array, Array]:
     """Outputs whose loss is ``start + u``, and what a misplaced cut may understate a tail by, relative to the tail.
 
-    A cut at x + dx instead of x misjudges only the sliver between, and there only by how far the loss moves: second
-    order in dx.
+    If a cut is placed at x + dx instead of x, only outputs between the two fall into the wrong cell. Their probability
+    is O(dx) and their loss is wrong by O(dx), so the tail changes by O(dx²).
     """
     sigma, sigma2 = component.scale, component.scale**2
     gaussian = component.mechanism is Mechanism.GAUSSIAN

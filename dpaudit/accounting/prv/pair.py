@@ -1,4 +1,4 @@
-"""The composed pair of a ledger from above and from below, as certified tail sums in an aimed window."""
+"""A ledger's composed pair (P, Q), bounded from above and from below by certified tail sums in one window."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WORK = 2.5e7  # lattice points times runs of one composition: about 10 s
 
 
 def largest_window(runs: int) -> int:
-    """Points of the largest window for so many runs: work is bounded, whatever the ledger."""
+    """Number of points of the largest window for so many runs, which bounds the work for any ledger."""
     return int(min(LARGEST_WINDOW, max(4096, _WORK / max(runs, 1))))
 
 
 def above_law(cut: Cells, direction: int) -> tuple[Law, float, float]:
-    """Dominating law of the first member, log of its mass where the second has none, and κ of its tails."""
+    """Law of P that dominates one step's, log of its mass where Q has none, and κ of its tails."""
     none = np.zeros(len(cut.above_index))
     if direction > 0:
         return Law(cut.above_index, cut.above_log_p, none, cut.origin), cut.log_p_at_infinity, cut.kappa
@@ -31,7 +31,7 @@ def above_law(cut: Cells, direction: int) -> tuple[Law, float, float]:
 
 
 def below_laws(cut: Cells, direction: int) -> tuple[Law, Law]:
-    """Dominated laws of the first and of the second member, as laws of one label."""
+    """Laws of P and Q that one step's pair dominates, as laws of one label."""
     start = direction * (cut.origin + cut.h / 2)
     index, side = direction * cut.below_index, 0 if direction > 0 else 1
     none = np.zeros(len(index))
@@ -52,7 +52,7 @@ def _smooth(n: float) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Tails of the first and the second member of a composed pair.
+    """Tail sums of the two members P and Q of a composed pair.
 
     ``log_infinite``: log of the first-mass at infinity. The truth is dominated once ε is raised by ``shift_error`` and
     δ divided by ``e^{log_mass_factor}`` (at most 1).
@@ -85,7 +85,7 @@ def _window(laws: Sequence[tuple[Law, int]], aim: Aim, h: float) -> tuple[int, i
 
 
 def dominating(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
-    """Composed tails of the pair from above."""
+    """Tail sums of a composed pair that dominates the ledger's: upper bounds follow from it."""
     laws, log_infinite, raised = [], -math.inf, 0.0
     for step, times in runs:
         law, lost, kappa = above_law(cells(step, h, growth, aim.reach), aim.direction)
@@ -120,7 +120,7 @@ def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, log_delta: 
 
 
 def chernoff_delta(runs: Sequence[Run], aim: Aim, h: float, growth: float, epsilon: float) -> float:
-    """Upper bound on δ at ε from the same moments."""
+    """Upper bound on δ at ε from moments of the dominating laws alone: loose, but independent of any window."""
     thetas = aim.theta * np.geomspace(0.05, 1e4, 25)
     total, log_infinite, raised = _moments(runs, aim, h, growth, thetas)
     # δ(ε) is at most the mass of losses above ε.
@@ -146,7 +146,7 @@ def log_less(a: float, b: float) -> float:
 
 
 def dominated(runs: Sequence[Run], aim: Aim, h: float, growth: float) -> Pair:
-    """Composed tails of the pair from below."""
+    """Tail sums of a composed pair that the ledger's dominates: lower bounds follow from it."""
     firsts, seconds = [], []
     for step, times in runs:
         p, q = below_laws(cells(step, h, growth, aim.reach), aim.direction)
@@ -172,7 +172,7 @@ def spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
 
 
 def wanted_spacing(runs: Sequence[Run], aim: Aim, tolerance: float) -> float:
-    """The same where mass is spread smoothly, and however many points it takes."""
+    """Lattice width for ``tolerance`` where mass is spread smoothly, and however many points it takes."""
     steps = sum(times for _, times in runs)
     return min(math.sqrt(8 * tolerance / (steps * (1 + aim.theta))), (aim.high - aim.low) / 200)
 
@@ -183,7 +183,7 @@ def on_grid(h: float) -> float:
 
 
 def _predicted_width(runs: Sequence[Run], aim: Aim, h: float) -> float:
-    """Roughly what cutting at width h costs: (1 + θ)/2 times the variance added above and lost below."""
+    """Rough width in ε that cells of width h cause: (1 + θ)/2 times the variance added above and lost below."""
     own = aim.theta if aim.direction > 0 else -1 - aim.theta
     total = 0.0
     for step, times in runs:

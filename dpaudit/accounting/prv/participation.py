@@ -31,7 +31,7 @@ def shift(part: Component) -> float:
 
 
 def takes_part(step: Step) -> float:
-    """Chance that a step depends on the records in question at all."""
+    """Probability that a step uses at least one of the records in which two neighbouring data sets differ."""
     return min(1.0, sum(weight * (1 - part.up[0]) for weight, part in step.components))
 
 
@@ -78,7 +78,7 @@ def _releases(cost: Charges, counts: Sequence[int], delta: float) -> float:
 
 
 def _kl(share: float, p: float, log_p: float | None = None) -> float:
-    """KL(share ‖ p) of two coins, for a share of at least p."""
+    """Kullback-Leibler divergence KL(share ‖ p) of two coins, for a share of at least p."""
     log_p = math.log(p) if log_p is None else log_p
     rest = (1 - share) * (math.log1p(-share) - math.log1p(-p)) if share < 1 else 0.0
     return share * (math.log(share) - log_p) + rest
@@ -141,7 +141,7 @@ def _counting(part: Component, times: int, log_delta: float) -> float:
 
 
 def _log_above(weights: Sequence[float], sign: int, scale: float, mean: int, back: float) -> float:
-    """Log chance of an output above ``mean`` − ``back``·σ."""
+    """Log probability of an output above ``mean`` − ``back``·σ."""
     cuts = [(math.log(w), (mean - sign * j) / scale - back) for j, w in enumerate(weights) if w > 0]
     terms = [log_w + float(log_ndtr(-z)) for log_w, z in cuts]
     return float(np.logaddexp.reduce(terms))

@@ -20,13 +20,13 @@ from dpaudit.accounting.prv.pair import Pair, log_less
 
 
 def _scaled(log_value: float, pair: Pair) -> float:
-    """e^{log_value} in the units of the first member's tails; infinite where it leaves them upwards."""
+    """e^{log_value} in the units of P's tails; infinite where it is too large for a float."""
     exponent = log_value - pair.first.log_scale
     return math.inf if exponent > 700 else math.exp(exponent)
 
 
 def _log_scales(pair: Pair) -> tuple[float, float]:
-    """Difference of the two tails' scales, and how far it may be off."""
+    """Difference between the logarithmic scales of P's and Q's tails, and how far it may be off."""
     first, second = pair.first, pair.second
     margin = first.scale_error + second.scale_error + 4 * UNIT * (abs(first.log_scale) + abs(second.log_scale))
     return first.log_scale - second.log_scale, margin
@@ -46,7 +46,8 @@ def epsilon_above(pair: Pair, log_delta: float) -> float:
         each = np.log(top) - np.log(bottom)
     each[unknown | np.isnan(each)] = np.inf
     each[met] = -np.inf
-    # δ(ε) only asks for tails at losses above ε: any ε at least loss j and every bound at i ≥ j will do.
+    # δ(ε) depends only on tails at losses above ε. So an ε is valid if it is at least the loss of point j and at least
+    # the bound of every point i ≥ j: hence the running maximum from the right.
     from_here = np.maximum.accumulate(each[::-1])[::-1]
     scale, margin = _log_scales(pair)
     from_here += scale

@@ -1,4 +1,4 @@
-"""Certified bounds on ε in one direction: windows aimed ever better and lattices cut ever finer, until they are close.
+"""Certified bounds on ε in one direction, by better placed windows and finer lattices until the two are close.
 
 Every bound that is read is valid; the loop only decides where to look next.
 """

@@ -1,4 +1,4 @@
-"""How a pair is composed for a question: by few Fourier coefficients, or where too many matter, in a window."""
+"""Choice of how a pair is composed: by a few Fourier coefficients or, where too many matter, by an FFT in a window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reading = Callable[[float, bool], float]
 
 
 class Route:
-    """How pairs are composed: by their few Fourier coefficients, or where that fails once, in a window from then on.
+    """Composes pairs by a few Fourier coefficients, and by an FFT in a window once that has failed.
 
     One route serves both directions of a ledger.
     """
@@ -43,11 +43,11 @@ class Route:
         return spacing(self._runs, aim, tolerance)
 
     def smallest(self, aim: Aim) -> float:
-        """Smallest width that can be had."""
+        """Smallest lattice width that this route can use."""
         return 0.0 if self._by_few else (aim.high - aim.low) / (largest_window(len(self._runs)) - 4)
 
     def above(self, runs: Sequence[Run], aim: Aim, h: float, growth: float, tolerance: float) -> tuple[Reading, float]:
-        """Upper bounds on ε from the dominating pair, and the width they were had with."""
+        """Upper bounds on ε from the dominating pair, and the lattice width that was used."""
         if self._by_few and _worth_it(aim, h):
             found = inverse.above(runs, aim, h, growth)
             if found is not None:
@@ -71,7 +71,7 @@ class Route:
 
 
 def _worth_it(aim: Aim, h: float) -> bool:
-    """Whether few coefficients may do, and do it faster than a window."""
+    """Whether a few coefficients are enough, and faster than a window."""
     return aim.spread >= _SMOOTH * h and aim.high - aim.low >= _SMALL * h
 
 

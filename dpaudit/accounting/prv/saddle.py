@@ -1,6 +1,7 @@
-"""Where to look: the saddle point of a composed loss, approximately. Nothing here is certified or needs to be.
+"""Approximate saddle point of a composed privacy loss, which says where to place the certified FFT window.
 
-The tilt whose mean is the ε of interest centres the FFT window there; the same estimate starts calibrations.
+The tilt θ whose mean is the ε of interest centres the window there; the same estimate starts calibrations. Nothing here
+is certified: an error costs time and never correctness.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SMALLEST_LOG_DELTA = -744.0  # of the smallest float
 
 @lru_cache(maxsize=1024)
 def rough(step: Step, reach: float) -> tuple[Array, Array]:
-    """Quadrature of one step: log P-weights and losses. Not certified."""
+    """Quadrature of one step's pair (P, Q): log weights under P, and losses log dP/dQ. Not certified."""
     logs, losses = [], []
     for weight, part in step.components:
         x, width = _points(part, reach)
@@ -42,7 +43,7 @@ def rough(step: Step, reach: float) -> tuple[Array, Array]:
 
 
 def _points(part: Component, reach: float) -> tuple[Array, Array]:
-    """Outputs about a fifth of σ apart wherever the pair has mass, and the widths they stand for."""
+    """Quadrature nodes about σ/5 apart wherever the pair has mass, and the width that each stands for."""
     low, high = ends(part, reach)
     if part.mechanism is Mechanism.LAPLACE:
         low, high = low - 40 * part.scale, high + 40 * part.scale
@@ -111,7 +112,7 @@ def _log_delta_saddle(value: Array, mean: Array, variance: Array, theta: Array) 
 
 
 def _range(runs: Sequence[Run], direction: int, reach: float) -> tuple[float, float]:
-    """Tilts worth looking at, in units of the untilted loss's spread."""
+    """Range of tilts θ to search, in units of the untilted loss's standard deviation."""
     _, mean, variance = _cumulants(runs, direction, np.zeros(1), reach)
     spread = min(max(math.sqrt(float(variance[0])), 1e-8 * abs(float(mean[0])), 1e-140), 1e140)
     return 1e-3 / spread, 1e10 / spread
@@ -151,7 +152,7 @@ class Aim:
 def aim_by(
     runs: Sequence[Run], direction: int, theta: float, epsilon: float | None, reach: float, wrap: float = 1.0
 ) -> Aim:
-    """Aim by a tilt; ``wrap`` caps the mass that may lie outside the window.
+    """Where to put the window for a tilt; ``wrap`` caps the mass that may lie outside the window.
 
     That mass is an error of both tails, of which δ is a difference: about one part in θ of either.
     """
@@ -172,7 +173,7 @@ def aim_by(
 
 
 def aim_at_delta(runs: Sequence[Run], direction: int, log_delta: float) -> Aim:
-    """Aim at the ε of a δ: the tilt whose mean is, by the saddle point, that ε."""
+    """Where to put the window for ε at a given δ: by the tilt whose mean is that ε in the saddle-point estimate."""
     reach = reach_for(log_delta, sum(times for _, times in runs))
     between = _range(runs, direction, reach)
     theta = _crossing(lambda t: _log_delta_saddle(*_cumulants(runs, direction, t, reach), t), log_delta, between)
@@ -181,7 +182,7 @@ def aim_at_delta(runs: Sequence[Run], direction: int, log_delta: float) -> Aim:
 
 
 def _useful(runs: Sequence[Run], direction: int, reach: float, between: tuple[float, float], log_delta: float) -> float:
-    """Largest tilt that is of use: where the largest loss has more mass than δ, a larger one only costs digits."""
+    """Largest tilt worth using: where the largest loss has more mass than δ, a larger tilt only costs digits."""
 
     def chernoff(thetas: Array) -> Array:
         value, mean, _ = _cumulants(runs, direction, thetas, reach)
@@ -192,7 +193,7 @@ def _useful(runs: Sequence[Run], direction: int, reach: float, between: tuple[fl
 
 
 def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
-    """Aim at the δ of an ε."""
+    """Where to put the window for δ at a given ε."""
     steps = sum(times for _, times in runs)
     reach, theta = 38.0, 1.0
     for _ in range(2):  # δ decides the reach, and is known only roughly
@@ -211,7 +212,7 @@ def aim_at_epsilon(runs: Sequence[Run], direction: int, epsilon: float) -> Aim:
 
 
 def aim_at_rate(runs: Sequence[Run], direction: int, rate: float) -> Aim:
-    """Aim where the second member's tail is ``rate`` (a false-positive rate)."""
+    """Where to put the window for the loss at which Q's tail is ``rate`` (a false-positive rate)."""
     reach = reach_for(math.log(rate), sum(times for _, times in runs))
     between = _range(runs, direction, reach)
 
@@ -233,7 +234,7 @@ def spread_of(runs: Sequence[Run], direction: int, wrap: float = 1e-13) -> float
 
 
 def aim_at_mean(runs: Sequence[Run], direction: int, epsilon: float, reach: float) -> Aim:
-    """Aim by the tilt whose mean is a known ε, however sharply the mean rises there."""
+    """Where to put the window for a known ε: by the tilt whose mean it is, however sharply the mean rises there."""
     between = _range(runs, direction, reach)
     theta = _crossing(lambda t: -_cumulants(runs, direction, t, reach)[1], -epsilon, between, (48, 12, 12, 12, 12))
     return aim_by(runs, direction, theta, epsilon, reach, 1e-13)

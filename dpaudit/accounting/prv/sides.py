@@ -1,4 +1,4 @@
-"""The two ledgers between which a ledger lies: one for lower bounds, one for upper bounds, both fit for a lattice.
+"""Two ledgers that enclose a given one, for lower and for upper bounds; both can be cut into lattice cells.
 
 Leaving a run out is post-processing, so a lower bound of what is left holds for the whole. An upper bound pays for it:
 with the run's total variation in δ where it hardly ever takes part, or, where its noise is so wide that rounding hides
@@ -40,7 +40,7 @@ class Sides:
 
 
 def sides(cost: Charges, delta: float | None = None) -> Sides:
-    """Split a ledger's charges.
+    """Charges for lower bounds and for upper bounds of a ledger's cost.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def with_gaussian(cost: Charges) -> tuple[Run, ...]:
 
 
 def directions(cost: Charges) -> tuple[int, ...]:
-    """Both, unless every pair is its own mirror image."""
+    """Directions (P against Q, Q against P) to compose: one where every pair is its own mirror image, else both."""
     symmetric = all(
         part.up == part.down or (part.up == (0.0, 1.0) and part.down == (1.0,))
         for step, _ in cost.runs

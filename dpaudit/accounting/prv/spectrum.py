@@ -71,7 +71,7 @@ def spectra(
     size: int,
     slopes: tuple[float, float],
 ) -> tuple[Spectrum, ...] | None:
-    """Compose each law with itself as often as it says, all together; None where too many coefficients matter.
+    """Compose all laws, each with itself as often as its number of steps; None where too many coefficients matter.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class _Core:
 
 
 def _core(place: Integers, weight: Array, times: int) -> _Core:
-    """Atoms round the mean that hold nearly all mass; narrower and narrower while rare ones make the variance."""
+    """Atoms round the mean that hold nearly all mass; the range is narrowed while rare atoms make up the variance."""
     mass = float(weight.sum())
     mean = float(weight @ place) / mass
     variance = float(weight @ np.square(place - mean)) / mass
@@ -226,7 +226,7 @@ def _last_frequency(runs: Sequence[tuple[Integers, Array, int]], size: int) -> i
 
 
 def _proven_from(cores: Sequence[_Core], variance: float, target: float) -> float | None:
-    """A frequency from which on, up to π, Λ is proven to be at least ``target``."""
+    """Smallest tried frequency from which on, up to π, the decay Λ is proven to be at least ``target``."""
     points = 2 ** min(13, max(8, math.ceil(math.log2(3 * math.sqrt(variance)))))
     turn = 2 * math.pi / points
     grid = np.zeros(points // 2 + 1)

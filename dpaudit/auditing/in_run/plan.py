@@ -79,7 +79,7 @@ class ControlDesign:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InRunPlan:
-    """An in-run audit, frozen before training; :func:`plan_in_run` makes one.
+    """An in-run audit, frozen before training; ``plan_in_run`` makes one.
 
     Attributes
     ----------

@@ -112,7 +112,7 @@ def _result(stated: dict[str, Any] | None, again: RecomputedAudit) -> dict[str, 
 
 
 def _silent(stated: dict[str, Any], again: RecomputedAudit) -> dict[str, Any]:
-    """What is left of a result without its scores: the bound of the certified guesses, and findings against the claim.
+    """Audit result as far as it holds without scores: the certified guesses' bound, and findings against the claim.
 
     A stated bound counts only where none can be computed, since it can only speak against the claim.
     """

@@ -83,7 +83,7 @@ def judge(name: str, same: bool, equal: str, different: str) -> Step:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationReport:
-    """The outcome of :func:`~dpaudit.verify_certificate`.
+    """The outcome of :func:`dpaudit.verify`.
 
     Attributes
     ----------

@@ -93,7 +93,7 @@ def verify_certificate(
         ``certificate.json``, the run folder or ``release/`` folder that holds it, or a bundle of it. Evidence beside
         it (ledger, plan, scores, weights) is used where it is present.
     policy : path, optional
-        TOML file with the reader's own rules; see :func:`dpaudit.certificates.policy.read_policy`.
+        TOML file with the reader's own rules; see the policy keys in the documentation.
     limits : Limits, optional
         Computing time and memory. What does not finish within them is not recomputed and supports nothing.
 
@@ -184,7 +184,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
 
 
 def _about(body: Predicate) -> str:
-    """The claim in words."""
+    """The certificate's claim in words, for the report."""
     claim = body.claim
     if claim is None:
         return ""
@@ -210,7 +210,7 @@ def _power_lower(audit: RecomputedAudit | None, in_run: RecomputedInRun | None) 
 
 
 def _made(derived: Attempt[Derived]) -> Derived:
-    """The derived verdict; an evidence from which none can be derived supports nothing."""
+    """The derived verdict, or one that supports nothing where none could be derived."""
     return derived.value or Derived(name=Verdict.INCONCLUSIVE, reasons=(), complete=False)
 
 
