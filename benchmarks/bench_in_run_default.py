@@ -295,7 +295,7 @@ def replay(fault: str, seed: int, work: Path) -> Row:
     }
 
 
-EDGES = (("energy", 0.00108), ("canaries", 0.0598))
+EDGES = (("energy", 0.0011), ("canaries", 0.0598))
 """Smallest visible shortfalls of noise that the report of the default run prints."""
 AT_EDGES = {
     f"noise_x{1 - share * stated:.6f}": f"{name} x{share}" for name, stated in EDGES for share in (0.5, 0.8, 1.0, 1.2)

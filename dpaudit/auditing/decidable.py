@@ -31,6 +31,8 @@ def errors_allowed(plan: AuditPlan) -> int | None:
 
     >>> from dpaudit.auditing import design
     >>> errors_allowed(design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record"))
+    1
+    >>> errors_allowed(design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record", errors=0))
     0
     """
     tested, guesses = plan.tested_epsilon, plan.guesses_in + plan.guesses_out

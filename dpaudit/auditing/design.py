@@ -11,7 +11,7 @@ import numpy as np
 from dpaudit.auditing.control import many_runs_control_needed
 from dpaudit.auditing.gaussian import gdp_mu
 from dpaudit.auditing.many_runs import cp_ceiling, cp_expected, cp_power
-from dpaudit.auditing.one_run import snj_ceiling
+from dpaudit.auditing.one_run import snj_ceiling, snj_critical_count
 from dpaudit.auditing.plan import KINDS, AlphaSplit, AuditPlan
 from dpaudit.auditing.power import (
     control_canaries_needed,
@@ -27,6 +27,12 @@ from dpaudit.privacy.stage import Relation
 MARGIN = 1.1
 """A design must be able to show this multiple of the claim."""
 
+FORGIVING = f"maximise the expected bound at the claim subject to ceiling > {MARGIN} x claim and a wrong guess allowed"
+"""The rule of a plan that convicts though a guess is wrong."""
+
+STRICT = f"maximise the expected bound at the claim subject to ceiling > {MARGIN} x claim"
+"""The rule where no number of guesses allows a wrong one, and of every plan of earlier versions."""
+
 BY_CALLER = "given by the caller"
 """The rule of a plan whose numbers of guesses the caller chose."""
 
@@ -41,12 +47,16 @@ def _candidates(m: int) -> list[int]:
     return [int(k) for k in grid if k <= top]
 
 
-def choose_guesses(m: int, epsilon: float, delta: float, alpha: float, *, constrained: bool = True) -> tuple[int, bool]:
+def choose_guesses(
+    m: int, epsilon: float, delta: float, alpha: float, *, constrained: bool = True, errors: int = 0
+) -> tuple[int, bool]:
     """Number k of guesses per side that maximises the expected bound at the claim.
 
     The expectation is that of the optimal attack on a Gaussian mechanism that is exactly (ε, δ)-DP. With
     ``constrained`` only k whose ceiling exceeds 1.1 × ε count: a design that is best on average may be unable to
-    convict at all (k ≈ 0.03 m is, at m = 1,000 and ε = 3).
+    convict at all (k ≈ 0.03 m is, at m = 1,000 and ε = 3). With ``errors`` only those of them count that still convict
+    with so many wrong guesses, where there are any: a design that is best on average may convict only where every
+    guess is right.
 
     Parameters
     ----------
@@ -56,6 +66,8 @@ def choose_guesses(m: int, epsilon: float, delta: float, alpha: float, *, constr
         The claim tested.
     alpha : float
         Level of the verdict.
+    errors : int
+        Wrong guesses that the design should allow.
 
     Returns
     -------
@@ -65,18 +77,31 @@ def choose_guesses(m: int, epsilon: float, delta: float, alpha: float, *, constr
     whole_at_least(2, m=m)
     mu = gdp_mu(epsilon, delta)
     every = _candidates(m)
-    able = [k for k in every if snj_ceiling(m, 2 * k, delta, alpha, tol=_TOL) > MARGIN * epsilon]
-    pool = able if constrained and able else every
+
+    def forgives(k: int) -> bool:
+        critical = snj_critical_count(m, 2 * k, epsilon, delta, alpha)
+        return critical is not None and 2 * k - critical >= errors
+
+    def able(k: int) -> bool:
+        return snj_ceiling(m, 2 * k, delta, alpha, tol=_TOL) > MARGIN * epsilon
+
+    def best(value: dict[int, float], tie: int) -> int:
+        """The best k that forgives, looked for from the best on, or the best of all."""
+        order = sorted(value, key=lambda k: (value[k], tie * k), reverse=True)
+        return next((k for k in order if forgives(k)), order[0]) if errors else order[0]
+
+    fit = [k for k in every if able(k)]
+    pool = fit if constrained and fit else every
     value = {k: expected_epsilon_lower(m, 2 * k, mu, delta, alpha, tol=_TOL) for k in pool}
-    best = max(pool, key=lambda k: value[k])
+    first = best(value, -1)
     # Refine once around the grid's best.
-    place = every.index(best)
+    place = every.index(first)
     low, high = every[max(place - 1, 0)], every[min(place + 1, len(every) - 1)]
     for k in sorted({int(x) for x in np.linspace(low, high, 13)}):
-        if k not in value and (pool is every or snj_ceiling(m, 2 * k, delta, alpha, tol=_TOL) > MARGIN * epsilon):
+        if k not in value and (pool is every or able(k)):
             value[k] = expected_epsilon_lower(m, 2 * k, mu, delta, alpha, tol=_TOL)
-    best = max(value, key=lambda k: (value[k], k))
-    return best, snj_ceiling(m, 2 * best, delta, alpha) > MARGIN * epsilon
+    chosen = best(value, 1)
+    return chosen, snj_ceiling(m, 2 * chosen, delta, alpha) > MARGIN * epsilon
 
 
 def choose_mechanism_guesses(m: int, mu: float, alpha: float) -> int:
@@ -121,6 +146,7 @@ def design(
     attack: str = "unspecified",
     attack_parameters: Mapping[str, Any] | None = None,
     guesses: int | None = None,
+    errors: int = 1,
     group_claim: float | None = None,
     alpha_split: AlphaSplit | None = None,
     coin_commitment: str | None = None,
@@ -144,6 +170,8 @@ def design(
         ``one_run`` (m canaries in one run) or ``many_runs`` (one canary in each of m independent runs).
     guesses : int, optional
         Guesses per side, to override the rule.
+    errors : int, default=1
+        Wrong guesses with which the plan should still convict, where some number of guesses does.
     group_claim : float, optional
         ε for ``copies`` records at the same δ, from the accountant.
     in_run : mapping, optional
@@ -188,14 +216,15 @@ def design(
         group_epsilon=group_claim,
         coin_commitment=coin_commitment,
         in_run=in_run,
-        **forecast(m, epsilon, delta, alpha, split.primary, guesses),
+        **forecast(m, epsilon, delta, alpha, split.primary, guesses, errors),
     )
 
 
 def planned_again(plan: AuditPlan) -> AuditPlan:
     """The plan that m, claim, α and δ of a plan give, so that what it says about itself can be compared.
 
-    Numbers of guesses that a caller chose stay as they are; numbers that the rule chose are chosen again.
+    Numbers of guesses that a caller chose stay as they are; numbers that a rule chose are chosen again by the rule that
+    the plan names.
     """
     return design(
         plan.m,
@@ -209,6 +238,7 @@ def planned_again(plan: AuditPlan) -> AuditPlan:
         attack=plan.attack,
         attack_parameters=plan.attack_parameters,
         guesses=plan.guesses_in if plan.k_rule == BY_CALLER or plan.kind != "one_run" else None,
+        errors=0 if plan.k_rule == STRICT else 1,
         group_claim=plan.group_epsilon,
         alpha_split=plan.alpha_split,
         coin_commitment=plan.coin_commitment,
@@ -217,16 +247,15 @@ def planned_again(plan: AuditPlan) -> AuditPlan:
 
 
 def _forecast_one_run(
-    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None
+    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None, errors: int
 ) -> dict[str, Any]:
     """Guesses, ceilings, expectation and power of the one-run bound; ``level`` is the verdict's α."""
     if guesses is None:
-        k, decidable = choose_guesses(m, epsilon, delta, level)
-        rule = (
-            f"maximise the expected bound at the claim subject to ceiling > {MARGIN} x claim"
-            if decidable
-            else f"maximise the expected bound at the claim; no k has ceiling > {MARGIN} x claim"
-        )
+        k, decidable = choose_guesses(m, epsilon, delta, level, errors=errors)
+        critical = snj_critical_count(m, 2 * k, epsilon, delta, level)
+        rule = f"maximise the expected bound at the claim; no k has ceiling > {MARGIN} x claim"
+        if decidable:
+            rule = FORGIVING if errors and critical is not None and critical < 2 * k else STRICT
     else:
         k, rule = guesses, BY_CALLER
         decidable = snj_ceiling(m, 2 * k, delta, level) > MARGIN * epsilon
@@ -246,7 +275,7 @@ def _forecast_one_run(
 
 
 def _forecast_many_runs(
-    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None
+    m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None, errors: int
 ) -> dict[str, Any]:
     """The same for the split Clopper-Pearson bound: half of the runs choose the threshold, the others judge."""
     n, mu = max(m // 4, 1), gdp_mu(epsilon, delta)

@@ -139,7 +139,7 @@ def test_copies_test_the_group_claim():
 
 def test_declared_curve_convicts_the_mechanism_only():
     ids, scores, member = simulate(1000, 1.8)
-    result = audit(ids, scores, member, plan_for(), curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
+    result = audit(ids, scores, member, plan_for(errors=0), curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
     assert result.epsilon_lower_at_verdict < 3.0
     assert {f.claim for f in result.findings if f.status == "violated"} == {"declared mechanism"}
 

@@ -27,11 +27,14 @@ from dpaudit.auditing import (
     snj_p_value,
     xiang_mu_lower,
 )
-from dpaudit.auditing.design import choose_guesses
+from dpaudit.auditing.decidable import errors_allowed
+from dpaudit.auditing.design import choose_guesses, planned_again
 from dpaudit.auditing.extraction import candidate_p_value, candidate_runs_epsilon_lower
 from dpaudit.auditing.f_dp import f_dp_mu_lower, f_dp_rejects, gaussian_trade_off, profile_trade_off
 from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_delta, gdp_epsilon, gdp_mu
+from dpaudit.auditing.guess import count_correct, guess
 from dpaudit.auditing.one_run import snj_critical_count
+from dpaudit.auditing.plan import AlphaSplit
 from dpaudit.auditing.power import expected_epsilon_lower, power_from_control
 
 
@@ -172,6 +175,45 @@ def test_chosen_guesses_obey_the_rule(m, claim):
         if snj_ceiling(m, 2 * int(other), 1e-5, 0.04) > 1.1 * claim:
             rival = expected_epsilon_lower(m, 2 * int(other), gdp_mu(claim, 1e-5), 1e-5, 0.04)
             assert rival <= best * 1.02 + 0.01
+
+
+@pytest.mark.parametrize("level", [0.04, 0.02])
+def test_a_plan_allows_a_wrong_guess_where_some_number_of_guesses_does(level):
+    split = AlphaSplit(primary=level, declared_mechanism=0.002, examiner=0.002)
+    loose, strict = (
+        design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record", alpha_split=split, errors=n)
+        for n in (1, 0)
+    )
+    assert errors_allowed(strict) == 0 < errors_allowed(loose)
+    one_wrong = [slow_p_value(1000, r, r - 1, 3.0, 1e-5) for r in (2 * loose.guesses_in, 2 * strict.guesses_in)]
+    assert one_wrong[0] <= level < one_wrong[1]
+    assert loose.expected_epsilon_lower > 0.97 * strict.expected_epsilon_lower
+    assert loose.power_if_attack_were_optimal > 1.5 * strict.power_if_attack_were_optimal
+    assert loose.control_canaries < strict.control_canaries / 3
+    assert planned_again(loose) == loose and planned_again(strict) == strict  # each by the rule that it names
+
+
+@pytest.mark.slow
+def test_a_plan_that_allows_errors_convicts_correct_runs_no_more_often_than_its_level():
+    """Randomised response at the claim is the worst correct run; 2,000 of them, guessed as a run is guessed."""
+    rng, m, claim, level = np.random.default_rng(3), 1000, 3.0, 0.02
+    split = AlphaSplit(primary=level, declared_mechanism=0.002, examiner=0.002)
+    plan = design(m, claim, 1e-5, relation="add_or_remove_one", unit="record", alpha_split=split)
+    assert errors_allowed(plan) == 1
+    critical = snj_critical_count(m, 2 * plan.guesses_in, claim, 1e-5, level)
+    ids, truth = [str(i) for i in range(m)], math.exp(claim) / (1 + math.exp(claim))
+    alarms, above = 0, 0
+    for _ in range(2000):
+        coins = rng.random(m) < 0.5
+        told = coins ^ (rng.random(m) >= truth)
+        scores = np.where(told, 1.0, -1.0) * (1 + rng.random(m))
+        made, right = count_correct(guess(ids, scores, plan), coins)
+        alarms += right >= critical
+        above += snj_epsilon_lower(m, made, right, 1e-5) > claim
+    assert alarms / 2000 <= level + 2 * (level * (1 - level) / 2000) ** 0.5
+    assert above / 2000 <= 0.05 + 2 * (0.05 * 0.95 / 2000) ** 0.5
+    # A run without noise answers every guess rightly but a rare one, and is convicted though one is wrong.
+    assert critical == 2 * plan.guesses_in - 1
 
 
 def test_control_power_against_simulation():

@@ -37,7 +37,7 @@ def test_an_undecidable_claim_is_told_with_the_number_that_would_do() -> None:
 
 
 def test_a_plan_that_allows_no_error_is_called_undecidable_by_attack() -> None:
-    strict = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    strict = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record", errors=0)
     assert errors_allowed(strict) == 0 and "only where all 92 guesses are right" in (needs_perfection(strict) or "")
     loose = design(1000, 1.0, 1e-5, relation="add_or_remove_one", unit="record")
     assert (errors_allowed(loose) or 0) > 0 and needs_perfection(loose) is None
