@@ -1,0 +1,294 @@
+"""Planted faults on the default run: whole runs with a fault, and replays of one run's sums.
+
+The cases of :mod:`bench_in_run_default`, which runs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import bench_in_run as small  # noqa: E402
+import numpy as np  # noqa: E402 - the checkout comes first on the path
+import torch  # noqa: E402
+
+CONFIG = ROOT / "examples" / "certify.toml"
+SEEDS = 10
+RECORDED, SUMS = 1, "sums.f32"
+"""The run whose sums are kept, and the name of their file."""
+DEFAULT = dataclasses.replace(
+    small.PLAN, public_size=2500, expected_batch_size=200, noise_multiplier=1.4716993779068763
+)
+"""Plan of the example; its σ is the calibrated one, as its ledger states it."""
+Row = dict[str, Any]
+
+
+def seconds() -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    mine, theirs = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return mine.ru_utime + mine.ru_stime + theirs.ru_utime + theirs.ru_stime
+
+
+def configured(seed: int, **in_run: Any) -> Any:
+    """The example's configuration with another public seed (which 2,000 of the paragraphs it takes)."""
+    from dpaudit.runs.config import parse_config, read_config
+
+    value = read_config(CONFIG).model_dump(mode="json")
+    value["run"]["seed"] = seed
+    value["audit"]["in_run"] = {**value["audit"]["in_run"], **in_run}
+    return parse_config(value, str(CONFIG))
+
+
+class Recording:
+    """In-run canaries that keep the records' clipped sums of every step before they add to them."""
+
+    def __init__(self, canaries: Any, path: Path, steps: int) -> None:
+        self._inner, self._path, self._steps = canaries, path, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def add_to(self, sums: Any, drawn: Any, **options: Any) -> None:
+        shape = (self._steps, sum(s.numel() for s in sums))
+        whole = np.memmap(self._path, np.float32, "r+" if self._path.exists() else "w+", shape=shape)
+        whole[self._inner.steps] = np.concatenate([s.detach().float().reshape(-1).numpy() for s in sums])
+        whole.flush()
+        self._inner.add_to(sums, drawn, **options)
+
+
+@contextlib.contextmanager
+def recorded(path: Path) -> Iterator[None]:
+    """Let the training phase keep the records' sums in a file."""
+    from dpaudit.runs import fit
+
+    plain = fit.watch_of
+
+    def watch_of(plan: Any, secret: Any, plans: Any, sizes: Any) -> Any:
+        watch = plain(plan, secret, plans, sizes)
+        path.with_suffix(".json").write_text(json.dumps(sizes))
+        return dataclasses.replace(watch, canaries=Recording(watch.canaries, path, sum(p.steps for p in plans)))
+
+    fit.watch_of = watch_of  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        fit.watch_of = plain
+
+
+def heard(folder: Any, *, charged: int | None = None) -> Row:
+    """What both observers say of the release of a run; ``charged`` counts fewer steps than ran."""
+    from dpaudit.accounting import account
+    from dpaudit.attacks import read_secret
+    from dpaudit.auditing import AuditPlan, audit
+    from dpaudit.auditing.in_run.audit import in_run_audit
+    from dpaudit.auditing.in_run.evidence import InRunEvidence
+    from dpaudit.auditing.roc import rank_sum_p_value
+    from dpaudit.certificates.curve import declared_curve, declared_deltas
+    from dpaudit.runs.in_run.planning import in_run_of, read_fixed
+    from dpaudit.runs.publish import read_scores
+    from dpaudit.storage.journal import read_journal
+    from dpaudit.storage.run_folder import read_json
+
+    plan = AuditPlan.from_dict(read_json(folder.audit_plan))
+    inside = in_run_of(plan)
+    assert inside is not None
+    secret, tokens = read_fixed(folder, inside), read_secret(folder.canaries)
+    assert secret is not None
+    ledger = read_journal(folder.ledger).ledger.merged()
+    if charged is not None:
+        ledger = dataclasses.replace(ledger, stages=(dataclasses.replace(ledger.stages[0], steps=charged),))
+    upper = account(ledger, delta=plan.delta, accountants=["prv"])[0].epsilon_upper
+    evidence = InRunEvidence.from_dict(read_json(folder.in_run), secret.coins)
+    found = in_run_audit(
+        inside, evidence, stages=ledger.stages, deltas=declared_deltas(ledger, inside.epsilons), accounted_upper=upper
+    )
+    by_id = read_scores(folder.scores)
+    scores, coins = np.asarray([by_id[i] for i in tokens.ids]), np.asarray(tokens.coins)
+    curve = declared_curve(ledger, plan.delta, plan.copies)
+    seen = audit(tokens.ids, scores, coins, plan, coins="verified", accounted_upper=upper, curve=curve)
+    return {
+        **small.told(found),
+        "model": {
+            "epsilon_lower": seen.epsilon_lower,
+            "correct": [seen.correct, seen.guesses],
+            "rank_sum_p": rank_sum_p_value(scores, coins),
+            "against": [f.name for f in seen.findings if f.status in small.AGAINST],
+        },
+    }
+
+
+def planted(fault: str, tensors: int, sizes: list[int]) -> Any:
+    """The noise source of a fault; None where its noise is right."""
+    held: dict[int, Any] = {}
+
+    def silent(where: Callable[[int, int], bool]) -> Any:
+        return small.Planted(lambda call, step, shape, x: x * 0 if where(call, step) else x, tensors)
+
+    def reused(call: int, step: int, shape: Any, drawn: Any) -> Any:
+        if step % 2:
+            return held[call].clone()
+        held[call] = drawn.clone()
+        return drawn
+
+    if fault.startswith("noise_x"):
+        return small.WeakerNoise(float(fault.removeprefix("noise_x")))
+    block = int(np.argsort(sizes)[tensors // 2])  # a tensor of middling size
+    made = {
+        "no_noise": small.NoNoise,
+        "one_in_ten_silent": lambda: silent(lambda call, step: step % 10 == 3),
+        "silent_block": lambda: silent(lambda call, step: call == block),
+        "shared_halves": lambda: small.SharedHalves(sizes),
+        "reused": lambda: small.Planted(reused, tensors),
+    }
+    return made[fault]() if fault in made else None
+
+
+class Replaying:
+    """In-run canaries that put a recorded step's sums in place of the records' before they add to them."""
+
+    def __init__(self, canaries: Any, sums: Any) -> None:
+        self._inner, self._sums = canaries, sums
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def add_to(self, sums: Any, drawn: Any, **options: Any) -> None:
+        at, step = 0, self._sums[self._inner.steps]
+        for total in sums:
+            total += torch.from_numpy(step[at : at + total.numel()].copy()).view(total.shape)
+            at += total.numel()
+        self._inner.add_to(sums, drawn, **options)
+
+
+def replay(fault: str, seed: int, work: Path) -> Row:
+    """The recorded sums once more through the trainer's loop, with new coins, draws and noise."""
+    from dpaudit.attacks import InRunCanaries, draw_in_run_canaries
+
+    sizes = json.loads((work / SUMS).with_suffix(".json").read_text())
+    steps, d = DEFAULT.steps, sum(sizes.values())
+    sums = np.memmap(work / SUMS, np.float32, "r", shape=(steps, d))
+    model = torch.nn.Module()
+    for number, size in enumerate(sizes.values()):
+        model.register_parameter(f"p{number}", torch.nn.Parameter(torch.zeros(size)))
+    design = draw_in_run_canaries(d)
+    q = DEFAULT.sampling_probability
+    canaries = InRunCanaries(design, list(sizes.values()), sampling_probability=q, contribution=DEFAULT.clipping_norm)
+    recorder, begun = small.ReleaseRecorder(sizes), seconds()
+    journal = small.Shortened() if fault == "ledger_short" else small.memory()
+    small.train(
+        model,
+        [],
+        DEFAULT,
+        collate=lambda rows: {},
+        loss_fn=lambda model, batch: torch.zeros(0),
+        journal=journal,
+        optimizer=small.OptimizerSettings(algorithm="sgd", learning_rate=1e-3),
+        noise=planted(fault, len(sizes), list(sizes.values())),
+        sampler=small.PoissonSampler(len(design.members), 1.2 * q) if fault == "q_x1.2" else None,
+        clipper=small.NoRecords(),
+        canaries=Replaying(canaries, sums),
+        recorder=recorder,
+        preflight=False,
+    )
+    found = small.audited(design, canaries.scores(), recorder, journal.ledger())
+    return {
+        "run": "replayed",
+        "fault": fault,
+        "seed": seed,
+        "cpu_seconds": round(seconds() - begun, 1),
+        **small.told(found),
+    }
+
+
+EDGES = (("energy", 0.0011), ("canaries", 0.0598))
+"""Smallest visible shortfalls of noise that the report of the default run prints."""
+AT_EDGES = {
+    f"noise_x{1 - share * stated:.6f}": f"{name} x{share}" for name, stated in EDGES for share in (0.5, 0.8, 1.0, 1.2)
+}
+REPLAYED = (*(fault for fault in small.FAULTS if fault != "stale_bound"), *AT_EDGES)
+
+
+def replayed(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    if not (work / SUMS).exists():
+        return
+    for seed in range(SEEDS):
+        for fault in REPLAYED:
+            yield f"replayed/{fault}/{seed}", lambda fault=fault, seed=seed: replay(fault, seed, work)
+
+
+def faulty_run(fault: str, seed: int, work: Path) -> Row:
+    """The training phase with a planted fault, and what both observers say of its release."""
+    from dpaudit import trainers
+    from dpaudit.runs.run import begin, train_phase
+
+    config = configured(seed)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"checkpoints": 1})})
+    plain, held = trainers.train, {}
+
+    def train(model: Any, records: Any, plan: Any, **options: Any) -> Any:
+        parameters = [p.numel() for p in model.parameters() if p.requires_grad]
+        sampler = None
+        if fault == "q_x1.2":
+            members = options["canaries"].members
+            sampler = small.PoissonSampler(len(records) + members, 1.2 * plan.sampling_probability)
+        noise = planted(fault, len(parameters), parameters)
+        if fault == "stale_bound":
+            adaptive = {"clipping": "adaptive", "target_quantile": 0.5, "quantile_rate": 0.2, "quantile_sigma": 20.0}
+            plan = dataclasses.replace(plan, clipping_norm=0.1, **adaptive)
+            still = plan.noise_multiplier * plan.clipping_norm
+            noise = small.Planted(lambda call, step, shape, x: x, len(parameters), fixed=still)
+        held["result"] = plain(model, records, plan, **{**options, "noise": noise, "sampler": sampler})
+        return held["result"]
+
+    out, begun = work / f"{fault}_{seed}", seconds()
+    shutil.rmtree(out, ignore_errors=True)
+    trainers.train = train  # type: ignore[assignment]
+    try:
+        job = train_phase(begin(config, CONFIG.parent, out))
+    finally:
+        trainers.train = plain  # type: ignore[assignment]
+    facts = job.record.facts
+    row = {
+        "run": "faulty",
+        "fault": fault,
+        "seed": seed,
+        "cpu_seconds": round(seconds() - begun, 1),
+        "heldout": [facts["heldout_before"], facts["heldout_after"]],
+        "status": facts["training_status"],
+        **heard(job.folder),
+    }
+    shutil.rmtree(out, ignore_errors=True)
+    return row
+
+
+def faulty(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    for fault in ("no_noise", "q_x1.2", "noise_x0.8", *small.FAULTS[1:]):
+        if fault != "ledger_short":  # the run is a correct one; see `shortened`
+            yield f"faulty/{fault}/0", lambda fault=fault: faulty_run(fault, 0, work)
+
+
+def shortened(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Correct runs whose ledger counts 99 of the 110 steps: nothing but the count differs, so the replay is exact."""
+    from dpaudit.storage.run_folder import RunFolder
+
+    def case(seed: int) -> Row:
+        return {
+            "run": "default",
+            "fault": "ledger_short",
+            "seed": seed,
+            **heard(RunFolder(work / f"run{seed}"), charged=99),
+        }
+
+    for seed in range(SEEDS):
+        if (work / f"run{seed}" / "release" / "certificate.json").exists():
+            yield f"shortened/{seed}", lambda seed=seed: case(seed)
