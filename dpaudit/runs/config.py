@@ -66,8 +66,13 @@ class Model(_Section):
     """Folder of a Hugging Face model, relative to this file; or ``package:NAME/FOLDER`` inside an installed package."""
     gguf_file: str | None = Field(default=None, examples=["model.gguf"])
     """Name of a GGUF file in that folder, de-quantised on load."""
-    task: Literal["causal-lm", "sequence-classification"] = Field(examples=["causal-lm"])
-    """What is learnt: to continue texts, or to name their class."""
+    task: Literal["causal-lm", "sequence-classification", "text-infilling"] = Field(examples=["causal-lm"])
+    """What is learnt: to continue texts, to name their class by a new output layer, or to name it by a word that a
+    masked language model puts into a gap, which needs no new layer and suits private training best."""
+    template: str | None = Field(default=None, examples=["{0} It was <mask>."])
+    """text-infilling only: the text as ``{0}``, and the gap as ``<mask>``, whatever the tokenizer calls it."""
+    words: tuple[str, ...] | None = Field(default=None, examples=[["terrible", "great"]])
+    """text-infilling only: the word for each class of ``data.labels``, in that order; each is one token."""
     trainable: Literal["all", "head", "bias", "lora"] = "all"
     """Which parameters are trained: every one, the output layer, biases, or low-rank adapters. Fewer parameters take
     less memory and often suffer less from noise; they may also learn less."""
@@ -93,7 +98,7 @@ class Data(_Section):
     """Tables only, causal models: columns that the model reads before the text and does not learn to write: a question,
     a dialogue so far, the fields of a table. One column stands as it is, several as ``name : value | name : value``."""
     label_column: str = Field(default="label", min_length=1)
-    """Tables only: column of the class labels, for sequence classification."""
+    """Tables only: column of the class labels, for classification and infilling."""
     labels: tuple[str | int, ...] | None = Field(default=None, examples=[["ham", "spam"]])
     """Names of the classes, in the order of the model's outputs. Without them they are those of the PUBLIC records: the
     released model has one output for each and carries their names, so they never follow the private labels."""
@@ -302,8 +307,7 @@ class Config(_Section):
             raise ValueError("data.heldout and data.heldout_fraction both name the public records; give one of them")
         if self.data.limit_by is not None and self.data.limit is None:
             raise ValueError(f"data.limit_by={self.data.limit_by!r} chooses for data.limit, which is missing; add it")
-        if self.data.labels is not None and self.model.task != "sequence-classification":
-            raise ValueError("data.labels names classes and needs model.task='sequence-classification'; leave it out")
+        self._check_classes()
         if self.data.prompt_columns and self.model.task != "causal-lm":
             raise ValueError("data.prompt_columns stand before a text to be written and need model.task='causal-lm'")
         if self.model.lora_targets is not None and self.model.trainable != "lora":
@@ -331,8 +335,14 @@ class Config(_Section):
                 "audit.in_run.canaries counts what audit.in_run.enabled=false leaves out; drop one of them"
             )
         labelled = self.canaries.kind in LABELLED
-        if labelled and self.model.task != "sequence-classification":
-            raise ValueError(f"canaries.kind={self.canaries.kind!r} needs model.task='sequence-classification'")
+        if labelled and self.model.task == "causal-lm":
+            raise ValueError(
+                f"canaries.kind={self.canaries.kind!r} needs model.task='sequence-classification', or 'text-infilling'"
+            )
+        if self.canaries.kind == "label-substitution" and self.model.task == "text-infilling":
+            raise ValueError(
+                "canaries.kind='label-substitution' is not made for model.task='text-infilling'; use 'label-flip'"
+            )
         if self.canaries.kind == "label-substitution" and self.claim.relation != "replace_one":
             raise ValueError(
                 f"canaries.kind='label-substitution' replaces a record by another and claim.relation="
@@ -346,6 +356,26 @@ class Config(_Section):
                 " learnt; use canaries.kind='random-token', or model.trainable='all'"
             )
         return self
+
+    def _check_classes(self) -> None:
+        """Keys of tasks with classes that contradict each other or have no effect."""
+        task, template, words, labels = self.model.task, self.model.template, self.model.words, self.data.labels
+        if labels is not None and task == "causal-lm":
+            raise ValueError("data.labels names classes, which model.task='causal-lm' has not; leave it out")
+        if task != "text-infilling" and (template is not None or words is not None):
+            raise ValueError("model.template and model.words belong to model.task='text-infilling'; leave them out")
+        if task == "text-infilling":
+            if template is None or words is None or labels is None:
+                raise ValueError(
+                    "model.task='text-infilling' needs model.template (as '{0} It was <mask>.'), model.words and"
+                    " data.labels, a word for each label in one order; add what is missing"
+                )
+            if "{0}" not in template:
+                raise ValueError(f"model.template={template!r} has no place {{0}} for the text; add it")
+            if len(words) != len(labels) or len(set(words)) != len(words):
+                raise ValueError(
+                    f"model.words={list(words)} must be {len(labels)} different words, one for each of data.labels"
+                )
 
     def _check_units(self) -> None:
         """Keys on units of privacy that contradict each other or have no effect."""

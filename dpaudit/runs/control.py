@@ -174,7 +174,7 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
         noise=_NoNoise(),
         preflight=False,  # the audited run's own was done with the same collator, model and loss
     )
-    return _Scored(ids, canary_scores(config.audit.attack, canaries, merged(model), base), np.asarray(coins))
+    return _Scored(ids, canary_scores(prepared, canaries, merged(model), base), np.asarray(coins))
 
 
 def _write(path: Path, made: Sequence[_Scored], prepared: Prepared, config_sha256: str) -> None:

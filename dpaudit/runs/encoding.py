@@ -5,16 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpaudit.privacy.errors import InvalidValue
 from dpaudit.runs.config import Config
 from dpaudit.runs.records import Records
 from dpaudit.runs.units import unit_names
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dpaudit.runs.prepare import Prepared
+    from dpaudit.trainers import Infilling
 
 
 def is_causal(config: Config) -> bool:
     return config.model.task == "causal-lm"
+
+
+def infilling(config: Config, tokenizer: Any) -> Infilling | None:
+    """The prompt and words of text infilling, None for another task.
+
+    Raises
+    ------
+    InvalidValue
+        When the tokenizer has no mask, a word is not one token, or ``data.max_length`` leaves no room for a text.
+    """
+    if config.model.task != "text-infilling":
+        return None
+    from dpaudit.trainers import Infilling
+
+    assert config.model.template is not None and config.model.words is not None  # the configuration required them
+    task = Infilling(tokenizer, config.model.template, config.model.words)
+    try:
+        task.encode([""], 0, length=config.data.max_length)
+    except InvalidValue as error:
+        raise InvalidValue(
+            f"data.max_length={config.data.max_length} leaves no room for a text in model.template={task.template!r};"
+            " raise it."
+        ) from error
+    return task
 
 
 def private_records(prepared: Prepared) -> list[dict[str, Any]]:
@@ -46,6 +74,11 @@ def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:
         ids = [[eos, *row, eos][:length] for row in rows]
         return [{"input_ids": row, "attention_mask": [1] * len(row), "labels": list(row)} for row in ids]
     assert records.labels is not None
+    if (task := infilling(config, tokenizer)) is not None:
+        rows = [
+            task.encode([text], label, length=length) for text, label in zip(records.texts, records.labels, strict=True)
+        ]
+        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
     rows = tokenizer(list(records.texts), truncation=True, max_length=length)["input_ids"]
     return [
         {"input_ids": row, "attention_mask": [1] * len(row), "labels": label}
@@ -89,11 +122,13 @@ def loss_function(prepared: Prepared) -> Callable[[Any, dict[str, Any]], Any]:
     from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
 
     options, causal = prepared.config.optimizer, is_causal(prepared.config)
+    task = infilling(prepared.config, prepared.tokenizer)
+    plain = sequence_classification_losses if task is None else task.losses
     kind, low = options.device.partition(":")[0], options.precision == "bf16"
 
     def losses(model: Any, batch: dict[str, Any]) -> Any:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
-            found = causal_lm_losses(model, **batch) if causal else sequence_classification_losses(model, batch)
+            found = causal_lm_losses(model, **batch) if causal else plain(model, batch)
         return found.float()
 
     return losses
@@ -104,11 +139,15 @@ def public_quality(prepared: Prepared, model: Any) -> float:
     import torch
 
     collate, records = collator(prepared), encode(prepared, prepared.public)
+    task = infilling(prepared.config, prepared.tokenizer)
     total = count = 0.0
     with torch.no_grad():
         for start in range(0, len(records), 64):
             batch = collate(records[start : start + 64])
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+            if task is not None:
+                logits = task.class_logits(model, batch).float()
+            else:
+                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
             if is_causal(prepared.config):
                 target = batch["labels"][:, 1:]
                 loss = torch.nn.functional.cross_entropy(
@@ -119,3 +158,15 @@ def public_quality(prepared: Prepared, model: Any) -> float:
                 total += float((logits.argmax(-1) == batch["labels"]).sum())
                 count += len(batch["labels"])
     return float(torch.tensor(total / count).exp()) if is_causal(prepared.config) else total / count
+
+
+def losses_of(prepared: Prepared, model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Loss (n,) of each record in the run's own encoding, by a model in evaluation mode."""
+    import numpy as np
+    import torch
+
+    collate, loss = collator(prepared), loss_function(prepared)
+    model.eval()
+    with torch.no_grad():
+        parts = [loss(model, collate(list(rows[i : i + 64]))).double().cpu().numpy() for i in range(0, len(rows), 64)]
+    return np.concatenate(parts)

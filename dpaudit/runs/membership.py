@@ -121,12 +121,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
 
 def _losses(prepared: Prepared, split: Split, model: Any) -> np.ndarray:
     """(m,) loss of each candidate: a unit's is the mean over its records."""
-    import torch
+    from dpaudit.runs.encoding import encode, losses_of
 
-    from dpaudit.runs.encoding import collator, encode, loss_function
-
-    collate, loss, rows = collator(prepared), loss_function(prepared), encode(prepared, split.candidates)
-    model.eval()
-    with torch.no_grad():
-        parts = [loss(model, collate(rows[i : i + 64])).double().cpu().numpy() for i in range(0, len(rows), 64)]
-    return np.bincount(split.of, np.concatenate(parts)) / np.bincount(split.of)
+    losses = losses_of(prepared, model, encode(prepared, split.candidates))
+    return np.bincount(split.of, losses) / np.bincount(split.of)

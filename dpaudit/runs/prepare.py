@@ -15,6 +15,7 @@ from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
 from dpaudit.runs.config import Config
 from dpaudit.runs.data_commitment import commit_data, same_data
+from dpaudit.runs.encoding import infilling
 from dpaudit.runs.in_run.planning import fix_in_run, in_run_of, read_fixed, trained_sizes
 from dpaudit.runs.in_run.secret import InRunSecret
 from dpaudit.runs.membership import Split, expected_size, hold_out_records
@@ -156,6 +157,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
     private, public = private_and_public(config, base)
     refuse_empty(config.data, private, public)
     tokenizer = load_tokenizer(config, base)
+    infilling(config, tokenizer)  # refuses a prompt that this tokenizer cannot fill, before anything is written
     warn_of_large_delta(config.claim.delta, public_size(config))
     plans = make_plans(config, public_size(config))
     refuse_overspending(config, planned_ledger(plans))
@@ -328,14 +330,16 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
             f" and has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}),"
             " or lower the count."
         )
+    if (task := infilling(config, tokenizer)) is not None:
+        public = dataclasses.replace(public, texts=tuple(task.prompt([text]) for text in public.texts))
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
     fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]
     chosen = public.take(_unique(public, fits)[: wanted.count])
     _refuse_too_few(config, len(chosen))
-    assert chosen.labels is not None
+    assert chosen.labels is not None and chosen.classes is not None
     substitute = wanted.kind == "label-substitution"
     make = attacks.label_substitution_canaries if substitute else attacks.label_flip_canaries
-    return make(tokenizer, chosen.texts, chosen.labels, num_labels=len(public.classes), rng=rng, max_length=limit)
+    return make(tokenizer, chosen.texts, chosen.labels, num_labels=len(chosen.classes), rng=rng, max_length=limit)
 
 
 def _unique(public: Records, candidates: list[int]) -> list[int]:

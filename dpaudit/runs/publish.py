@@ -54,7 +54,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
 
 def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
     """Scores of the canaries by the pre-registered attack; higher = member."""
-    return canary_scores(prepared.config.audit.attack, prepared.secret.canaries, model, base_model)
+    return canary_scores(prepared, prepared.secret.canaries, model, base_model)
 
 
 def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:

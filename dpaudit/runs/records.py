@@ -119,7 +119,7 @@ def private_and_public(config: Config, base: Path) -> tuple[Records, Records]:
     The public part is either a file of its own or a share of the file chosen by the public seed, which the
     configuration thereby declares public.
     """
-    data, needs_labels = config.data, config.model.task == "sequence-classification"
+    data, needs_labels = config.data, config.model.task != "causal-lm"
     path = resolve(data.path, base, key="data.path")
     private = read_records(data, path, needs_labels=needs_labels)
     if data.heldout is not None:
@@ -153,7 +153,7 @@ def refuse_empty(data: Data, private: Records, public: Records) -> None:
 
 def classes_of(config: Config, base: Path) -> tuple[str, ...] | None:
     """Names of the classes of a configuration's task, None for language modelling; private labels play no part."""
-    if config.model.task != "sequence-classification":
+    if config.model.task == "causal-lm":
         return None
     return declared_classes(config.data.labels) if config.data.labels else private_and_public(config, base)[1].classes
 
@@ -284,7 +284,7 @@ def _mark(seed: int, text: str) -> float:
 def _lines(data: Data, path: Path, needs_labels: bool) -> RawRecords:
     if needs_labels:
         raise InvalidValue(
-            f"data file {path.name} has no labels; sequence classification needs a table (.csv, .jsonl, .parquet) with"
+            f"data file {path.name} has no labels; classification needs a table (.csv, .jsonl, .parquet) with"
             " the columns text and label."
         )
     if data.source is not None:

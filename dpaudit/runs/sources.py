@@ -78,7 +78,7 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
         keeps them, so that whoever loads the release knows which output is which.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     torch.manual_seed(config.run.seed)  # public: initialisation of a new head only
     folder = resolve(config.model.path, base, key="model.path")
@@ -86,10 +86,15 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
     kind, more = AutoModelForCausalLM, {}
     if config.model.task == "sequence-classification":
         kind, more = AutoModelForSequenceClassification, _head(config, folder, classes or ())
+    if config.model.task == "text-infilling":
+        kind, more = AutoModelForMaskedLM, _named(classes or ())
     try:
         model = kind.from_pretrained(folder, dtype=torch.float32, **more, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_a_model(config, error) from error
+    if config.model.task == "text-infilling":
+        # Whoever loads the release needs them to read a class off the gap.
+        model.config.text_infilling = {"template": config.model.template, "words": list(config.model.words or ())}
     for attribute in ("hf_quantizer", "_hf_quantizer"):
         if hasattr(model, attribute):
             delattr(model, attribute)
@@ -156,6 +161,11 @@ def _head(config: Config, folder: Path, classes: Sequence[str]) -> dict[str, Any
                 f"model.path={config.model.path!r} numbers its classes {', '.join(names)[:200]}; declare data.labels in"
                 " that order."
             )
+    return _named(classes)
+
+
+def _named(classes: Sequence[str]) -> dict[str, Any]:
+    """Options by which a model's configuration carries the names of the classes."""
     numbers = dict(enumerate(classes))
     return {"num_labels": len(classes), "id2label": numbers, "label2id": {name: i for i, name in numbers.items()}}
 

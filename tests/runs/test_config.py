@@ -46,7 +46,7 @@ def test_every_example_is_read(name: str) -> None:
         ({"data__text_column": ""}, "data.text_column=''"),
         ({"data__heldout_fraction": 0.2}, "data.heldout and data.heldout_fraction both name the public records"),
         ({"data__limit": None, "data__limit_by": "first"}, "data.limit_by='first' chooses for data.limit"),
-        ({"data__labels": ["a", "b"]}, "data.labels names classes and needs model.task='sequence-classification'"),
+        ({"data__labels": ["a", "b"]}, "data.labels names classes, which model.task='causal-lm' has not"),
         (
             {"model__task": "sequence-classification", "canaries__kind": "random-token"},
             "'random-token' needs .*label-flip",

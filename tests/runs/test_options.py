@@ -42,7 +42,9 @@ def test_low_precision_is_of_passes_alone() -> None:
     model = AutoModelForCausalLM.from_pretrained(EXAMPLES / "model", dtype=torch.float32).eval()
     batch, found = pad_tokens([[5, 6, 7, 8], [9, 10]]), {}
     for precision in ("fp32", "bf16"):
-        losses = loss_function(SimpleNamespace(config=config(optimizer__precision=precision)))(model, batch)  # type: ignore[arg-type]
+        losses = loss_function(SimpleNamespace(config=config(optimizer__precision=precision), tokenizer=None))(
+            model, batch
+        )  # type: ignore[arg-type]
         assert losses.dtype == torch.float32 and losses.shape == (2,)
         found[precision] = losses.detach()
     assert 0 < (found["fp32"] - found["bf16"]).abs().max() < 0.1

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.modes import evaluating
-from dpaudit.trainers.tasks.losses import IGNORED
-from dpaudit.trainers.zeroth_order.tasks import PROMPTS, masked_prompt_losses
+from dpaudit.trainers.tasks.losses import IGNORED, classification_losses
+from dpaudit.trainers.tasks.padding import starting_left
+from dpaudit.trainers.zeroth_order.tasks import PROMPTS
 
 Record = dict[str, Any]
 
@@ -21,7 +22,8 @@ Record = dict[str, Any]
 class Infilling:
     """Classification as text infilling: a prompt with one mask, and a word for each class (Li et al. 2110.05679, §3).
 
-    It uses the pretrained output layer, so that no head starts at random, which helps private training most.
+    It uses the pretrained output layer, so that no head starts at random, which helps private training most. A mask
+    that stands in a text itself is left out of the prompt, so that each prompt has one, whatever its text.
 
     Parameters
     ----------
@@ -42,6 +44,12 @@ class Infilling:
             raise InvalidValue(
                 f"template={self.template!r} holds <mask> {self.template.count('<mask>')} times and must hold it once."
             )
+        try:
+            self.template.format(*[""] * len(self.words))
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise InvalidValue(
+                f"template={self.template!r} must hold {{0}} for the text, {{1}} for a second one, and no other braces."
+            ) from error
         if getattr(self.tokenizer, "mask_token_id", None) is None:
             raise InvalidValue("the tokenizer has no mask token; text infilling needs a masked language model.")
         for word, token in zip(self.words, self.label_tokens, strict=True):
@@ -70,17 +78,17 @@ class Infilling:
         tokenizer = self.tokenizer
         if not 0 <= label < len(self.words):
             raise InvalidValue(f"label={label} must be in [0, {len(self.words)}); give each class a word.")
-        fixed = len(tokenizer(self._filled([""] * len(texts)))["input_ids"])
+        fixed = len(tokenizer(self.prompt([""] * len(texts)))["input_ids"])
         room = length - fixed
         if room < len(texts):
             raise InvalidValue(f"length={length} must be >= {fixed + len(texts)}, the template's own tokens; raise it.")
-        parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        parts = [tokenizer(self._without_mask(text), add_special_tokens=False)["input_ids"] for text in texts]
         while sum(map(len, parts)) > room:
             longest = max(range(len(parts)), key=lambda i: len(parts[i]))
             parts[longest] = parts[longest][:-1]
         while True:
             # Joined text may take a token more than its parts, so the cut is checked on the whole.
-            ids = tokenizer(self._filled([tokenizer.decode(part) for part in parts]))["input_ids"]
+            ids = tokenizer(self.prompt([tokenizer.decode(part) for part in parts]))["input_ids"]
             if len(ids) <= length:
                 return {"input_ids": ids, "labels": label}
             longest = max(range(len(parts)), key=lambda i: len(parts[i]))
@@ -94,12 +102,30 @@ class Infilling:
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) cross-entropies over the class words at the mask; a ``loss_fn`` for ``train``."""
-        return masked_prompt_losses(
-            model, batch, mask_token=self.tokenizer.mask_token_id, label_words=self.label_tokens
-        )
+        return classification_losses(self.class_logits(model, batch), batch["labels"])
 
-    def _filled(self, texts: Sequence[str]) -> str:
-        return self.template.format(*texts).replace("<mask>", self.tokenizer.mask_token)
+    def class_logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, classes) logits of the class words at the mask.
+
+        A row without a mask, which :meth:`encode` never makes, is read at its first position: no row stops a step.
+        """
+        inputs = starting_left({key: value for key, value in batch.items() if key != "labels"})
+        masked = inputs["input_ids"] == self.tokenizer.mask_token_id
+        if inputs.get("attention_mask") is not None:
+            masked = masked & (inputs["attention_mask"] != 0)
+        rows = torch.arange(len(masked), device=masked.device)
+        logits: Tensor = model(**inputs).logits[rows, masked.int().argmax(dim=1)]
+        return logits[:, list(self.label_tokens)]
+
+    def prompt(self, texts: Sequence[str]) -> str:
+        """The template with its mask and these texts filled in, whole."""
+        template = self.template.replace("<mask>", str(self.tokenizer.mask_token))
+        return template.format(*map(self._without_mask, texts))
+
+    def _without_mask(self, text: str) -> str:
+        while self.tokenizer.mask_token in text:  # what is left may join to another one
+            text = text.replace(self.tokenizer.mask_token, "")
+        return text
 
 
 def linearise_table(fields: Mapping[str, str]) -> str:

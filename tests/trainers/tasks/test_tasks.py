@@ -85,6 +85,23 @@ def test_infilling_keeps_its_mask_and_cuts_the_text():
     assert losses[1].item() == pytest.approx(-logits[[10, 9]].log_softmax(0)[0].item(), abs=1e-5)
 
 
+def test_infilling_prompts_have_one_mask_whatever_the_text_says():
+    task = Infilling.named(tokenizer(), "sst-2")
+    mask = task.tokenizer.mask_token
+    for text in (f"the {mask} film", f"{mask[:2]}{mask}{mask[2:]} film", "<mask> film {0}"):
+        record = task.encode([text], 0, length=24)
+        assert record["input_ids"].count(task.tokenizer.mask_token_id) == 1, text
+
+
+def test_infilling_reads_a_row_without_a_mask_instead_of_stopping_a_private_step():
+    task = Infilling.named(tokenizer(), "sst-2")
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**SMALL)).eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3), "labels": torch.tensor([1])}
+    first = model(input_ids=batch["input_ids"]).logits[0, 0, list(task.label_tokens)]
+    assert task.losses(model, batch).item() == pytest.approx(-first.log_softmax(0)[1].item(), abs=1e-5)
+
+
 def test_infilling_refuses_what_has_no_single_token():
     with pytest.raises(InvalidValue, match="'wonderful' is not one known token"):
         Infilling(tokenizer(), "{0} <mask>.", ("wonderful", "bad"))
