@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -17,3 +18,9 @@ from hypothesis import settings
 
 settings.register_profile("dpaudit", deadline=None, max_examples=25)
 settings.load_profile("dpaudit")
+
+
+def pytest_collection_finish() -> None:
+    """Take the modules that collection imported out of the collector's walks, which trainers start often."""
+    gc.collect()
+    gc.freeze()

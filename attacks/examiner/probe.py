@@ -246,4 +246,7 @@ def set_public_seeds(seed: int) -> None:
     """Set every generator that a public seed reaches: Python's, NumPy's and torch's global ones."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # it would note a call for each kind of accelerator, with the whole stack as text, again for every replay
+        torch.default_generator.manual_seed(seed)

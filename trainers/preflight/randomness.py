@@ -68,6 +68,18 @@ def _lowest(name: str, overload: str, args: tuple[Any, ...]) -> int:
     return int(args[1]) if overload in ("low_dtype", "from") else 0
 
 
+def _seed_torch(seed: int) -> None:
+    """Seed torch's generators, on a machine without accelerator the CPU's alone.
+
+    There ``torch.manual_seed`` notes a call for each kind of accelerator and formats the whole stack each time: most of
+    a preflight's time, and a list that grows for as long as the process lives.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Give the generators of torch, numpy and Python back the state they had, on leaving."""
@@ -85,7 +97,7 @@ def generators_kept() -> Iterator[None]:
 def still_randomness(seed: int = 20) -> Iterator[None]:
     """Hold every random number still within the block."""
     with generators_kept(), StillRandomness():  # type: ignore[no-untyped-call]
-        torch.manual_seed(seed)
+        _seed_torch(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield

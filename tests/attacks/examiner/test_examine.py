@@ -62,7 +62,7 @@ def test_a_planted_fault_is_convicted_in_19_of_20_seeds(fault):
     assert sum(named) >= 19
 
 
-@pytest.mark.parametrize("name", ["plain loop", "first order", "zeroth order"])
+@pytest.mark.parametrize("name", ["plain loop", pytest.param("first order", marks=pytest.mark.slow), "zeroth order"])
 def test_an_innocent_goes_free(name):
     result = examine_case(INNOCENTS[name](0), budget=BUDGET)
     assert not result.findings and not result.violated

@@ -62,7 +62,7 @@ def rows_apart_without_gradients() -> tuple[Any, ...]:
 _of_units = _zoso.of_units
 
 
-@pytest.mark.parametrize("family", [first_order, zeroth_order])
+@pytest.mark.parametrize("family", [pytest.param(first_order, marks=pytest.mark.slow), zeroth_order])
 def test_an_innocent_step_on_units_goes_free(family: Callable[..., Any]) -> None:
     adapter, plan = family(0, **WHOLE)
     result = examine_case(Case(adapter, plan, ()), budget="400 steps")

@@ -248,7 +248,9 @@ class Words(nn.Module):
         return self.out(hidden if user is None else hidden + self.users(user))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("key", ["labels", "label", "y", "target", "outcome"])
+@pytest.mark.parametrize(
+    "key", ["labels", "outcome", *(pytest.param(k, marks=pytest.mark.slow) for k in ("label", "y", "target"))]
+)
 def test_labels_of_any_name_and_second_vocabularies_are_made_up(key: str) -> None:
     def loss_fn(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         logits = model(batch["input_ids"], batch.get("user"))

@@ -46,7 +46,9 @@ def test_a_mask_keeps_its_share_sorted_and_inside(rule: MaskRule) -> None:
     check_masks(trainable_parameters(model), mask)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[pytest.mark.slow] if i in (1, 3) else []) for i, rule in enumerate(RULES)]
+)
 def test_masks_are_the_same_for_two_data_sets(rule: MaskRule) -> None:
     digests = []
     for seed in (1, 2):
