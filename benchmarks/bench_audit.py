@@ -28,6 +28,7 @@ from scipy.special import ndtr
 
 from dpaudit.auditing import (
     Control,
+    Scores,
     audit,
     cp_epsilon_lower,
     design,
@@ -132,7 +133,9 @@ def cell(m: int, epsilon: float, repetitions: int, keep: list[Any] | None) -> di
         out["sorted losses (Xiang)"].append(_xiang(m, right[m // 2]))
         out["CP, pre-registered"].append(cp_epsilon_lower(*counts_at(scores, member == 1, cp_cut), DELTA, ALPHA))
         out["GDP-mu, pre-registered"].append(gdp_epsilon_lower(*counts_at(scores, member == 1, gdp_cut), DELTA, ALPHA))
-        out["CP, split"].append(cp_epsilon_lower(*split_counts(ids, scores, member, DELTA, ALPHA)[0], DELTA, ALPHA))
+        out["CP, split"].append(
+            cp_epsilon_lower(*split_counts(Scores(ids, scores, member), DELTA, ALPHA)[0], DELTA, ALPHA)
+        )
         out["CP, DKW"].append(dkw_epsilon_lower(scores, member, DELTA, ALPHA))
         bound = step_means_bound(scores[member == 1], scores[member == 0], alpha=ALPHA)
         out["parametric mean/sd"].append(gdp_epsilon(bound.mu_lower, DELTA) if bound.mu_lower > 0 else 0.0)
@@ -186,8 +189,8 @@ def costs() -> dict[str, float]:
     bound = time.process_time() - start
     start = time.process_time()
     plan = design(m, 4.0, DELTA, relation="add_or_remove_one", unit="record")
-    control = Control(ids=ids, scores=scores + 9 * member, member=member, fault="planted")
-    audit(ids, scores, member, plan, control=control, curve=gaussian_trade_off(gdp_mu(4.0, DELTA)))
+    control = Control(scores=Scores(ids, scores + 9 * member, member), fault="planted")
+    audit(Scores(ids, scores, member), plan, control=control, curve=gaussian_trade_off(gdp_mu(4.0, DELTA)))
     whole = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"one_run_bound_s": bound, "full_audit_s": whole, "peak_rss_gib": peak}

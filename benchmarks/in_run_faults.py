@@ -89,13 +89,13 @@ def heard(folder: Any, *, charged: int | None = None) -> Row:
     """What both observers say of the release of a run; ``charged`` counts fewer steps than ran."""
     from dpaudit.accounting import account
     from dpaudit.attacks import read_secret
-    from dpaudit.auditing import AuditPlan, audit
+    from dpaudit.auditing import AuditPlan, Scores, audit
     from dpaudit.auditing.in_run.audit import in_run_audit
     from dpaudit.auditing.in_run.evidence import InRunEvidence
     from dpaudit.auditing.roc import rank_sum_p_value
     from dpaudit.certificates.curve import declared_curve, declared_deltas
+    from dpaudit.runs.evidence import read_scores
     from dpaudit.runs.in_run.planning import in_run_of, read_fixed
-    from dpaudit.runs.publish import read_scores
     from dpaudit.storage.journal import read_journal
     from dpaudit.storage.run_folder import read_json
 
@@ -115,7 +115,7 @@ def heard(folder: Any, *, charged: int | None = None) -> Row:
     by_id = read_scores(folder.scores)
     scores, coins = np.asarray([by_id[i] for i in tokens.ids]), np.asarray(tokens.coins)
     curve = declared_curve(ledger, plan.delta, plan.copies)
-    seen = audit(tokens.ids, scores, coins, plan, coins="verified", accounted_upper=upper, curve=curve)
+    seen = audit(Scores(tokens.ids, scores, coins), plan, coins="verified", accounted_upper=upper, curve=curve)
     return {
         **small.told(found),
         "model": {

@@ -50,8 +50,8 @@ from dpaudit.trainers.zeroth_order.stages import aggzo as aggzo
 from dpaudit.trainers.zeroth_order.stages import dpzero as dpzero
 from dpaudit.trainers.zeroth_order.stages import mezo as mezo
 from dpaudit.trainers.zeroth_order.stages import zoso as zoso
-from dpaudit.trainers.zeroth_order.train import replay as replay
 from dpaudit.trainers.zeroth_order.train import zo_train as zo_train
+from dpaudit.trainers.zeroth_order.weights import replay as replay
 
 __all__ = [
     # Training with clipped gradients.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.clipping import Clipping
 from dpaudit.trainers.distributed.shards import as_sharded, local
 
 
@@ -63,8 +64,37 @@ class Summing(Protocol):
     def clipped_sum(self, losses: Tensor, /, *, units: Tensor | None = None) -> ClippedSum: ...
 
 
+@runtime_checkable
+class AddingOnto(Summing, Protocol):
+    """A clipper whose ``clipped_sum`` adds to the sums given as ``onto``, where ``adds_onto`` is true.
+
+    One whole gradient is then alive instead of two. A clipper without the attribute is handed no sums.
+    """
+
+    adds_onto: bool
+
+
+@runtime_checkable
+class Ruled(Protocol):
+    """A clipper that states its rule; without one, its contributions are bounded by the plan's clipping norm C."""
+
+    clipping: Clipping
+
+
+@runtime_checkable
+class Layered(Ruled, Protocol):
+    """A clipper that names the layers among which per-layer clipping divides C."""
+
+    layers: tuple[str, ...]
+
+
+def rule_of(clipper: Clipper | Summing) -> Clipping | None:
+    """The clipping rule that a clipper states; None where it states none."""
+    return clipper.clipping if isinstance(clipper, Ruled) else None
+
+
 class Declared:
-    """A clipper that has ``backward`` alone, under a bound for which its maker answers.
+    """Makes a sum with a bound out of a clipper that has ``backward`` alone; whoever wrote it answers for the bound.
 
     Parameters
     ----------
@@ -105,7 +135,7 @@ class RunningSum:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every sum, and every gradient that stands beside it."""
+        """Set every sum, and every parameter's ``grad``, back to nothing."""
         self._sums.clear()
         self._norms.clear()
         self._bound = None
@@ -132,18 +162,18 @@ class RunningSum:
             self._sums[p] = total.detach() if mine is None else mine.add_(total.detach())
 
     def clip(self, clipper: Summing, losses: Tensor, *, units: Tensor | None = None, counts: bool = True) -> None:
-        """Let a clipper add one micro-batch, in place where it can; without ``counts`` its norms are those of nobody.
+        """Add the clipped sum of one micro-batch; without ``counts`` its norms belong to no record and are dropped.
 
-        A clipper that takes ``onto`` adds to the running sums itself, so that one whole gradient is alive and not two.
+        See :class:`AddingOnto` for clippers that add to the running sums themselves.
         """
         options: dict[str, Any] = {} if units is None else {"units": units}
-        if getattr(clipper, "adds_onto", False):
+        if isinstance(clipper, AddingOnto) and clipper.adds_onto:
             options["onto"], self._sums = self._sums, {}
         part = clipper.clipped_sum(losses, **options)
         self.add(part if counts else dataclasses.replace(part, norms=part.norms[:0]))
 
     def total(self, bound: float) -> ClippedSum:
-        """The sum, handed over; ``bound`` is that of an empty draw, where no clipper was asked."""
+        """The sum, which is then cleared here; ``bound`` is that of an empty draw, for which no clipper ran."""
         norms = torch.cat(self._norms) if self._norms else torch.zeros(0)
         found = ClippedSum(dict(self._sums), norms, bound if self._bound is None else self._bound)
         self.clear()
@@ -151,7 +181,7 @@ class RunningSum:
 
 
 def summing(clipper: Clipper | Summing, parameters: Sequence[nn.Parameter], bound: float) -> Summing:
-    """The clipper itself where it makes values, or its ``backward`` under the declared ``bound``."""
+    """A clipper whose sum is a value: itself, or :class:`Declared` for one that has ``backward`` alone."""
     if isinstance(clipper, Summing):
         return clipper
     return Declared(clipper, parameters, bound)

@@ -1,4 +1,4 @@
-"""A resume held against what its journal has counted."""
+"""Refuse to resume a run whose journal has counted fewer steps than were executed."""
 
 from __future__ import annotations
 

@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.contribution import ClippedSum, RunningSum, Summing
 from dpaudit.trainers.lengths import length_of
+from dpaudit.trainers.objective import Batch, Collate, Objective
 from dpaudit.trainers.physical import PhysicalBatch
-from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import Batch, LossFunction, PrivateStep, accumulate
+from dpaudit.trainers.step import PrivateStep, accumulate
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draw:
-    """What was drawn for one step, the longest first.
+    """The records drawn for one step, the longest first.
 
     Records of like length share a micro-batch, so that little is computed on padding, and memory runs out at the first
     pass or not at all. No sum depends on the order.
@@ -66,63 +65,64 @@ class Draw:
         return sum(1 for _ in self.parts(size))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedPasses:
+    """Micro-batches that every process of a sharded model makes in a step.
+
+    Parameters
+    ----------
+    count : int
+        The largest number that any process needs.
+    stand_in : callable
+        Gives the record that the passes left over run; it adds nothing.
+    """
+
+    count: int
+    stand_in: Callable[[], Any]
+
+
 def clipped_sum(
-    model: nn.Module,
+    objective: Objective,
     draw: Draw,
     *,
     micro: PhysicalBatch,
-    collate: Callable[[list[Any]], Batch],
-    loss_fn: LossFunction,
     clipper: Summing,
     sums: RunningSum,
     bound: float,
-    state: ModelState | None = None,
-    reduction: str | None = None,
-    rows: int = 1,
-    passes: int | None = None,
-    stand_in: Callable[[], Any] | None = None,
+    shared: SharedPasses | None = None,
 ) -> tuple[PrivateStep, ClippedSum]:
     """The clipped sum of one draw, in micro-batches that halve on out-of-memory; nothing is released in between.
 
     Parameters
     ----------
+    objective : Objective
+        Its state is refreshed first, since what was written between steps came of releases, and then put back after
+        every micro-batch.
+    micro : PhysicalBatch
+    clipper : Summing
+    sums : RunningSum
+        Cleared first.
     bound : float
         Sensitivity of an empty draw's sum.
-    state : ModelState, optional
-        Refreshed first, since what was written between steps came of releases, and then put back after every
-        micro-batch.
-    reduction : str, optional
-        How the losses of a unit's records become one; without it every record is a contribution.
-    rows : int
-        Rows of a record in a batch, such as the two of a pair.
-    passes : int, optional
-        Micro-batches that every process of a sharded model makes; those left over run ``stand_in``, which adds nothing.
+    shared : SharedPasses, optional
+        With several processes that hold shards of the model.
 
     Raises
     ------
     InvalidValue
-        If memory runs out while ``passes`` are shared: the other processes cannot repeat a pass that one has lost.
+        If memory runs out while passes are shared: the other processes cannot repeat a pass that one has lost.
     """
-    if state is not None:
-        state.refresh()
-    device = next(model.parameters()).device
+    if objective.state is not None:
+        objective.state.refresh()
+    device = next(objective.model.parameters()).device
     while True:
         sums.clear()
         try:
             with micro.measured(device, len(draw.indices)):
-                taken = _collated(draw, micro.size, collate, passes, stand_in)
-                losses = accumulate(
-                    model,
-                    taken,
-                    loss_fn=loss_fn,
-                    clipper=clipper,
-                    into=sums,
-                    state=state,
-                    reduction=reduction,
-                    rows=rows,
-                )
+                taken = _collated(draw, micro.size, objective.collate, shared)
+                losses = accumulate(objective, taken, clipper=clipper, into=sums)
         except torch.OutOfMemoryError as error:
-            if passes is not None:
+            if shared is not None:
                 raise InvalidValue(
                     f"physical_batch_size={micro.size} does not fit the memory of one of several processes, which"
                     f" cannot repeat a pass alone; resume with {max(1, micro.size // 2)}."
@@ -139,17 +139,13 @@ def clipped_sum(
 
 
 def _collated(
-    draw: Draw,
-    size: int,
-    collate: Callable[[list[Any]], Batch],
-    passes: int | None,
-    stand_in: Callable[[], Any] | None,
+    draw: Draw, size: int, collate: Collate, shared: SharedPasses | None
 ) -> Iterator[tuple[Batch, list[int], bool]]:
     """Micro-batches with the sizes of their contributions, and whether they count."""
     made = 0
     for part in draw.parts(size):
         yield collate([record for members in part for record in members]), [len(members) for members in part], True
         made += 1
-    while passes is not None and stand_in is not None and made < passes:
-        yield collate([stand_in()]), [1], False
+    while shared is not None and made < shared.count:
+        yield collate([shared.stand_in()]), [1], False
         made += 1

@@ -1,4 +1,4 @@
-"""A trainer's life signs in Python's ``logging``: when it begins, once a minute, and when it ends.
+"""Progress of a training run in Python's ``logging``: when it begins, once a minute, and when it ends.
 
 Only what is public by the ledger and the clock is said: the plan, the steps counted, and their ε.
 """
@@ -20,7 +20,7 @@ SECONDS = 60.0
 
 
 class Heartbeat:
-    """One line a minute on the logger ``dpaudit.trainers`` (level INFO); costs nothing where nobody listens.
+    """Logs steps and ε once a minute on the logger ``dpaudit.trainers`` (level INFO); costs nothing where it is off.
 
     Parameters
     ----------
@@ -49,13 +49,13 @@ class Heartbeat:
         )
 
     def step(self, step: int) -> None:
-        """Tell a step, if the last line is a minute old."""
+        """Log a step, if the last line is a minute old."""
         if self._clock() - self._last >= SECONDS:
             self._last = self._clock()
             LOGGER.info("step %d of %d%s", step, self._plan.steps, self._spent())
 
     def end(self, step: int) -> None:
-        """Tell the end."""
+        """Log the end."""
         LOGGER.info("ended after step %d of %d%s", step, self._plan.steps, self._spent())
 
     def _spent(self) -> str:

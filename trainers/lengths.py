@@ -1,4 +1,4 @@
-"""Records of like length together, so that little is computed on padding."""
+"""Length of a record, by which records are sorted so that little is computed on padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bare training loop: draw, count, clip, one noise, one update; also for empty draws."""
+"""Private first-order training in a bare loop: everything is checked first, then the plan's steps run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
-from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
+from dpaudit.trainers.contribution import Clipper, Summing
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.distributed.examination import refuse_faulty_release
-from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, count_together, refuse_unshared
+from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, refuse_unshared
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
-from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.noise import Noise, NoiseSource
+from dpaudit.trainers.objective import Batch, LossFunction, Objective
 from dpaudit.trainers.observer import Canaries, Observers, contribution_of, refuse_undrawn
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
@@ -31,12 +31,8 @@ from dpaudit.trainers.refusals import refuse_compiled, refuse_wrapped
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import (
-    Batch,
-    LossFunction,
-    PrivateStep,
-    trainable,
-)
+from dpaudit.trainers.step import trainable
+from dpaudit.trainers.steps import StepReport, Steps
 from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.target import check
 from dpaudit.trainers.units import Units, draws_of
@@ -44,34 +40,8 @@ from dpaudit.trainers.witness import ReleaseRecorder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """What a callback sees after a step. Everything but ``private`` may be published.
-
-    Parameters
-    ----------
-    step : int
-        Steps executed so far in the whole run, this one included.
-    planned_steps : int
-        T of the plan.
-    learning_rate, clipping_norm : float
-        Those of this step (adaptive clipping's norm is a function of earlier releases).
-    released : tuple of Tensor
-        The noisy mean gradient (fp32), in the model's parameter order.
-    private : PrivateStep
-        Noise-free values; keep them in memory or in ``private/``.
-    """
-
-    step: int
-    planned_steps: int
-    learning_rate: float
-    clipping_norm: float
-    released: tuple[Tensor, ...] = dataclasses.field(repr=False)
-    private: PrivateStep = dataclasses.field(repr=False)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What ran.
+    """What one call of :func:`train` executed.
 
     Parameters
     ----------
@@ -184,40 +154,27 @@ def train(
     TrainingStopped
         When the journal or the callback could not write a file; it holds the result of the steps that ran.
     """
-    stage = plan.stage(0)
-    validate.integer_at_least(0, start_step=start_step)
-    if start_step > plan.steps:
-        raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
-    refuse_uncounted(journal, start_step)
-    settings = optimizer or OptimizerSettings()
-    check(plan)
     together = OneProcess() if reduction is None else reduction
-    if has_shards(model):
-        gather_nothing(model)
-    refuse_wrapped(model)
-    refuse_compiled(model)
+    settings = optimizer or OptimizerSettings()
+    _refuse(model, plan, journal, start_step, together)
     parameters = trainable(model)
-    refuse_unshared(model, together)
     updates = DPOptimizer(together.owned(parameters.values()), settings)
     if optimizer_state is not None:
         updates.load_state_dict(dict(optimizer_state))
     contributors = draws_of(plan, countable(records), units)
     observers = Observers(plan, contributors.count, canaries=canaries, recorder=recorder)
     draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
-    refuse_undrawn(draws, observers.drawn_from)
+    refuse_undrawn(draws, observers.drawn_from, canaries=canaries is not None)
     source = _source(plan) if noise is None else noise
-    is_test = bool(source.is_test or draws.is_test or contributors.is_test)
     micro = PhysicalBatch(physical_batch_size)
+    objective = Objective(model=model, collate=collate, loss_fn=loss_fn, rows=rows_per_record)
     report = None
     if start_step < plan.steps:
         report = before_training(
-            model,
+            objective,
             records,
-            collate=collate,
-            loss_fn=loss_fn,
             physical_batch_size=micro.size,
             wanted=clipper is None if preflight is None else preflight,
-            rows=rows_per_record,
             forward_only=together.shares_passes,
         )
     held: AbstractContextManager[Any] = nullcontext()
@@ -225,77 +182,76 @@ def train(
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"), rows=rows_per_record)
     if canaries is not None:
         contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
-    modes, state = {module: module.training for module in model.modules()}, ModelState(model)
-    begun, executed = time.monotonic(), 0
-    beat = Heartbeat(plan, lambda: dataclasses.replace(plan.ledger(), stages=(plan.stage(start_step + executed),)))
+    units_become = plan.unit_reduction if plan.draws_units else None
+    modes = {module: module.training for module in model.modules()}
+    objective = dataclasses.replace(objective, reduction=units_become, state=ModelState(model))
     trained = list(parameters.values())
-    sums = RunningSum(trained)
-    reason, failure = "interrupted", None
     if together.shares_passes and start_step < plan.steps:
         refuse_faulty_release(model, trained, together, source)
     with held:
-        release = Releaser(plan, clipper, source, reduction=together)
-        journal.begin(stage)
-        try:
-            for step in range(start_step, plan.steps):
-                for module, mode in modes.items():  # also of the modules that stand apart from the model's own
-                    module.training = mode
-                indices = draws.draw().tolist()
-                drawn = Draw.of(records, contributors.rows(observers.records_of(indices)))
-                passes = count_together(journal, together, model, drawn.passes(micro.size))
-                executed += 1
-                bound = release.clipping_norm
-                private, total = clipped_sum(
-                    model,
-                    drawn,
-                    micro=micro,
-                    collate=collate,
-                    loss_fn=loss_fn,
-                    clipper=summing(clipper, trained, bound),
-                    sums=sums,
-                    bound=bound,
-                    state=state,
-                    reduction=plan.unit_reduction if plan.draws_units else None,
-                    rows=rows_per_record,
-                    passes=passes if together.shares_passes else None,
-                    stand_in=lambda: records[0],
-                )
-                totals = total.totals(trained)
-                observers.add_to(totals, indices, clipper, bound)
-                released = release(total, totals)
-                observers.observe(released.gradients, clipper, bound)
-                rate = settings.rate(step, plan.steps)
-                for group in updates.param_groups:
-                    group["lr"], group["clipping_norm"] = rate, release.clipping_norm
-                updates.receive(released.gradients, released.noise_std)
-                updates.step()
-                beat.step(step + 1)
-                if callback is not None:
-                    told = callback(
-                        StepReport(
-                            step=step + 1,
-                            planned_steps=plan.steps,
-                            learning_rate=rate,
-                            clipping_norm=released.clipping_norm,
-                            released=tuple(released.gradients),
-                            private=private,
-                        )
-                    )
-                    if together.any(told is True):
-                        break
-            reason = "completed"
-        except StorageFailed as error:
-            failure = error
-        finally:
-            sums.clear()
-            beat.end(start_step + executed)
-            failure = sealed(journal, reason, failure, is_test=is_test)
+        steps = Steps(
+            plan=plan, records=records, objective=objective, journal=journal, sampler=draws, contributors=contributors,
+            observers=observers, clipper=clipper, release=Releaser(plan, clipper, source, reduction=together),
+            updates=updates, settings=settings, micro=micro, together=together, parameters=trained, modes=modes,
+        )  # fmt: skip
+        is_test = bool(source.is_test or draws.is_test or contributors.is_test)
+        return _run(steps, start_step, callback, report, is_test=is_test)
+
+
+def _refuse(model: nn.Module, plan: PrivacyPlan, journal: Journal, start_step: int, together: Reduction) -> None:
+    """Refuse what can be told to be wrong before anything is made."""
+    plan.stage(0)  # σ is known
+    validate.integer_at_least(0, start_step=start_step)
+    if start_step > plan.steps:
+        raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")
+    refuse_uncounted(journal, start_step)
+    check(plan)
+    if has_shards(model):
+        gather_nothing(model)
+    refuse_wrapped(model)
+    refuse_compiled(model)
+    trainable(model)
+    refuse_unshared(model, together)
+
+
+def _run(
+    steps: Steps,
+    start_step: int,
+    callback: Callable[[StepReport], bool | None] | None,
+    report: PreflightReport | None,
+    *,
+    is_test: bool,
+) -> TrainingResult:
+    """Run the steps that are left; the journal is sealed however they end."""
+    plan, begun = steps.plan, time.monotonic()
+
+    def done() -> int:
+        return start_step + steps.executed
+
+    beat = Heartbeat(plan, lambda: dataclasses.replace(plan.ledger(), stages=(plan.stage(done()),)))
+    reason, failure = "interrupted", None
+    steps.journal.begin(plan.stage(0))
+    try:
+        for number in range(start_step, plan.steps):
+            told = steps.step(number)
+            beat.step(number + 1)
+            ends = callback is not None and steps.together.any(callback(told) is True)
+            del told  # a release is as large as the model, and another is about to be made
+            if ends:
+                break
+        reason = "completed"
+    except StorageFailed as error:
+        failure = error
+    finally:
+        steps.sums.clear()
+        beat.end(done())
+        failure = sealed(steps.journal, reason, failure, is_test=is_test)
     result = TrainingResult(
         status="test" if is_test else "completed",
-        steps=start_step + executed,
-        stage=dataclasses.replace(stage, steps=executed),
-        optimizer_state=updates.state_dict(),
-        physical_batch_size=micro.size,
+        steps=done(),
+        stage=dataclasses.replace(plan.stage(0), steps=steps.executed),
+        optimizer_state=steps.updates.state_dict(),
+        physical_batch_size=steps.micro.size,
         seconds=time.monotonic() - begun,
         preflight=report,
     )

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while: every module gets back the mode that it had, also where a model's modules differ."""
+"""Evaluation mode inside a block; afterwards every module has its own earlier mode again."""
 
 from __future__ import annotations
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.clipping import PerLayer
-from dpaudit.trainers.contribution import Clipper, Summing
+from dpaudit.trainers.contribution import Clipper, Layered, Summing, rule_of
 from dpaudit.trainers.plan import PrivacyPlan
+from dpaudit.trainers.sampling import CountedSampler, Sampler
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
 class Canaries(Protocol):
-    """Fictitious records that live in the sum: each is drawn by the run's sampler and adds a clipped gradient."""
+    """Fictitious records that the run's sampler draws: each drawn one adds a gradient to the clipped sum."""
 
     @property
     def members(self) -> int:
@@ -41,12 +42,12 @@ class Canaries(Protocol):
         normaliser: float = 1.0,
         contribution: float | Sequence[float] | None = None,
     ) -> None:
-        """See one release, with the deviation that its noise is declared to have."""
+        """Take in one release; ``deviation`` is the declared standard deviation of its noise."""
         ...
 
 
 class Observers:
-    """What watches one run: at most one set of in-run canaries, and a record of the releases.
+    """Everything that observes one run: at most one set of in-run canaries, and a record of the releases.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class Observers:
             self._canaries.add_to(totals, drawn, contribution=contribution_of(clipper, clipping_norm))
 
     def observe(self, released: Sequence[Tensor], clipper: Clipper | Summing, clipping_norm: float) -> None:
-        """See a step's noisy means. The deviation is the declared one, whatever the noise really was."""
+        """Show a step's noisy means to the observers, with the noise's declared deviation, whatever it really was."""
         if not self._sigma:
             return
         deviation = self._sigma * clipping_norm
@@ -112,8 +113,8 @@ class Observers:
             )
 
 
-def refuse_undrawn(sampler: object, drawn_from: int) -> None:
-    """Refuse a sampler that says how many records it draws from, where these are not all records and canaries.
+def refuse_undrawn(sampler: Sampler, drawn_from: int, *, canaries: bool) -> None:
+    """Refuse a sampler of too many records, and beside in-run canaries one that leaves some out or does not say so.
 
     Raises
     ------
@@ -122,16 +123,22 @@ def refuse_undrawn(sampler: object, drawn_from: int) -> None:
     InvalidValue
         Of more records than there are: it counts records where units are drawn.
     """
-    count = getattr(sampler, "n_records", drawn_from)
-    if count > drawn_from:
+    if isinstance(sampler, CountedSampler) and sampler.n_records > drawn_from:
         raise InvalidValue(
-            f"the sampler draws from {count} and the plan from {drawn_from}; where whole units are drawn, give"
-            " distributed_options(..., units=units) the units that train takes."
+            f"the sampler draws from {sampler.n_records} and the plan from {drawn_from}; where whole units are drawn,"
+            " give distributed_options(..., units=units) the units that train takes."
         )
-    if count < drawn_from:
+    if not canaries:
+        return
+    if not isinstance(sampler, CountedSampler):
         raise PrivacyRefusal(
-            f"the sampler draws from {count} records and leaves out {drawn_from - count} in-run canaries, so that their"
-            " audit would see nothing; leave canaries out where several processes train."
+            f"sampler={type(sampler).__name__} does not say from how many records it draws, so that in-run canaries may"
+            f" never be drawn; give it n_records={drawn_from}, records and member canaries, or leave canaries out."
+        )
+    if sampler.n_records < drawn_from:
+        raise PrivacyRefusal(
+            f"the sampler draws from {sampler.n_records} records and leaves out {drawn_from - sampler.n_records} in-run"
+            " canaries, so that their audit would see nothing; leave canaries out where several processes train."
         )
 
 
@@ -140,10 +147,10 @@ def contribution_of(clipper: Clipper | Summing, clipping_norm: float) -> float:
 
     It is C for flat, adaptive and automatic clipping, and C/√L for per-layer clipping with L equal bounds.
     """
-    rule = getattr(clipper, "clipping", None)
+    rule = rule_of(clipper)
     if not isinstance(rule, PerLayer):
         return clipping_norm
     if rule.bounds is not None:
         raise InvalidValue("in-run canaries need equal bounds in per-layer clipping; leave bounds out.")
-    layers = len(getattr(clipper, "layers", ()))
+    layers = len(clipper.layers) if isinstance(clipper, Layered) else 0
     return clipping_norm / math.sqrt(layers) if layers else clipping_norm

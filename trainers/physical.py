@@ -1,4 +1,4 @@
-"""How many records one forward pass takes: a question of memory, never of privacy."""
+"""Number of records in one forward pass: it depends on memory and changes no release."""
 
 from __future__ import annotations
 

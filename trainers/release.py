@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.clipping import AdaptiveFlat, Automatic, Clipping, Flat, PerLayer
-from dpaudit.trainers.contribution import ClippedSum, Clipper, Summing
+from dpaudit.trainers.contribution import ClippedSum, Clipper, Ruled, Summing, rule_of
 from dpaudit.trainers.distributed.reduction import OneProcess, Reduction
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.noise import Noise
@@ -22,7 +21,7 @@ from dpaudit.trainers.step import noisy_mean
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What leaves a step.
+    """The noisy mean gradients of one step: all that leaves it.
 
     Parameters
     ----------
@@ -61,13 +60,13 @@ class Releaser:
             raise InvalidValue(
                 f"clipping_norm={plan.clipping_norm} with noise_multiplier={self._sigma} must be finite; give C."
             )
-        if plan.clipping == "adaptive" and not isinstance(getattr(clipper, "clipping", None), AdaptiveFlat):
+        if plan.clipping == "adaptive" and not isinstance(rule_of(clipper), AdaptiveFlat):
             raise InvalidValue("clipping='adaptive' needs a clipper with an AdaptiveFlat rule; leave clipper out.")
 
     @property
     def clipping_norm(self) -> float:
         """C of the next step."""
-        rule = getattr(self._clipper, "clipping", None)
+        rule = rule_of(self._clipper)
         return rule.max_grad_norm if isinstance(rule, AdaptiveFlat) else self._plan.clipping_norm
 
     def __call__(self, total: ClippedSum, totals: Sequence[Tensor]) -> Release:
@@ -86,9 +85,8 @@ class Releaser:
         return Release(gradients=gradients, noise_std=std / plan.normaliser, clipping_norm=total.bound)
 
     def _adapt(self, norms: Tensor, device: torch.device) -> None:
-        clipper: Any = self._clipper
-        rule = getattr(clipper, "clipping", None)
-        if not isinstance(rule, AdaptiveFlat):
+        clipper = self._clipper
+        if not isinstance(clipper, Ruled) or not isinstance(rule := clipper.clipping, AdaptiveFlat):
             return
         assert self._plan.quantile_sigma is not None  # the plan required it
         count = torch.tensor(rule.count(norms), dtype=torch.float32, device=device)

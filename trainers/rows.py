@@ -1,4 +1,4 @@
-"""One record, one row, one loss: the count on which every bound of one record's contribution rests."""
+"""Check that a batch has exactly one loss for each record: a record with two losses would be clipped twice."""
 
 from __future__ import annotations
 

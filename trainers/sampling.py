@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,16 @@ class Sampler(Protocol):
     @property
     def is_test(self) -> bool: ...
     def draw(self) -> NDArray[np.int64]: ...
+
+
+@runtime_checkable
+class CountedSampler(Sampler, Protocol):
+    """A sampler that says how many records it draws from, as every sampler beside in-run canaries has to.
+
+    ``n_records`` counts the member canaries too, where it draws them.
+    """
+
+    n_records: int
 
 
 class PoissonSampler(Secret):
@@ -86,7 +96,7 @@ class TruncatedPoissonSampler(Secret):
         generator: np.random.Generator | None = None,
     ) -> None:
         validate.integer_at_least(1, max_batch=max_batch)
-        self.max_batch = max_batch
+        self.n_records, self.max_batch = n_records, max_batch
         self.is_test = generator is not None
         self._stream = secret_stream(generator)
         self._poisson = PoissonSampler(n_records, sampling_probability, generator=generator)
@@ -114,12 +124,20 @@ class FullSampler:
 
 
 class ScriptedSampler:
-    """Draws that were written down beforehand, for tests; when they run out, :class:`InvalidValue`."""
+    """Draws that were written down beforehand, for tests; when they run out, :class:`InvalidValue`.
+
+    Parameters
+    ----------
+    draws : iterable of sequence of int
+        Indices of the records of each draw.
+    n_records : int, default=0
+        What the draws are from; needed beside in-run canaries.
+    """
 
     is_test = True
 
-    def __init__(self, draws: Iterable[Sequence[int]]) -> None:
-        self._draws = iter(draws)
+    def __init__(self, draws: Iterable[Sequence[int]], *, n_records: int = 0) -> None:
+        self._draws, self.n_records = iter(draws), n_records
 
     def draw(self) -> NDArray[np.int64]:
         """The next draw of the script."""

@@ -1,4 +1,4 @@
-"""State of the secret random streams: never written, and never shared by two processes."""
+"""Secret random streams whose state is never written and never shared by two processes."""
 
 from __future__ import annotations
 

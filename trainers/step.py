@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,9 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.contribution import RunningSum, Summing
 from dpaudit.trainers.noise import Noise, sample_double
+from dpaudit.trainers.objective import Batch, Objective
 from dpaudit.trainers.rows import one_loss_per_record
-from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.units import unit_losses
-
-Batch = Any
-"""What the collator returns: a mapping of tensors, or anything with ``.to(device)``."""
-
-LossFunction = Callable[[nn.Module, Batch], Tensor]
-"""``loss_fn(model, batch) -> (B,)``: one loss for each example, each depending on that example alone."""
 
 Reduce = Callable[[list[Tensor]], None]
 """Adds a list of tensors up over processes, in place."""
@@ -69,36 +62,32 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def accumulate(
-    model: nn.Module,
+    objective: Objective,
     micro_batches: Iterable[tuple[Batch, Sequence[int], bool]],
     *,
-    loss_fn: LossFunction,
     clipper: Summing,
     into: RunningSum,
-    state: ModelState | None = None,
-    reduction: str | None = None,
-    rows: int = 1,
 ) -> list[Tensor]:
     """Run every micro-batch through the clipper into one sum; returns private losses, one tensor per micro-batch.
 
     ``micro_batches`` gives each collated batch with the records of each contribution that it was collated from, one
-    after the other (ones, or with ``reduction`` the sizes of units, whose losses are clipped as one), and whether it
-    counts: one that does not is run with losses of zero, and adds nothing. A record has ``rows`` rows of a batch.
-    What the forward pass of a micro-batch writes into the model is put back as ``state`` has it, so that the next does
-    not see its records.
+    after the other (ones, or the sizes of units, whose losses are clipped as one), and whether it counts: one that does
+    not is run with losses of zero, and adds nothing. What the forward pass of a micro-batch writes into the model is
+    put back as the objective's state has it, so that the next does not see its records.
     """
+    model, state = objective.model, objective.state
     device = next(model.parameters()).device
     losses = []
     for batch, sizes, counts in micro_batches:
         with torch.enable_grad(), contextlib.nullcontext() if state is None else state:
-            each = one_loss_per_record(loss_fn(model, to_device(batch, device)), records=sum(sizes))
+            each = one_loss_per_record(objective.loss_fn(model, to_device(batch, device)), records=sum(sizes))
             # Autocast is for the forward pass: norms and sums in half precision would not keep the bound.
             with torch.autocast(device.type, enabled=False):
                 of = None
-                if reduction is not None:
+                if objective.reduction is not None:
                     of = torch.repeat_interleave(torch.tensor(sizes, device=each.device))
-                    each = unit_losses(each, of, len(sizes), reduction=reduction)
-                    of = of.repeat_interleave(rows)
+                    each = unit_losses(each, of, len(sizes), reduction=objective.reduction)
+                    of = of.repeat_interleave(objective.rows)
                 into.clip(clipper, each if counts else each * 0, units=of, counts=counts)
         if counts:
             losses.append(each.detach())

@@ -1,4 +1,4 @@
-"""Ending a run between two steps: told to by a signal, or because a file cannot be written."""
+"""End a training run between two steps: after a signal, or because a file cannot be written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrainingStopped(StorageFailed):
 
     @classmethod
     def after(cls, failure: StorageFailed, result: Any) -> TrainingStopped:
-        """The same sentence, with what ran."""
+        """The error of ``failure``, with the result of the steps that ran."""
         stopped = cls(str(failure))
         stopped.errno, stopped.result = failure.errno, result
         return stopped
@@ -54,7 +54,7 @@ class Interruption:
 
 @contextmanager
 def finish_the_step() -> Iterator[Interruption]:
-    """Turn the first Ctrl-C or SIGTERM inside the block into a wish that the loop reads between two steps.
+    """Note the first Ctrl-C or SIGTERM inside the block instead of stopping, so that the loop ends after its step.
 
     A step that was counted is charged whether or not it is finished, so it is worth finishing. The second signal stops
     at once. Outside the main thread, and for a signal that the process ignores, nothing is changed.

@@ -12,7 +12,7 @@ from dpaudit.privacy.protocols import Calibratable, Calibrate
 
 
 class _Settled(Calibratable, Protocol):
-    """A plan that knows whether its σ is known."""
+    """A plan that says whether its noise multiplier σ is set."""
 
     @property
     def is_calibrated(self) -> bool: ...
@@ -24,7 +24,7 @@ P = TypeVar("P", bound=_Settled)
 
 
 def settled(plan: P, calibrate: Calibrate | None = None) -> P:
-    """The plan with σ known: calibrated to its target where σ is missing, and checked against the target where not.
+    """The plan with a noise multiplier σ: calibrated to the target ε where σ is missing, else checked against it.
 
     A δ that is not below 1/``public_size`` gives a warning.
 

@@ -98,7 +98,7 @@ class Units:
 
 
 def unit_name(name: str) -> str:
-    """A name without what people write in two ways.
+    """A unit's name in one form: case, blanks and character width are made alike.
 
     >>> unit_name(" Ann  MOSS ")
     'ann moss'

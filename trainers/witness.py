@@ -1,4 +1,4 @@
-"""The record of what a run released: sums of squares and products of its noisy sums, one pass over each release.
+"""The energy record of a run's releases: sums of squares and products of its noisy sums, one pass over each release.
 
 The numbers are functions of releases alone, so they may be published. :mod:`dpaudit.auditing` tests them against the
 declared noise.

@@ -1,4 +1,4 @@
-"""How many canaries: more canaries give more guesses, until they drown each other.
+"""How many canaries to insert: more give more guesses, but each adds noise to the scores of all others.
 
 Inserted canaries are noise to one another. With gradients in d dimensions the jam is spread over d coordinates; with
 zeroth-order releases all canaries share the P scalars of a step, so that the useful number is small.

@@ -1,4 +1,4 @@
-"""A record by itself: its contribution has norm at most C, and is called by what it does where it has more."""
+"""Tests on minibatches of one record: its contribution must have norm at most C, and the cause is named where not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def excess(seen: Sums, candidates: dict[str, int], norms: dict[str, float], bad:
 def _apart(seen: Sums, index: int) -> bool:
     """Whether a few numbers that are no parameters all stand at C: directions that the plan does not count."""
     vector = seen.alone(index)[0]
-    if getattr(seen.probe.adapter, "blocks", None) or seen.plan.stage.clip is not None or not 1 < vector.size <= FEW:
+    if seen.probe.names_blocks or seen.plan.stage.clip is not None or not 1 < vector.size <= FEW:
         return False
     sizes = np.abs(vector) * (seen.plan.sensitivity / seen.plan.clipping_norm)
     return bool(np.all(sizes <= 1 + 0.01) and np.mean(sizes > 1 - 0.01) >= 0.5)

@@ -1,4 +1,4 @@
-"""Ledger: what was counted against what ran, and the claim against the certified accountant."""
+"""Compare the steps that a ledger counts with those that ran, and the claim with the certified ε."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def ledger(
         tests.append(_test("resume", "3 steps, a stop, 4 more", "a resume that forgets what was counted"))
     else:
         untested.append("resume: the adapter has no resume()")
-    if (path := getattr(probe.adapter, "ledger_path", None)) is not None:
-        findings += _chain(Path(path))
+    if (path := probe.ledger_path) is not None:
+        findings += _chain(path)
         tests.append(_test("chain", "the ledger file read back", "a line changed, dropped or reordered"))
     return findings, tests, untested
 

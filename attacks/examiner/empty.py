@@ -1,4 +1,4 @@
-"""The empty minibatch: asked for once, reported once, and never needed by the tests that follow."""
+"""Ask a step for an empty minibatch once; the tests that follow do without where it fails."""
 
 from __future__ import annotations
 

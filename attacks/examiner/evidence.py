@@ -1,4 +1,4 @@
-"""Evidence of the noise: residuals on empty minibatches, or on ordinary ones where empty ones are not to be had."""
+"""Residuals that show the noise: on empty minibatches, or on ordinary ones where the step takes no empty one."""
 
 from __future__ import annotations
 

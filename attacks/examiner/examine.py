@@ -53,7 +53,7 @@ def examine(
     alpha: float = ALPHA,
     remake: Callable[[], StepAdapter] | None = None,
 ) -> Findings:
-    """Hold a training step against its plan, from inside.
+    """Test a training step against the plan that it claims to follow.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def examine_stages(
 
 
 class _Held:
-    """What the groups have said so far."""
+    """Findings, tests and gaps of the test groups so far."""
 
     def __init__(self) -> None:
         self.findings: list[ExamFinding] = []
@@ -226,7 +226,7 @@ class _Held:
     def join(
         self, group: str, findings: list[ExamFinding], tests: list[ExamTest], untested: Sequence[str] = ()
     ) -> None:
-        """Keep what a group said; one that left something untested is not examined in full."""
+        """Add a group's results; a group that left something untested does not count as examined in full."""
         self.findings += findings
         self.tests += tests
         self.untested += untested

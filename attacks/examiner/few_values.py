@@ -1,4 +1,4 @@
-"""Noise of few values: rounded to a short floating-point format, or drawn from seeds that anybody can try."""
+"""Find noise with few different values: rounded to a short float format, or drawn from seeds that can be guessed."""
 
 from __future__ import annotations
 

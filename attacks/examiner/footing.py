@@ -97,7 +97,7 @@ def footing(probe: Probe, plan: ExamPlan) -> tuple[Footing, str | None]:
     """
     base = _base(probe, plan)
     released = _ordinary(probe, probe.release, base.usual, "release")
-    base.rounding = float(getattr(probe.adapter, "rounding", 0.0)) * plan.normaliser / plan.sensitivity
+    base.rounding = probe.rounding * plan.normaliser / plan.sensitivity
     if not base.rounding <= SPREAD:
         raise NotExamined(
             f"rounding of the weights hides the release: it moves the sum by up to {base.rounding:.3g} C, bound"

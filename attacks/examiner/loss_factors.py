@@ -1,4 +1,4 @@
-"""Adversarial records for any loop that has one loss per record: numbers beyond the data set scale a loss."""
+"""Adversarial records for a loop with one loss per record: record numbers above the data set's size scale a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Movement of the weights that no record makes, as weight decay: measured on records, explained, and taken off."""
+"""Movement of the weights that comes of no record, such as weight decay: measured, explained and subtracted."""
 
 from __future__ import annotations
 

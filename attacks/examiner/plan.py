@@ -8,12 +8,13 @@ from typing import Any
 
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.protocols import RunPlan
 from dpaudit.privacy.stage import Clip, Mechanism, Sampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExamPlan:
-    """What the examiner holds a step against.
+    """The plan of a training step, in the numbers that the examiner compares it with.
 
     Parameters
     ----------
@@ -50,10 +51,10 @@ class ExamPlan:
 
     @classmethod
     def read(cls, plan: Any) -> ExamPlan:
-        """Take an :class:`ExamPlan`, or a trainer's plan (anything with ``stage()``, ``normaliser``, ``delta``)."""
+        """Take an :class:`ExamPlan`, or a trainer's plan (see :class:`dpaudit.privacy.protocols.RunPlan`)."""
         if isinstance(plan, cls):
             return plan
-        if not (hasattr(plan, "stage") and callable(plan.stage)):
+        if not isinstance(plan, RunPlan):
             raise InvalidValue(f"plan of type {type(plan).__name__} has no stage(); pass an ExamPlan or PrivacyPlan.")
         return cls(
             stage=plan.stage(),

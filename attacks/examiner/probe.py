@@ -1,4 +1,4 @@
-"""The examiner's hand on an adapter: every question starts from the same state, and costs are measured."""
+"""Runs an adapter for the examiner: restores the initial state before each release and measures costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Probe:
         self.cost = 1.0 if counted else 1e-3
         """Budget that one step on a small minibatch takes, measured by :meth:`warm`."""
         self.reserve = 0.0
-        """Budget kept back for the accountant's last word."""
+        """Budget reserved for composing the ledger at the end."""
         self.clock = Clock()
         self.part = self.until = limit
         self.factory = remake
@@ -100,17 +101,38 @@ class Probe:
     @property
     def size(self) -> int | None:
         """Number of ordinary records."""
-        return getattr(self.adapter, "size", None)
+        found: int | None = self._stated("size")
+        return found
 
     @property
     def adversaries(self) -> Mapping[str, int]:
         """Adversarial records by name."""
-        found: Mapping[str, int] = getattr(self.adapter, "adversaries", None) or {}
+        found: Mapping[str, int] = self._stated("adversaries") or {}
         return found
+
+    @property
+    def rounding(self) -> float:
+        """Largest L2 error of a released vector by rounding."""
+        return float(self._stated("rounding"))
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """Where the run keeps its ledger on disk, if it does."""
+        found = self._stated("ledger_path")
+        return None if found is None else Path(found)
+
+    @property
+    def names_blocks(self) -> bool:
+        """Whether the adapter names parts of the released vector."""
+        return bool(self._stated("blocks"))
+
+    def _stated(self, name: str) -> Any:
+        """An attribute of the adapter, or the base class's default for an object that does not derive from it."""
+        return getattr(self.adapter, name, getattr(StepAdapter, name))
 
     def blocks(self, coordinates: int) -> list[tuple[str, slice]]:
         """Named parts of the released vector; one part called "release" where the adapter names none."""
-        parts = getattr(self.adapter, "blocks", None) or (("release", coordinates),)
+        parts = self._stated("blocks") or (("release", coordinates),)
         slices, at = [], 0
         for name, count in parts:
             slices.append((name, slice(at, at + count)))

@@ -197,6 +197,17 @@ def stage_ledger(stage: Stage, relation: str | Relation, *, unit: str = "record"
     return Ledger(stages=(stage,), relation=Relation.parse(relation), unit=unit)
 
 
+def _epsilon_of_stage(
+    relation: str | Relation, delta: float, accountant: str, group_size: int, assume: Collection[str]
+) -> Callable[[Stage], float]:
+    """Certified upper ε at δ of one stage, by the accountant asked for."""
+
+    def epsilon(stage: Stage) -> float:
+        return epsilon_upper(stage_ledger(stage, relation), delta, accountant, group_size=group_size, assume=assume)
+
+    return epsilon
+
+
 def calibrate_steps(
     *,
     target_epsilon: float,
@@ -212,11 +223,8 @@ def calibrate_steps(
     At most ``LARGEST_STEPS``: more are not looked for, so that a result of 1e9 says only that so many meet it.
     """
 
-    def epsilon_of(steps: float) -> float:
-        ledger = stage_ledger(dataclasses.replace(stage, steps=int(steps)), relation)
-        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
-
-    search = _Search(epsilon_of, target_epsilon)
+    epsilon = _epsilon_of_stage(relation, delta, accountant, group_size, assume)
+    search = _Search(lambda steps: epsilon(dataclasses.replace(stage, steps=int(steps))), target_epsilon)
     low, at_low = 1, search(1)
     if at_low > target_epsilon:
         raise search.unmet(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
@@ -256,9 +264,10 @@ def calibrate_sampling_probability(
 ) -> float:
     """Largest q of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
 
+    epsilon = _epsilon_of_stage(relation, delta, accountant, group_size, assume)
+
     def epsilon_of(inverse: float) -> float:
-        ledger = stage_ledger(dataclasses.replace(stage, sampling_probability=1 / inverse), relation)
-        return epsilon_upper(ledger, delta, accountant, group_size=group_size, assume=assume)
+        return epsilon(dataclasses.replace(stage, sampling_probability=1 / inverse))
 
     search = _Search(epsilon_of, target_epsilon)
     if search(1.0) <= target_epsilon:

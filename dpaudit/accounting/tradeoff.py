@@ -8,7 +8,6 @@ reverse direction's lower tail, as others do, understates TPR by up to 200 times
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -155,11 +154,6 @@ class EpsilonCurve:
     steps: tuple[int, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-
-    def upper_after(self, step: int) -> float:
-        """Upper bound on ε after any number of steps: the bound at the next step count that was evaluated."""
-        place = int(np.searchsorted(np.array(self.steps), step))
-        return self.upper[place] if place < len(self.steps) else math.inf
 
 
 def epsilon_curve(

@@ -25,12 +25,14 @@ from dpaudit.auditing.steps import step_means_bound as step_means_bound
 from dpaudit.auditing.steps import step_noise_bound as step_noise_bound
 from dpaudit.auditing.xiang import xiang_mu_lower as xiang_mu_lower
 from dpaudit.privacy.finding import Finding as Finding
+from dpaudit.privacy.scores import Scores as Scores
 
 __all__ = [
     # An audit: its design, its plan, its result.
     "AuditPlan",
     "Control",
     "Finding",
+    "Scores",
     "audit",
     "canaries_needed",
     "design",

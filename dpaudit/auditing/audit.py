@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from dpaudit.auditing.coins import COIN_TAIL, member_count_is_plausible
 from dpaudit.auditing.control import Control, ControlPower, control_power
-from dpaudit.auditing.decidable import remedy
-from dpaudit.auditing.f_dp import TradeOff, check_curve, f_dp_p_value
+from dpaudit.auditing.f_dp import TradeOff
 from dpaudit.auditing.gaussian import dp_attack_limits
-from dpaudit.auditing.guess import check_ids, check_member, check_scores, count_ties
+from dpaudit.auditing.judge import (
+    Tested,
+    accounting_findings,
+    bound_findings,
+    mechanism_finding,
+    refuse_one_sided,
+    validity_findings,
+)
 from dpaudit.auditing.liveness import liveness
-from dpaudit.auditing.many_runs import rates_curve_p_value
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.auditing.primary import Primary, many_runs_primary, one_run_primary
 from dpaudit.auditing.result import AuditResult, Bound
@@ -24,10 +25,9 @@ from dpaudit.auditing.roc import auc_summary
 from dpaudit.auditing.secondary import many_runs_secondary, one_run_secondary
 from dpaudit.auditing.words import summarise
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.finding import Finding
-from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
-from dpaudit.privacy.tolerance import exceeds
+from dpaudit.privacy.rounding import lower_text, upper_text
+from dpaudit.privacy.scores import Scores
 from dpaudit.privacy.verdict import ENOUGH_POWER, decide, enough_power
 
 COINS = ("verified", "asserted", "none")
@@ -35,9 +35,7 @@ CONTROL = "positive_control"
 
 
 def audit(
-    ids: Sequence[str],
-    scores: ArrayLike,
-    member: ArrayLike,
+    scores: Scores,
     plan: AuditPlan,
     *,
     coins: str = "asserted",
@@ -55,12 +53,9 @@ def audit(
 
     Parameters
     ----------
-    ids : sequence of str, length m
-        Unique ids. Under replace_one: pair names (see :func:`pair_scores`).
-    scores : array of shape (m,)
-        Higher = member. NaN and constant scores are refused.
-    member : array of shape (m,)
-        The coins, 0 or 1.
+    scores : Scores
+        Ids, scores (higher = member) and coins of the m canaries; of their pairs under replace_one (see
+        :func:`pair_scores`). Constant scores, and coins of one kind only, are refused.
     plan : AuditPlan
         Frozen before the coins were opened.
     coins : str
@@ -84,60 +79,54 @@ def audit(
     AuditResult
     """
     validate.one_of(COINS, coins=coins)
-    names, values = check_ids(ids), check_scores(scores)
-    if len(names) != values.size:
-        raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
-    inserted = check_member(member, values.size)
-    members = int(inserted.sum())
-    if members in (0, values.size):
-        raise InvalidEvidence(
-            f"column member holds one class only ({members} of {values.size} are members); score both kinds."
-        )
-    if np.all(values == values[0]):
-        raise InvalidEvidence(
-            f"all {values.size} scores equal {values[0]:g}; a constant score can show nothing, mend the attack."
-        )
+    refuse_one_sided(scores)
     for name, value in (("accounted_upper", accounted_upper), ("group_claim", group_claim)):
         if value is not None:
             validate.non_negative(**{name: value})
-
-    group = plan.group_epsilon if group_claim is None else group_claim
-    tested, claim_name = what_is_tested(plan, accounted_upper, group)
-    found = list(findings)
-    found += _accounting(plan, accounted_upper)
-    found += _validity(plan, values.size, members, coins)
-    invalid = any(f.status == "invalid_audit" for f in found)
+    tested = Tested.of(plan, accounted_upper, group_claim)
+    found = [*findings, *accounting_findings(plan, accounted_upper), *validity_findings(plan, scores, coins)]
 
     primary: Primary | None = None
     bounds: tuple[Bound, ...] = ()
-    if coins != "none" and not invalid:
-        judge = one_run_primary if plan.kind == "one_run" else many_runs_primary
-        primary = judge(names, values, inserted, plan, tested)
-        found += _judge(primary, plan, tested, claim_name, group)
+    if coins != "none" and not any(f.status == "invalid_audit" for f in found):
+        one_run = plan.kind == "one_run"
+        primary = (one_run_primary if one_run else many_runs_primary)(scores, plan, tested.epsilon)
+        found += bound_findings(primary, plan, tested)
         if curve is not None:
-            found += _declared_mechanism(plan, primary, curve)
+            found.append(mechanism_finding(plan, primary, curve))
         if secondary:
-            bounds = (one_run_secondary if plan.kind == "one_run" else many_runs_secondary)(
-                names, values, inserted, plan
-            )
-    auc = auc_summary(values, inserted, plan.alpha)
-    if tested:
-        auc["limits_of_claim"] = dp_attack_limits(tested, plan.delta)
-    if (dead := liveness(values, inserted)) is not None:
+            bounds = (one_run_secondary if one_run else many_runs_secondary)(scores, plan)
+    if (dead := liveness(scores)) is not None:
         found.append(dead)
+    if control is not None and tested.epsilon is not None and primary is not None:
+        found.append(_control_finding(control_power(plan, tested.epsilon, control), plan))
+    auc = auc_summary(scores.values, scores.members, plan.alpha)
+    if tested.epsilon:
+        auc["limits_of_claim"] = dp_attack_limits(tested.epsilon, plan.delta)
+    return _result(plan, scores, tested, primary, found, coins=coins, secondary=bounds, auc=auc)
 
-    if control is not None and tested is not None and primary is not None:
-        found.append(_control_finding(control_power(plan, tested, control), plan))
+
+def _result(
+    plan: AuditPlan,
+    scores: Scores,
+    tested: Tested,
+    primary: Primary | None,
+    found: Sequence[Finding],
+    *,
+    coins: str,
+    secondary: tuple[Bound, ...],
+    auc: Mapping[str, Any],
+) -> AuditResult:
+    """The verdict of all findings, with everything that was found and how it was planned."""
     power, power_lower, source = _power_of(found)
-    verdict = decide(found, power=power_lower)
     result = AuditResult(
-        verdict=verdict,
+        verdict=decide(found, power=power_lower),
         summary="",
-        claim_tested=claim_name,
+        claim_tested=tested.claim,
         claimed_epsilon=plan.claimed_epsilon,
         delta=plan.delta,
-        accounted_upper=accounted_upper,
-        tested_epsilon=tested,
+        accounted_upper=tested.accounted_upper,
+        tested_epsilon=tested.epsilon,
         estimator=plan.primary,
         epsilon_lower=primary.epsilon_lower if primary else None,
         epsilon_lower_at_verdict=primary.at_verdict if primary else None,
@@ -153,8 +142,8 @@ def audit(
         power_lower=power_lower,
         power_source=source,
         power_if_attack_were_optimal=primary.optimal if primary else None,
-        design=design_section(plan, coins=coins, members=members, ties=count_ties(values)),
-        secondary=bounds,
+        design=design_section(plan, coins=coins, members=scores.member_count, ties=scores.ties),
+        secondary=secondary,
         auc=auc,
         findings=tuple(found),
     )
@@ -182,154 +171,6 @@ def design_section(plan: AuditPlan, *, coins: str, members: int, ties: int | Non
         "decidable": plan.decidable,
         "m_needed": plan.m_needed,
     }
-
-
-def what_is_tested(plan: AuditPlan, accounted_upper: float | None, group: float | None) -> tuple[float | None, str]:
-    """The ε that the bound is compared with, and the name of that claim."""
-    if plan.copies > 1:
-        return group, "group (epsilon, delta)"
-    if accounted_upper is not None and accounted_upper < plan.claimed_epsilon:
-        return accounted_upper, "ledger"
-    return plan.claimed_epsilon, "(epsilon, delta)"
-
-
-def _accounting(plan: AuditPlan, accounted_upper: float | None) -> list[Finding]:
-    if accounted_upper is None or not exceeds(accounted_upper, plan.claimed_epsilon):
-        return []
-    return [
-        Finding(
-            name="accounted_upper",
-            status="accounting_mismatch",
-            claim="ledger",
-            deterministic=True,
-            text=(
-                f"The ledger accounts for epsilon <= {upper_text(accounted_upper)} at"
-                f" delta={exact_text(plan.delta)}, above"
-                f" the claimed {exact_text(plan.claimed_epsilon)}: the claim does not follow from what was"
-                " recorded, whatever leaked."
-            ),
-        )
-    ]
-
-
-def _validity(plan: AuditPlan, m: int, members: int, coins: str) -> list[Finding]:
-    found: list[Finding] = []
-    if m != plan.m:
-        found.append(
-            Finding(
-                name="canary_count",
-                status="invalid_audit",
-                claim="audit",
-                deterministic=True,
-                text=f"The plan froze {plan.m} canaries and {m} were scored: canaries were lost or added on the way.",
-            )
-        )
-    if coins != "none" and not member_count_is_plausible(members, m):
-        found.append(
-            Finding(
-                name="coin_count",
-                status="invalid_audit",
-                claim="audit",
-                text=(
-                    f"{members} of {m} canaries are members, outside the central 1 - {COIN_TAIL:g} range of fair"
-                    " coins: the coins were not fair and independent, so no bound on epsilon holds."
-                ),
-            )
-        )
-    if coins == "none":
-        found.append(
-            Finding(
-                name="no_coins",
-                status="inconclusive",
-                claim="audit",
-                text="Membership was not decided by fair coins: AUC and TPR describe the attack, and bound no epsilon.",
-            )
-        )
-    return found
-
-
-def _judge(
-    primary: Primary, plan: AuditPlan, tested: float | None, claim_name: str, group: float | None
-) -> list[Finding]:
-    bound = primary.at_verdict
-    if tested is None:
-        return [
-            Finding(
-                name="group_claim_unknown",
-                status="inconclusive",
-                claim=claim_name,
-                text=(
-                    f"Each canary stands {plan.copies} times in the data, so the audit tests the claim for groups of"
-                    f" {plan.copies} records; give the accountant's group epsilon to compare with."
-                ),
-            )
-        ]
-    if exceeds(bound, tested):
-        only_ledger = plan.copies == 1 and not exceeds(bound, plan.claimed_epsilon)
-        claim = "ledger" if only_ledger else "(epsilon, delta)" if plan.copies == 1 else claim_name
-        what = (
-            f"the epsilon <= {upper_text(tested, within=bound)} that the ledger accounts for (though not the claimed"
-            f" {exact_text(plan.claimed_epsilon)})"
-            if only_ledger
-            else f"epsilon={upper_text(tested, within=bound)} at delta={exact_text(plan.delta)}"
-            + (f" for groups of {plan.copies} records" if plan.copies > 1 else "")
-        )
-        return [
-            Finding(
-                name="primary_bound",
-                status="violated",
-                claim=claim,
-                p_value=primary.p_value,
-                text=(
-                    f"{primary.evidence}, which shows epsilon >= {lower_text(bound, beyond=tested)}"
-                    f" with confidence {lower_text(1 - plan.alpha_split.primary, 3)} and contradicts {what}."
-                    " It does not say what"
-                    " the fault is, nor how large the true epsilon is."
-                ),
-            )
-        ]
-    if not exceeds(primary.ceiling_at_verdict, tested):
-        return [
-            Finding(
-                name="ceiling",
-                status="inconclusive",
-                claim=claim_name,
-                text=(
-                    "Even a perfect attack could have shown only epsilon >="
-                    f" {lower_text(primary.ceiling_at_verdict)} with this"
-                    f" design (m={plan.m}), not above {upper_text(tested)}: it cannot decide the claim" + remedy(plan)
-                ),
-            )
-        ]
-    return []
-
-
-def _declared_mechanism(plan: AuditPlan, primary: Primary, curve: TradeOff) -> list[Finding]:
-    check_curve(curve)
-    if primary.counts is None:
-        p = f_dp_p_value(plan.m, primary.mechanism_guesses, primary.mechanism_correct, curve)
-    else:
-        p = rates_curve_p_value(primary.counts, curve)
-    level = plan.alpha_split.declared_mechanism
-    rejected = p <= level
-    return [
-        Finding(
-            name="declared_mechanism",
-            status="violated" if rejected else "note",
-            claim="declared mechanism",
-            p_value=p,
-            text=(
-                f"The guesses {'contradict' if rejected else 'do not contradict'} the declared mechanism's trade-off"
-                f" curve (p={upper_text(p, 3)}, level {level:g})."
-                + (
-                    " The run did not behave as the declared sampling, noise and steps; the (epsilon, delta) claim"
-                    " itself is not thereby refuted."
-                    if rejected
-                    else " This is a test of the declared mechanism only."
-                )
-            ),
-        )
-    ]
 
 
 def _power_of(found: Sequence[Finding]) -> tuple[float | None, float | None, str | None]:

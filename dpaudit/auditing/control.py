@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.auditing.coins import COIN_TAIL, member_count_is_plausible
-from dpaudit.auditing.guess import check_ids, check_member, check_scores, count_correct, guess
+from dpaudit.auditing.guess import count_correct, guess
 from dpaudit.auditing.many_runs import cp_power_at, split_counts
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.auditing.power import MINIMUM_CONTROL_GUESSES, control_guesses, power_from_control
 from dpaudit.auditing.rates import rate_lower, rate_upper
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.scores import Scores
 from dpaudit.privacy.verdict import enough_power
 
 _TAIL = 0.025  # each end of a 95 % interval
@@ -27,10 +27,8 @@ class Control:
 
     Attributes
     ----------
-    ids : sequence of str
-        Canary ids of the control, each once.
-    scores, member : array of shape (n,)
-        Its scores (higher = member) and coins, which must be fair as the audit's own are.
+    scores : Scores
+        The control's canaries with their scores and coins, which must be fair as the audit's own are.
     fault : str
         The planted fault, in words: it is what the measured power refers to.
     runs : sequence of str, optional
@@ -38,11 +36,15 @@ class Control:
         itself, and their counts are added. For ``many_runs`` every canary is its own run and this is not read.
     """
 
-    ids: Sequence[str]
-    scores: ArrayLike
-    member: ArrayLike
+    scores: Scores
     fault: str = "unspecified"
     runs: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runs is not None and len(self.runs) != len(self.scores):
+            raise InvalidValue(
+                f"{len(self.runs)} control runs are named for {len(self.scores)} scores; name the run of each canary."
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +77,23 @@ def control_power(plan: AuditPlan, tested_epsilon: float, control: Control) -> C
     InvalidEvidence
         When the control's coins were not fair: its share of right guesses would then say nothing on the attack.
     """
-    scores = check_scores(control.scores, name="control scores")
-    coins = check_member(control.member, scores.size)
-    names = check_ids(control.ids)
-    if len(names) != scores.size:
-        raise InvalidValue(f"{len(names)} control ids stand beside {scores.size} scores; give one score for each id.")
-    if not member_count_is_plausible(int(coins.sum()), scores.size):
+    scores = control.scores
+    if not member_count_is_plausible(scores.member_count, len(scores)):
         raise InvalidEvidence(
-            f"{int(coins.sum())} of {scores.size} control canaries are members, outside the central 1 - {COIN_TAIL:g}"
-            " range of fair coins; make the control with fair coins."
+            f"{scores.member_count} of {len(scores)} control canaries are members, outside the central"
+            f" 1 - {COIN_TAIL:g} range of fair coins; make the control with fair coins."
         )
     if plan.kind == "many_runs":
-        return _many_runs_power(plan, tested_epsilon, control, scores, coins)
+        return _many_runs_power(plan, tested_epsilon, control)
     made = right = 0
-    for rows in _runs(control, scores.size):
-        shares = control_guesses(rows.size, plan.m, plan.guesses_in, plan.guesses_out)
-        if sum(shares) and np.unique(scores[rows]).size > 1:
-            counted = count_correct(guess([names[i] for i in rows], scores[rows], shares), coins[rows])
+    for run in _runs(control):
+        shares = control_guesses(len(run), plan.m, plan.guesses_in, plan.guesses_out)
+        if sum(shares) and not run.constant:
+            counted = count_correct(guess(run.ids, run.values, shares), run.members)
             made, right = made + counted[0], right + counted[1]
     if made == 0:
         return ControlPower(
-            power=0.0, interval=(0.0, 0.0), guesses=0, correct=0, fault=control.fault, canaries=scores.size
+            power=0.0, interval=(0.0, 0.0), guesses=0, correct=0, fault=control.fault, canaries=len(scores)
         )
     estimate, interval = power_from_control(
         plan.m,
@@ -107,25 +105,21 @@ def control_power(plan: AuditPlan, tested_epsilon: float, control: Control) -> C
         control_correct=right,
     )
     return ControlPower(
-        power=estimate, interval=interval, guesses=made, correct=right, fault=control.fault, canaries=scores.size
+        power=estimate, interval=interval, guesses=made, correct=right, fault=control.fault, canaries=len(scores)
     )
 
 
-def _runs(control: Control, size: int) -> list[NDArray[np.int64]]:
-    """Positions of each control run's canaries."""
+def _runs(control: Control) -> list[Scores]:
+    """The canaries of each control run."""
     if control.runs is None:
-        return [np.arange(size)]
+        return [control.scores]
     labels = np.asarray([str(run) for run in control.runs])
-    if labels.size != size:
-        raise InvalidValue(f"{labels.size} control runs are named for {size} scores; name the run of each canary.")
-    return [np.flatnonzero(labels == run) for run in np.unique(labels)]
+    return [control.scores.take(np.flatnonzero(labels == run)) for run in np.unique(labels)]
 
 
-def _many_runs_power(
-    plan: AuditPlan, tested: float, control: Control, scores: NDArray[np.float64], coins: NDArray[np.bool_]
-) -> ControlPower:
+def _many_runs_power(plan: AuditPlan, tested: float, control: Control) -> ControlPower:
     level = plan.alpha_split.primary
-    (tp, n_pos, fp, n_neg), _ = split_counts(control.ids, scores, coins, plan.delta, level)
+    (tp, n_pos, fp, n_neg), _ = split_counts(control.scores, plan.delta, level)
     n = max(plan.m // 4, 1)
 
     def power(tpr: float, fpr: float) -> float:
@@ -139,7 +133,7 @@ def _many_runs_power(
         guesses=n_pos + n_neg,
         correct=tp + n_neg - fp,
         fault=control.fault,
-        canaries=scores.size,
+        canaries=len(control.scores),
     )
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, ndtr
 
-from dpaudit.auditing.guess import check_scores
 from dpaudit.auditing.rates import rate_lower
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.rounding import upper_text
+from dpaudit.privacy.scores import check_scores
 
 FEWEST_REFERENCES = 1000
 """Below this many references a fitted tail is guesswork, and the extrapolation is refused."""

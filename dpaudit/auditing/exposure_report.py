@@ -22,8 +22,8 @@ from dpaudit.auditing.exposure import (
     rank_sum_test,
 )
 from dpaudit.auditing.exposure_checks import REVERSED_WORDS, look_reversed, refuse_own_references
-from dpaudit.auditing.guess import check_ids, check_scores
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.scores import check_ids, check_scores, refuse_unequal
 from dpaudit.privacy.validate import name_some
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
@@ -134,53 +134,32 @@ def exposure_report(
     group_claims : mapping, optional
         ε for groups of k records, by k, at ``delta`` (both from the accountant): adds p-values under the claim.
     """
-    names, values, others = (
-        check_ids(ids),
-        check_scores(losses, name="losses"),
-        check_scores(references, name="references"),
-    )
-    if len(names) != values.size:
-        raise InvalidValue(f"{len(names)} ids stand beside {values.size} losses; give one loss for each id.")
+    names, values = check_ids(ids), check_scores(losses, name="losses")
+    refuse_unequal(names, values, what="loss", plural="losses")
+    others = check_scores(references, name="references")
     counts = _counts(copies, values.size)
     if others.size > 1 and np.all(others == others[0]) and np.all(values == others[0]):
         raise InvalidEvidence(f"all losses equal {others[0]:g}; a constant loss ranks nothing, mend the attack.")
     refuse_own_references(values, others)
-    ranks, bits = exposure_ranks(values, others), exposure(values, others)
-    fit = fit_references(others)
-    combined, exact = rank_sum_test(values, others)
     if (group_claims is None) != (delta is None):
         raise InvalidValue("group_claims and delta belong together; give both, from the accountant, or neither.")
-    under = np.full(values.size, np.nan) if group_claims else None
-    groups = []
+    claims = dict(group_claims or {})
     sizes = np.unique(counts)
-    if unused := sorted(set(group_claims or ()) - set(sizes.tolist())):
+    if unused := sorted(set(claims) - set(sizes.tolist())):
         raise InvalidValue(
             f"group_claims names {unused[0]} copies and no canary has so many (they have {name_some(sizes.tolist())});"
             " give the claim for the copies that were inserted."
         )
-    for k in sizes:
-        chosen = counts == k
-        p, is_exact = rank_sum_test(values[chosen], others)
-        claim = (group_claims or {}).get(int(k))
-        smallest = None
-        if under is not None and claim is not None and delta is not None:
-            under[chosen] = exposure_p_values_under_claim(ranks[chosen], int(others.size), claim, delta)
-            smallest = min(1.0, float(under[chosen].min()) * int(chosen.sum()))
-        groups.append(
-            {
-                "copies": int(k),
-                "canaries": int(chosen.sum()),
-                "mean_exposure": float(bits[chosen].mean()),
-                "largest_exposure": float(bits[chosen].max()),
-                "p_value": p,
-                "exact": is_exact,
-                "p_value_corrected": min(1.0, p * len(sizes)),
-                "stands_out": p * len(sizes) <= LEVEL,
-                "claim": "(epsilon, delta)" if k == 1 else f"group of {int(k)} records",
-                "group_epsilon": claim,
-                "p_value_under_claim": smallest,
-            }
+    ranks, bits = exposure_ranks(values, others), exposure(values, others)
+    under = _under_claims(ranks, counts, int(others.size), claims, delta)
+    fit = fit_references(others)
+    combined, exact = rank_sum_test(values, others)
+    groups = [
+        _group(
+            int(k), values[counts == k], bits[counts == k], others, len(sizes), claims.get(int(k)), under[counts == k]
         )
+        for k in sizes
+    ]
     return ExposureReport(
         ids=tuple(names),
         losses=values,
@@ -194,6 +173,47 @@ def exposure_report(
         combined_p_value=combined,
         combined_exact=exact,
         by_copies=tuple(groups),
-        under_claim=under,
+        under_claim=under if claims else None,
         looks_reversed=look_reversed(values, others),
     )
+
+
+def _under_claims(
+    ranks: NDArray[np.int64],
+    copies: NDArray[np.int64],
+    references: int,
+    claims: Mapping[int, float],
+    delta: float | None,
+) -> NDArray[np.float64]:
+    """P-value of each canary under the claim for its number of copies; NaN where there is no claim."""
+    under = np.full(ranks.size, np.nan)
+    for k, claim in claims.items():
+        if delta is not None:
+            under[copies == k] = exposure_p_values_under_claim(ranks[copies == k], references, claim, delta)
+    return under
+
+
+def _group(
+    copies: int,
+    losses: NDArray[np.float64],
+    bits: NDArray[np.float64],
+    references: NDArray[np.float64],
+    groups: int,
+    claim: float | None,
+    under: NDArray[np.float64],
+) -> dict[str, Any]:
+    """What the canaries with one number of copies show together, corrected for the number of ``groups``."""
+    p, exact = rank_sum_test(losses, references)
+    return {
+        "copies": copies,
+        "canaries": losses.size,
+        "mean_exposure": float(bits.mean()),
+        "largest_exposure": float(bits.max()),
+        "p_value": p,
+        "exact": exact,
+        "p_value_corrected": min(1.0, p * groups),
+        "stands_out": p * groups <= LEVEL,
+        "claim": "(epsilon, delta)" if copies == 1 else f"group of {copies} records",
+        "group_epsilon": claim,
+        "p_value_under_claim": None if claim is None else min(1.0, float(under.min()) * under.size),
+    }

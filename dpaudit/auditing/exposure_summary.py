@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from dpaudit.auditing.exposure import exposure, mean_exposure_without_leakage, rank_sum_test
-from dpaudit.auditing.guess import check_member, check_scores
+from dpaudit.privacy.scores import Scores
 
 
-def exposure_summary(scores: ArrayLike, member: ArrayLike, *, copies: int) -> dict[str, Any]:
+def exposure_summary(scores: Scores, *, copies: int) -> dict[str, Any]:
     """Exposure of inserted canaries, with the canaries that were left out as references.
 
     The references come from the same generator and were decided by the same coins; the loss ranked is minus the
@@ -20,10 +19,7 @@ def exposure_summary(scores: ArrayLike, member: ArrayLike, *, copies: int) -> di
 
     Parameters
     ----------
-    scores : array of shape (m,)
-        Higher = member.
-    member : array of shape (m,)
-        The coins, 0 or 1.
+    scores : Scores
     copies : int
         Times an inserted canary stands in the data.
 
@@ -33,9 +29,7 @@ def exposure_summary(scores: ArrayLike, member: ArrayLike, *, copies: int) -> di
         Plain JSON value: numbers of canaries and references, median, maximum and every exposure in bits (highest
         first), the mean without leakage, and a rank-sum test. Without both kinds of canary only the numbers.
     """
-    values = check_scores(scores)
-    inserted = check_member(member, values.size)
-    inside, outside = -values[inserted], -values[~inserted]
+    inside, outside = -scores.values[scores.members], -scores.values[~scores.members]
     if not len(inside) or not len(outside):
         return {"references": len(outside), "canaries": len(inside), "copies": copies, "values": []}
     bits = exposure(inside, outside)

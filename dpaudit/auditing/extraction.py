@@ -12,7 +12,6 @@ from scipy.special import betainc
 
 from dpaudit.auditing.f_dp import _rejects
 from dpaudit.auditing.one_run import _check
-from dpaudit.auditing.rates import rate_lower
 from dpaudit.auditing.solve import largest_rejected
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
@@ -68,17 +67,3 @@ def candidate_epsilon_lower(
         return _rejects(m, guesses, correct, alpha, smallest_fpr, alphabet)
 
     return largest_rejected(rejects, start=2.0, limit=700.0, tol=1e-9)
-
-
-def candidate_runs_epsilon_lower(runs: int, correct: int, alphabet: int, delta: float, alpha: float = 0.05) -> float:
-    """Lower bound on the replace-one ε at δ from candidate guessing of one secret in each of many INDEPENDENT runs.
-
-    (ε, δ)-DP allows success p ≤ (e^ε + (k − 1)δ)/(e^ε + k − 1); the bound inverts it at the Clopper-Pearson limit.
-    """
-    _check(runs, runs, correct, delta)
-    validate.open_unit(alpha=alpha)
-    whole_at_least(2, alphabet=alphabet)
-    p = rate_lower(correct, runs, alpha)
-    if p <= delta or p >= 1:
-        return 0.0
-    return max(0.0, math.log((alphabet - 1) * (p - delta) / (1 - p)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dpaudit.auditing.at_level import NOT_REFUTED, AtLevel
 from dpaudit.auditing.sequential import SequentialTest
 from dpaudit.auditing.steps import StepBound, smallest_visible_fault
 from dpaudit.privacy.finding import Finding
@@ -24,23 +25,21 @@ def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit
                 " value was given."
             ),
         )
-    rejected = bound.contradicts(alpha)
+    test = AtLevel(bound.p_value, alpha)
     excludes, lent = "", None
-    if not rejected and bound.estimator == "noise":
+    if not test.rejected and bound.estimator == "noise":
         factor = smallest_visible_fault(bound.releases, alpha, power)
         excludes, lent = f"noise smaller than declared by a factor of {upper_text(factor, 3)} or more", power
     return Finding(
         name=name,
-        status="violated" if rejected else "note",
+        status=test.status,
         claim="declared mechanism",
         p_value=bound.p_value,
         power=lent,
         excludes=excludes,
         text=(
-            f"{bound.releases} releases of the step {'contradict' if rejected else 'do not contradict'} its declared"
-            f" ratio of sensitivity to noise (mu >= {lower_text(bound.mu_lower)},"
-            f" p={upper_text(bound.p_value, 3)}, level {alpha:g})."
-            + (" The (epsilon, delta) claim itself is not thereby refuted." if rejected else "")
+            f"{bound.releases} releases of the step {test.verb} its declared ratio of sensitivity to noise"
+            f" (mu >= {lower_text(bound.mu_lower)}, {test.numbers})." + (f" {NOT_REFUTED}" if test.rejected else "")
         ),
         detail={"estimator": bound.estimator, "mu": bound.mu, "mu_lower": bound.mu_lower, "releases": bound.releases},
     )

@@ -11,42 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
-
-
-def check_ids(ids: Sequence[str]) -> list[str]:
-    """Ids as strings; duplicates are refused by name."""
-    names = list(ids) if set(map(type, ids)) == {str} else [str(i) for i in ids]
-    if len(set(names)) != len(names):
-        seen: set[str] = set()
-        twice = next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        raise InvalidEvidence(f"id {twice!r} appears more than once; give one score for each canary.")
-    return names
-
-
-def check_scores(scores: ArrayLike, *, name: str = "scores") -> NDArray[np.float64]:
-    """Scores as a 1-D float array, NaN refused and counted."""
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1:
-        raise InvalidValue(f"{name} has shape {values.shape} and must be one-dimensional; give one score per canary.")
-    if values.size == 0:
-        raise InvalidEvidence(f"{name} is empty; give at least one scored canary.")
-    bad = int(np.isnan(values).sum())
-    if bad:
-        raise InvalidEvidence(f"{name} holds {bad} NaN among {values.size}; mend the attack, do not drop canaries.")
-    return values
-
-
-def check_member(member: ArrayLike, size: int) -> NDArray[np.bool_]:
-    """Coins as booleans of length ``size``; anything but 0 and 1 is refused."""
-    values = np.asarray(member)
-    if values.shape != (size,):
-        raise InvalidValue(f"member has shape {values.shape} for {size} scores; give one 0/1 coin for each.")
-    if values.dtype != np.bool_:
-        as_float = values.astype(np.float64)
-        if not np.all((as_float == 0) | (as_float == 1)):
-            raise InvalidEvidence("column member holds values other than 0 and 1; give the coin of each canary.")
-        values = as_float == 1
-    return values.astype(np.bool_)
+from dpaudit.privacy.scores import Scores, check_ids, check_member, check_scores, refuse_unequal
 
 
 def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
@@ -55,8 +20,7 @@ def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
     The order of ties depends on nothing but the ids, so that neither the caller nor the coins can choose it.
     """
     names, values = check_ids(ids), check_scores(scores)
-    if len(names) != values.size:
-        raise InvalidValue(f"{len(names)} ids stand beside {values.size} scores; give one score for each id.")
+    refuse_unequal(names, values)
     order = np.argsort(-values, kind="stable")
     falling = values[order]
     same = falling[1:] == falling[:-1]
@@ -115,15 +79,7 @@ def count_correct(guesses: ArrayLike, member: ArrayLike) -> tuple[int, int]:
     return int(np.count_nonzero(values)), int(np.count_nonzero(right))
 
 
-def count_ties(scores: ArrayLike) -> int:
-    """Number of canaries that share their score with another one."""
-    _, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
-    return int(counts[counts > 1].sum())
-
-
-def pair_scores(
-    pairs: Sequence[Any], ids: Sequence[str], scores: ArrayLike, member: ArrayLike
-) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
+def pair_scores(pairs: Sequence[Any], scores: Scores) -> Scores:
     """Turn paired canaries into one coin per pair, as replace_one needs.
 
     Each pair holds two canaries of which a fair coin put exactly one into the data. The pair's score is the score of
@@ -131,12 +87,11 @@ def pair_scores(
 
     Returns
     -------
-    (list of str, array (m,), array (m,))
+    Scores
         Pair names, score differences and coins, for :func:`guess` and :func:`audit` under replace_one.
     """
-    names, values = check_ids(ids), check_scores(scores)
-    coins = check_member(member, values.size)
-    if len(pairs) != values.size or len(names) != values.size:
+    names, values, coins = scores.ids, scores.values, scores.members
+    if len(pairs) != values.size:
         raise InvalidValue(f"{len(pairs)} pair names stand beside {values.size} scores; name the pair of each canary.")
     groups: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
@@ -152,4 +107,4 @@ def pair_scores(
         out_names.append(pair)
         differences.append(values[first] - values[second])
         firsts.append(bool(coins[first]))
-    return out_names, np.array(differences), np.array(firsts, dtype=np.bool_)
+    return Scores(out_names, differences, firsts)

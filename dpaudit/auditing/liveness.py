@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from dpaudit.auditing.roc import auc, rank_sum_p_value
 from dpaudit.privacy.finding import Finding
 from dpaudit.privacy.rounding import upper_text
+from dpaudit.privacy.scores import Scores
 
 LIVE_P_VALUE = 1e-6
 """Scores whose rank sum is not this improbable under "no trace of membership" never give ``consistent``."""
@@ -16,25 +14,19 @@ REVERSED_P_VALUE = 1e-3
 REVERSED = "reversed_scores"
 
 
-def liveness(scores: ArrayLike, member: ArrayLike) -> Finding | None:
+def liveness(scores: Scores) -> Finding | None:
     """What dead or reversed scores mean for a verdict; None for scores that rank members above the others.
 
     Reversed scores are never turned round: the direction is fixed before the coins are opened, and an analyst who may
     choose it afterwards has two attacks and the false alarms of both.
-
-    Parameters
-    ----------
-    scores : array of shape (m,)
-        Higher = member.
-    member : array of shape (m,)
-        Coins.
     """
-    p = rank_sum_p_value(scores, member)
+    values, members = scores.values, scores.members
+    p = rank_sum_p_value(values, members)
     if p <= LIVE_P_VALUE:
         return None
-    wrong_way = rank_sum_p_value(-np.asarray(scores, dtype=np.float64), member)
+    wrong_way = rank_sum_p_value(-values, members)
     if wrong_way <= REVERSED_P_VALUE:
-        return _reversed(auc(scores, member), wrong_way)
+        return _reversed(auc(values, members), wrong_way)
     return Finding(
         name="null_scores",
         status="inconclusive",

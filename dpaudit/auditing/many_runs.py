@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from dpaudit.auditing.guess import check_ids, check_member, check_scores
 from dpaudit.auditing.rates import cp_epsilon_lower, epsilon_from_rates, rate_upper
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.scores import Scores, check_ids, check_member, check_scores
 
 Counts = tuple[int, int, int, int]
 """(tp, n_pos, fp, n_neg) of a threshold."""
@@ -60,13 +60,10 @@ def best_threshold(scores: ArrayLike, member: ArrayLike, delta: float, alpha: fl
     return float(grid[int(np.argmax(bounds))])
 
 
-def split_counts(
-    ids: Sequence[str], scores: ArrayLike, member: ArrayLike, delta: float, alpha: float = 0.05
-) -> tuple[Counts, float]:
+def split_counts(scores: Scores, delta: float, alpha: float = 0.05) -> tuple[Counts, float]:
     """Counts on the judging half at the threshold chosen on the other half, and that threshold."""
-    values = check_scores(scores)
-    coins = check_member(member, values.size)
-    chooses = halves(ids)
+    values, coins = scores.values, scores.members
+    chooses = halves(scores.ids)
     judge = values[~chooses], coins[~chooses]
     n_pos = int(judge[1].sum())
     if n_pos in (0, judge[1].size):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dpaudit.auditing.guess import count_correct, guess_in_order, ranking
 from dpaudit.auditing.many_runs import Counts, cp_ceiling, cp_p_value, split_counts
 from dpaudit.auditing.one_run import snj_epsilon_lower, snj_p_value
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.auditing.rates import cp_epsilon_lower
+from dpaudit.privacy.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +31,11 @@ class Primary:
     evidence: str
 
 
-def one_run_primary(
-    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan, tested: float | None
-) -> Primary:
+def one_run_primary(scores: Scores, plan: AuditPlan, tested: float | None) -> Primary:
     """Steinke-Nasr-Jagielski with the plan's guesses: valid for any mechanism, however its canaries interfere."""
-    order = ranking(names, values)
-    made, right = count_correct(guess_in_order(order, plan), inserted)
-    made_f, right_f = count_correct(guess_in_order(order, plan.mechanism_guesses), inserted)
+    order = ranking(scores.ids, scores.values)
+    made, right = count_correct(guess_in_order(order, plan), scores.members)
+    made_f, right_f = count_correct(guess_in_order(order, plan.mechanism_guesses), scores.members)
     m, delta = plan.m, plan.delta
     return Primary(
         mechanism_guesses=made_f,
@@ -57,12 +53,10 @@ def one_run_primary(
     )
 
 
-def many_runs_primary(
-    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan, tested: float | None
-) -> Primary:
+def many_runs_primary(scores: Scores, plan: AuditPlan, tested: float | None) -> Primary:
     """Clopper-Pearson on the judging half of the runs, at the threshold chosen on the other half."""
     delta, level = plan.delta, plan.alpha_split.primary
-    counts, _ = split_counts(names, values, inserted, delta, level)
+    counts, _ = split_counts(scores, delta, level)
     tp, n_pos, fp, n_neg = counts
     return Primary(
         epsilon_lower=cp_epsilon_lower(*counts, delta, plan.alpha),

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from dpaudit.auditing.guess import check_member, check_scores
 from dpaudit.auditing.rates import rate_lower, rate_upper
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.scores import check_member, check_scores
 
 
 def _split(scores: ArrayLike, member: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_], int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpaudit.auditing.f_dp import f_dp_epsilon_lower
 from dpaudit.auditing.gaussian import gdp_epsilon
@@ -19,19 +18,19 @@ from dpaudit.auditing.rates import (
 )
 from dpaudit.auditing.result import Bound
 from dpaudit.auditing.xiang import xiang_mu_lower
+from dpaudit.privacy.scores import Scores
 
 _ONE_RUN = "canaries of one run share its noise, so that their rates are not independent trials"
 
 
-def one_run_secondary(
-    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan
-) -> tuple[Bound, ...]:
+def one_run_secondary(scores: Scores, plan: AuditPlan) -> tuple[Bound, ...]:
     """Secondary bounds of a one-run audit at 1 − α each, uncorrected: conditional f-DP, and the rate heuristics.
 
     The conditional bounds use the plan's ``guesses_mechanism``; the rates are those of the plan's own cut, the top
     ``guesses_in`` canaries against the rest.
     """
-    order = ranking(names, values)
+    inserted = scores.members
+    order = ranking(scores.ids, scores.values)
     guesses = guess_in_order(order, plan)
     made, right = count_correct(guess_in_order(order, plan.mechanism_guesses), inserted)
     m, delta, alpha = plan.m, plan.delta, plan.alpha
@@ -66,16 +65,14 @@ def one_run_secondary(
     )
 
 
-def many_runs_secondary(
-    names: list[str], values: NDArray[np.float64], inserted: NDArray[np.bool_], plan: AuditPlan
-) -> tuple[Bound, ...]:
+def many_runs_secondary(scores: Scores, plan: AuditPlan) -> tuple[Bound, ...]:
     """Secondary bounds of a many-runs audit at 1 − α each, uncorrected; the trials are independent here."""
-    counts, _ = split_counts(names, values, inserted, plan.delta, plan.alpha_split.primary)
-    made, right = count_correct(guess(names, values, plan), inserted)
+    counts, _ = split_counts(scores, plan.delta, plan.alpha_split.primary)
+    made, right = count_correct(guess(scores.ids, scores.values, plan), scores.members)
     m, delta, alpha = plan.m, plan.delta, plan.alpha
     rows = (
         ("steinke_nasr_jagielski", "unconditional", snj_epsilon_lower(m, made, right, delta, alpha), ""),
-        ("clopper_pearson_dkw", "unconditional", dkw_epsilon_lower(values, inserted, delta, alpha), ""),
+        ("clopper_pearson_dkw", "unconditional", dkw_epsilon_lower(scores.values, scores.members, delta, alpha), ""),
         ("bayesian", "credible", bayesian_epsilon_lower(*counts, delta, alpha), "a posterior under Jeffreys priors"),
         ("gaussian_dp", "conditional", gdp_epsilon_lower(*counts, delta, alpha), "the mechanism is Gaussian (mu-GDP)"),
         ("katz", "approximate", katz_epsilon_lower(*counts, alpha), "normal approximation, delta = 0"),

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpaudit.auditing.guess import check_scores
-from dpaudit.auditing.solve import largest_rejected
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.scores import check_scores
 
 _SHARES = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 """Bets as shares of the largest admissible one; the wealth is split over them evenly, so that none is tuned."""
@@ -89,15 +88,6 @@ def sequential_bits_test(correct: ArrayLike, epsilon: float, alpha: float = 0.05
     validate.non_negative(epsilon=epsilon)
     validate.open_unit(alpha=alpha)
     return _verdict(_bit_log_wealth(bits, epsilon), alpha, "(epsilon, 0)")
-
-
-def sequential_epsilon_lower(correct: ArrayLike, alpha: float = 0.05) -> float:
-    """Anytime-valid lower bound on the pure ε (δ = 0): the largest ε that the betting test has refuted by now."""
-    bits = _bits(correct)
-    validate.open_unit(alpha=alpha)
-    return largest_rejected(
-        lambda eps: float(_bit_log_wealth(bits, eps).max()) >= -math.log(alpha), start=1.0, limit=40.0, tol=1e-6
-    )
 
 
 def _bits(correct: ArrayLike) -> NDArray[np.float64]:

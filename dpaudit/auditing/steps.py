@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import chdtr, gammaincinv, ndtr, ndtri
 
-from dpaudit.auditing.guess import check_scores
+from dpaudit.auditing.at_level import AtLevel
 from dpaudit.auditing.many_runs import counts_at
 from dpaudit.auditing.rates import gdp_mu_lower
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.scores import check_scores
 
 Compose = Callable[[float], float]
 """μ of one step (sensitivity ÷ noise, before sampling) to ε of the whole run; use an accountant's LOWER bound."""
@@ -58,7 +59,7 @@ class StepBound:
 
     def contradicts(self, alpha: float) -> bool:
         """Whether the declared step is refuted at level α."""
-        return self.p_value is not None and self.p_value <= alpha
+        return self.p_value is not None and AtLevel(self.p_value, alpha).rejected
 
 
 def _two(inside: ArrayLike, outside: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

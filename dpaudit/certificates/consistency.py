@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpaudit.certificates.limits import UNITS
-from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
+from dpaudit.certificates.statement import Audit, Predicate
 from dpaudit.privacy.canaries import substituted
+from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.rounding import exact_text, nearest_text
 from dpaudit.privacy.stage import Clip, Relation, Sampling
 
@@ -90,7 +91,7 @@ def _mechanism(body: Predicate) -> Iterator[str]:
     if ledger is None:
         return
     stages = ledger.stages
-    yield from _repeated(mechanism, stages, body.claim)
+    yield from _repeated(mechanism, stages, body.claimed)
     norms = {s["clipping_norm"] for s in stages if _numbers(s.get("clipping_norm"))}
     yield from _not_among("clipping_norm", mechanism.get("clipping_norm"), norms, RELATIVE)
     batches = {s["expected_batch_size"] for s in stages if _numbers(s.get("expected_batch_size"))}
@@ -123,7 +124,7 @@ def _units(body: Predicate) -> Iterator[str]:
         yield f"whole units were drawn and the claim has max_records_per_unit={claim.max_records_per_unit}"
 
 
-def _repeated(mechanism: Mapping[str, Any], stages: Sequence[Any], claim: ClaimModel | None) -> Iterator[str]:
+def _repeated(mechanism: Mapping[str, Any], stages: Sequence[Any], claim: Claim | None) -> Iterator[str]:
     """Keys of a stage or of the claim that the mechanism repeats."""
     for name in sorted(_STAGE_KEYS & set(mechanism)):
         recorded = [stage.get(name) for stage in stages if stage.get(name) is not None]
@@ -179,4 +180,4 @@ def _numbers(*values: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    return exact_text(value) if _numbers(value) else repr(value)[:60]
+    return exact_text(value) if _numbers(value) else repr(str(value) if isinstance(value, str) else value)[:60]

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.scores import Scores
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.files import write_atomically
 from dpaudit.storage.readers import read_json
@@ -115,22 +114,17 @@ def write_control(
     Raises
     ------
     InvalidValue
-        When ids, scores, coins and runs are not of one length.
+        When ``plan`` is no audit plan.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from dpaudit.auditing import AuditPlan
 
-    scores = [float(score) for score in np.asarray(control.scores)]
-    coins = [int(coin) for coin in np.asarray(control.member)]
-    runs = [""] * len(scores) if control.runs is None else [str(run) for run in control.runs]
-    if not len(control.ids) == len(scores) == len(coins) == len(runs):
-        raise InvalidValue(
-            f"a control of {len(control.ids)} ids, {len(scores)} scores, {len(coins)} coins and {len(runs)} runs cannot"
-            " be written; give one of each for every canary."
-        )
-    rows = sorted(zip(map(str, control.ids), scores, coins, runs, strict=True))
+    scored = control.scores
+    coins = scored.members.astype(int).tolist()
+    runs = [""] * len(scored) if control.runs is None else [str(run) for run in control.runs]
+    rows = sorted(zip(scored.ids, scored.values.tolist(), coins, runs, strict=True))
     columns: dict[str, Any] = {
         "id": pa.array([row[0] for row in rows], pa.string()),
         "score": pa.array([row[1] for row in rows], pa.float64()),
@@ -164,9 +158,11 @@ def read_control_file(path: Path) -> ControlFile:
     ids = identifiers(table["id"], name=path.name)
     fault = _constant(table, "fault", path.name)
     control = Control(
-        ids=ids,
-        scores=numbers(table["score"], name="control score", ids=ids),
-        member=coins(table["member"], name="control member", ids=ids),
+        scores=Scores(
+            ids,
+            numbers(table["score"], name="control score", ids=ids),
+            coins(table["member"], name="control member", ids=ids),
+        ),
         fault="unspecified" if fault is None else fault,
         runs=[str(run) for run in table["run"]] if "run" in table else None,
     )
@@ -190,7 +186,7 @@ def foreign_control(found: ControlFile, expected: ControlBinding, audited: Seque
         return "it names neither the configuration, the audit plan nor the canaries of this run"
     if differs := expected.difference(found.binding):
         return differs
-    if shared := set(audited) & set(found.control.ids):
+    if shared := set(audited) & set(found.control.scores.ids):
         return f"it holds {len(shared)} of the audited canaries themselves"
     return ""
 

@@ -23,10 +23,11 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.canaries import Canaries
 from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence, InvalidValue, PrivacyRefusal
-from dpaudit.privacy.finding import public_examination, public_findings
+from dpaudit.privacy.finding import Examined, public_examination, public_findings
 from dpaudit.privacy.guarantee import Guarantee, smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.protocols import TEST_REASON
+from dpaudit.privacy.scores import Scores
 from dpaudit.storage.commitment import canonical_json, sha256_bytes, sha256_file
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
@@ -198,7 +199,7 @@ def _status(given: str, release: Path) -> str:
 
 def _examination(path: Path, given: Any, config: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
     """Findings for the certificate, and what it says of the tests behind them: as given, or as a file beside it has."""
-    if hasattr(given, "tests") and hasattr(given, "untested"):
+    if isinstance(given, Examined):
         bound = {} if config is None else {"config_sha256": config}
         return public_findings(given), plain({**public_examination(given), **bound})
     found = public_findings(given)
@@ -299,7 +300,7 @@ def _audit(
             f"{scores_path.name} holds {len(table['id'])} scores and the manifest {len(canaries.ids)} canaries; give"
             " exactly one score for each canary."
         )
-    values = [scores[i] for i in canaries.ids]
+    scored = Scores(canaries.ids, [scores[i] for i in canaries.ids], canaries.coins)
     control = _control(release, stated, config_sha256, canaries.ids)
     try:
         curve = declared_curve(ledger, plan.delta, canaries.copies)
@@ -307,9 +308,7 @@ def _audit(
         curve = None
     names = [guarantee.accountant for guarantee in guarantees]
     result = audit(
-        canaries.ids,
-        values,
-        canaries.coins,
+        scored,
         plan,
         coins="verified",
         accounted_upper=smallest_upper(guarantees),
@@ -317,7 +316,7 @@ def _audit(
         curve=curve,
         control=control,
     )
-    rows = zip(canaries.ids, canaries.coins, guess(canaries.ids, values, plan), strict=True)
+    rows = zip(canaries.ids, canaries.coins, guess(scored.ids, scored.values, plan), strict=True)
     return {
         "audit_plan": plan.to_dict(),
         "audit_plan_digest": sha256_file(plan_path),

@@ -16,7 +16,7 @@ from dpaudit.certificates.faults import audit_faults, epsilon_upper, mismatches,
 from dpaudit.certificates.in_run import in_run_text, observed_in_run
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import LineModel, Predicate, VerdictModel
-from dpaudit.certificates.verdict import Weighed, verdict_of, weigh
+from dpaudit.certificates.verdict import Compared, Weighed, verdict_of, weigh
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.level import Level, Line, LineName, Standing, reached
@@ -78,11 +78,13 @@ def assess(body: Predicate, *, chained: bool = True) -> Assessment:
     """
     audit = body.audit
     weighed = weigh(
-        claim_epsilon=None if body.claim is None else body.claim.epsilon,
-        epsilon_upper=epsilon_upper(body),
-        tested_epsilon=tested_group_epsilon(audit),
-        missing=body.missing,
-        mismatches=mismatches(body),
+        Compared(
+            claim_epsilon=None if body.claim is None else body.claim.epsilon,
+            epsilon_upper=epsilon_upper(body),
+            tested_epsilon=tested_group_epsilon(audit),
+            missing=body.missing,
+            mismatches=mismatches(body),
+        ),
         audit=None if audit is None else audit.result,
         audit_faults=[] if audit is None else audit_faults(audit),
         findings=body.findings,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator
 
 from dpaudit.certificates.plain import plain_json
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.claim import Claim
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.finding import finding_status
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.verdict import Verdict
@@ -107,6 +108,16 @@ class ClaimModel(_Model):
     unit: Annotated[str, Field(min_length=1, max_length=200)]
     """Unit of privacy, such as "record" or "user"."""
     max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
+
+    def value(self) -> Claim:
+        """The claim as the value that the rest of the product knows; raises :class:`InvalidValue` where it is none."""
+        return Claim(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            relation=self.relation,
+            unit=self.unit,
+            max_records_per_unit=self.max_records_per_unit,
+        )
 
 
 class Scope(_Model):
@@ -281,6 +292,11 @@ class Predicate(_Model):
     digest: Digest
     """SHA-256 of the canonical statement without this field: finds accidents, proves no origin."""
 
+    @property
+    def claimed(self) -> Claim | None:
+        """The claim as a value; None where the certificate makes none."""
+        return None if self.claim is None else self.claim.value()
+
 
 class Statement(_Model):
     """An in-toto statement with a dpaudit certificate as its predicate."""
@@ -318,6 +334,7 @@ class Statement(_Model):
             ) from None
         except RecursionError:
             raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
+        _check_claim(statement.predicate)
         _check_findings(statement.predicate)
         return statement
 
@@ -340,6 +357,14 @@ class Statement(_Model):
     def with_digest(self) -> Statement:
         """The statement with its own digest in ``predicate.digest``."""
         return self.replaced(predicate=self.predicate.replaced(digest=self.digest))
+
+
+def _check_claim(body: Predicate) -> None:
+    """Refuse a claim that nobody could have made here, such as a unit of privacy with control characters."""
+    try:
+        _ = body.claimed
+    except InvalidValue as error:
+        raise InvalidEvidence(f"the certificate's claim is none ({error}); give the original.") from None
 
 
 def _check_findings(body: Predicate) -> None:

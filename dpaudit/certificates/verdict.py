@@ -107,13 +107,52 @@ class Weighed:
         return own
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What the claim is compared with, and what keeps the two from being compared.
+
+    Attributes
+    ----------
+    claim_epsilon, epsilon_upper : float or None
+        Claimed ε and the smallest certified upper bound at the claim's δ; None when absent.
+    tested_epsilon : float or None
+        For canaries that stand k > 1 times in the data: the group-k ε they test. None for k = 1, where the lower
+        bound is compared with the claim and with the accounted bound.
+    missing : sequence of str
+        Names of required fields that the evidence lacks.
+    mismatches : sequence of str
+        Sentences on claim and accounting that disagree (δ, relation, unit).
+    """
+
+    claim_epsilon: float | None
+    epsilon_upper: float | None
+    tested_epsilon: float | None = None
+    missing: Sequence[str] = ()
+    mismatches: Sequence[str] = ()
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """The claim, and the accounted bound, above which a lower bound contradicts either."""
+        if self.tested_epsilon is not None:
+            return self.tested_epsilon, None
+        return self.claim_epsilon, self.epsilon_upper
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What keeps the recorded steps from supporting the claim."""
+        found = [f"{name} is missing, so the claim cannot be recomputed" for name in self.missing]
+        found += self.mismatches
+        claim, upper = self.claim_epsilon, self.epsilon_upper
+        if claim is not None and upper is not None and exceeds(upper, claim):
+            found.append(
+                f"the recorded steps cost up to ε={upper_text(upper, 6)}, more than the claimed {exact_text(claim)}"
+            )
+        return tuple(found)
+
+
 def weigh(
+    compared: Compared,
     *,
-    claim_epsilon: float | None,
-    epsilon_upper: float | None,
-    tested_epsilon: float | None = None,
-    missing: Sequence[str],
-    mismatches: Sequence[str],
     audit: Mapping[str, Any] | None,
     audit_faults: Sequence[str],
     findings: Sequence[Mapping[str, Any]],
@@ -124,13 +163,8 @@ def weigh(
 
     Parameters
     ----------
-    claim_epsilon, epsilon_upper : float or None
-        Claimed ε and the smallest certified upper bound at the claim's δ; None when absent.
-    tested_epsilon : float or None
-        For canaries that stand k > 1 times in the data: the group-k ε they test. None for k = 1, where the lower
-        bound is compared with the claim and with the accounted bound.
-    missing : names of required fields that the evidence lacks.
-    mismatches : sentences on claim and accounting that disagree (δ, relation, unit).
+    compared : Compared
+        Claim and accounting.
     audit : mapping or None
         ``dpaudit.audit/1`` result: ``verdict``, ``power_lower``, ``findings`` and ``primary.epsilon_lower_at_verdict``
         are read. It supports the claim only with the lower limit of a measured power, whatever it says of itself.
@@ -150,18 +184,10 @@ def weigh(
         status = finding_status(finding)
         if status not in (NOTE, Verdict.CONSISTENT):
             found[Verdict(status)].append(f"{finding.get('name')}: {finding.get('text')}")
-    accounting = [f"{name} is missing, so the claim cannot be recomputed" for name in missing]
-    accounting += list(mismatches)
-    if claim_epsilon is not None and epsilon_upper is not None and exceeds(epsilon_upper, claim_epsilon):
-        accounting.append(
-            f"the recorded steps cost up to ε={upper_text(epsilon_upper, 6)}, more than the claimed"
-            f" {exact_text(claim_epsilon)}"
-        )
-    limits = (claim_epsilon, epsilon_upper) if tested_epsilon is None else (tested_epsilon, None)
     return Weighed(
-        accounting=tuple(accounting),
+        accounting=compared.faults,
         findings={verdict: tuple(texts) for verdict, texts in found.items()},
-        model=_model_audit(audit, *limits, tuple(audit_faults)),
+        model=_model_audit(audit, *compared.limits, tuple(audit_faults)),
         in_run=in_run,
         unfinished=run_status != "complete",
     )

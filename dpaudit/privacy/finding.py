@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
@@ -65,21 +65,56 @@ class Finding:
         return values
 
 
+@runtime_checkable
+class Findings(Protocol):
+    """A result that holds findings."""
+
+    @property
+    def findings(self) -> Sequence[Any]: ...
+
+
+@runtime_checkable
+class Examined(Findings, Protocol):
+    """The result of an examination: findings, the tests that ran, what could not be tested, and the level α."""
+
+    @property
+    def tests(self) -> Sequence[Any]: ...
+    @property
+    def untested(self) -> Sequence[str]: ...
+    @property
+    def alpha(self) -> float: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class PublicFinding(Protocol):
+    """A finding of an examination, whose public form leaves out what its witness tells of records."""
+
+    def public(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class PlainFinding(Protocol):
+    """A finding that gives itself as a plain JSON value, as :class:`Finding` does."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 def public_findings(given: Any) -> list[dict[str, Any]]:
     """Findings as a certificate takes them, from whatever an examination, an audit or a file gave.
 
     Parameters
     ----------
     given : object or sequence
-        The result of an examination (anything with ``findings``), or findings: objects with ``public()`` (an
-        examination's, whose witnesses stay private) or ``to_dict()``, or mappings with name, status and text.
+        The result of an examination (anything with ``findings``), or findings: see :class:`PublicFinding` and
+        :class:`PlainFinding`, or mappings with name, status and text.
 
     Raises
     ------
     InvalidEvidence
         When something is no finding, or has no known status.
     """
-    rows = getattr(given, "findings", given)
+    rows = given.findings if isinstance(given, Findings) else given
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidEvidence(
             f"findings={given!r:.80} must be the result of an examination, or a list of findings; give"
@@ -87,20 +122,21 @@ def public_findings(given: Any) -> list[dict[str, Any]]:
         )
     found = []
     for row in rows:
-        as_public = getattr(row, "public", None) or getattr(row, "to_dict", None)
-        value = as_public() if callable(as_public) else row
+        value = (
+            row.public() if isinstance(row, PublicFinding) else row.to_dict() if isinstance(row, PlainFinding) else row
+        )
         finding_status(value)  # refuses what is no finding
         found.append(dict(value))
     return found
 
 
-def public_examination(result: Any) -> dict[str, Any]:
+def public_examination(result: Examined) -> dict[str, Any]:
     """What a certificate says of an examination: findings without witnesses, what ran, and what was left out.
 
     Parameters
     ----------
-    result : object
-        What an examination returned: ``findings``, ``tests``, ``untested``, ``alpha`` and ``to_dict()``.
+    result : Examined
+        What an examination returned.
     """
     whole = result.to_dict()
     return {

@@ -23,6 +23,23 @@ class Calibratable(Protocol):
     def ledger(self) -> Ledger: ...
 
 
+@runtime_checkable
+class RunPlan(Protocol):
+    """A plan of one stage: what a training run promises to execute, as examinations read it."""
+
+    @property
+    def normaliser(self) -> float: ...
+    @property
+    def relation(self) -> Relation: ...
+    @property
+    def public_size(self) -> int: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def target_epsilon(self) -> float | None: ...
+    def stage(self) -> Stage: ...
+
+
 P = TypeVar("P", bound=Calibratable)
 
 

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 from dpaudit.privacy.rounding import exact_text
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from dpaudit.auditing import AuditPlan, Control
     from dpaudit.auditing.f_dp import TradeOff
     from dpaudit.auditing.result import AuditResult
     from dpaudit.privacy.canaries import Canaries
+    from dpaudit.privacy.scores import Scores
     from dpaudit.storage.scores import ScoreFile
 
 
@@ -112,7 +110,7 @@ def audit(
     plan_path, control_path = _path(plan), _path(control)
     frozen = None if plan_path is None else _read_plan(plan_path, claimed_epsilon, delta)
     attack = attack or (frozen.attack if frozen and frozen.attack != "unspecified" else None)
-    file, member, opened = _read(Path(scores), attack, _path(manifest))
+    file, scored, opened = _read(Path(scores), attack, _path(manifest))
     k = _copies(copies, frozen, opened, file)
     curve = None
     if ledger is not None:
@@ -124,21 +122,19 @@ def audit(
     kind = design or (frozen.kind if frozen else "one_run")
     _check_runs(file, kind)
     replaced = _replaced(frozen)
-    ids, values, member = _trials(file, member, relation, coins, Path(scores).name, replaced=replaced)
+    scored = _trials(file, scored, relation, coins, Path(scores).name, replaced=replaced)
     if frozen is None:
         from dpaudit.auditing import design as design_audit
 
         frozen = design_audit(
-            len(ids), claimed_epsilon, delta, alpha, k,
+            len(scored), claimed_epsilon, delta, alpha, k,
             relation=relation, unit=_stated("unit", unit), kind=kind,
             attack=attack or file.attack or "unspecified", guesses=guesses,
             group_claim=group_claim, coin_commitment=commitment or (opened.published if opened else None),
         )  # fmt: skip
     state = "none" if coins == "none" else _coin_state(opened, commitment, frozen.coin_commitment)
     return audit_arrays(
-        ids,
-        values,
-        member,
+        scored,
         frozen,
         coins=state,
         accounted_upper=accounted_upper,
@@ -163,18 +159,15 @@ def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _read(
-    scores: Path, attack: str | None, manifest: Path | None
-) -> tuple[ScoreFile, NDArray[np.bool_], Canaries | None]:
-    """Scores, their coins in the same order, and the manifest that the coins come from, if any."""
+def _read(scores: Path, attack: str | None, manifest: Path | None) -> tuple[ScoreFile, Scores, Canaries | None]:
+    """The score file, its scores with their coins, and the manifest that the coins come from, if any."""
     from dpaudit.storage.scores import join_coins, read_coins, read_scores
 
     file = read_scores(scores, attack=attack, needs_member=manifest is None)
     if manifest is None:
-        assert file.member is not None  # read_scores requires the column
-        return file, file.member, None
+        return file, file.scored(), None
     opened = read_coins(manifest)
-    return file, join_coins(file, opened, manifest), opened
+    return file, file.scored(join_coins(file, opened, manifest)), opened
 
 
 def _relation(given: str | None, plan: AuditPlan | None) -> str:
@@ -200,27 +193,24 @@ def _replaced(plan: AuditPlan | None) -> bool:
     return replaced
 
 
-def _trials(
-    file: ScoreFile, member: NDArray[np.bool_], relation: str, coins: str, name: str, *, replaced: bool
-) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
-    """Ids, scores and coins of the trials: canaries, or pairs of them under replace_one.
+def _trials(file: ScoreFile, scored: Scores, relation: str, coins: str, name: str, *, replaced: bool) -> Scores:
+    """Scores and coins of the trials: canaries, or pairs of them under replace_one.
 
     A canary whose label the coin replaced is such a pair by itself.
     """
     from dpaudit.auditing import pair_scores
     from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 
-    ids, values = file.ids, file.scores
     if relation == "replace_one" and coins == "fair" and not replaced:
         if file.pairs is None:
             raise InvalidValue(
                 "relation=replace_one needs a column pair (two canaries, a fair coin inserts exactly one): in/out coins"
                 " test add_or_remove_one and zero_out only."
             )
-        ids, values, member = pair_scores(file.pairs, ids, values, member)
-    if len(ids) < 2:
-        raise InvalidEvidence(f"{name} holds {len(ids)} canary; an audit needs at least 2.")
-    return ids, values, member
+        scored = pair_scores(file.pairs, scored)
+    if len(scored) < 2:
+        raise InvalidEvidence(f"{name} holds {len(scored)} canary; an audit needs at least 2.")
+    return scored
 
 
 def _copies(given: int | None, plan: AuditPlan | None, opened: Canaries | None, file: ScoreFile) -> int:
@@ -335,19 +325,18 @@ def _read_control(
 
     _refuse_another_plan(path, plan)
     file = read_scores(path, attack=attack)
-    assert file.member is not None
     if dict(zip(file.ids, file.scores, strict=True)) == dict(zip(audited.ids, audited.scores, strict=True)):
         raise InvalidValue(
             f"control {path.name} holds the audited scores themselves; give scores of the same attack on another run"
             " with a planted fault."
         )
-    ids, values, member = file.ids, file.scores, file.member
+    scored = file.scored()
     if relation == "replace_one" and not replaced:
         if file.pairs is None:
             raise InvalidValue(f"{path.name} needs a column pair, as the audited scores have.")
-        ids, values, member = pair_scores(file.pairs, ids, values, member)
+        scored = pair_scores(file.pairs, scored)
     runs = file.runs if relation != "replace_one" or replaced else None  # a pair has no run column of its own
-    return Control(ids=ids, scores=values, member=member, fault=fault, runs=runs)
+    return Control(scores=scored, fault=fault, runs=runs)
 
 
 def _refuse_another_plan(path: Path, plan: Path | None) -> None:

@@ -24,6 +24,7 @@ from dpaudit.certificates.control_file import (
 )
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.scores import Scores
 from dpaudit.privacy.verdict import ENOUGH_POWER
 from dpaudit.runs.canary_scores import canary_scores
 from dpaudit.runs.membership import expected_size
@@ -89,14 +90,14 @@ def train_control(
     _write(path, made, prepared, config_sha256)
 
 
-def _several(prepared: Prepared, runs: int, advance: Callable[[int], None]) -> list[_Scored]:
+def _several(prepared: Prepared, runs: int, advance: Callable[[int], None]) -> list[Scores]:
     """Controls spread over the surrounding ``joblib.parallel_config``; workers get nothing private."""
     from dpaudit.attacks.scores.fan_out import run_each
 
-    made: list[_Scored] = []
+    made: list[Scores] = []
     steps = sum(plan.steps for plan in prepared.plans)
 
-    def done(number: int, one: _Scored) -> None:
+    def done(number: int, one: Scores) -> None:
         made.append(one)
         advance(steps)
 
@@ -117,16 +118,7 @@ def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Scored:
-    """One control: ids, scores and coins of its canaries, of equal length."""
-
-    ids: tuple[str, ...]
-    scores: np.ndarray
-    coins: np.ndarray
-
-
-def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> _Scored:
+def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Scores:
     from dpaudit.attacks import commit, flip_coins
     from dpaudit.attacks.canaries.canary import inserted
     from dpaudit.attacks.canaries.coins import draw_nonce
@@ -174,16 +166,18 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
         noise=_NoNoise(),
         preflight=False,  # the audited run's own was done with the same collator, model and loss
     )
-    return _Scored(ids, canary_scores(prepared, canaries, merged(model), base), np.asarray(coins))
+    return Scores(ids, canary_scores(prepared, canaries, merged(model), base), coins)
 
 
-def _write(path: Path, made: Sequence[_Scored], prepared: Prepared, config_sha256: str) -> None:
+def _write(path: Path, made: Sequence[Scores], prepared: Prepared, config_sha256: str) -> None:
     from dpaudit.auditing import Control
 
     control = Control(
-        ids=[name for one in made for name in one.ids],
-        scores=np.concatenate([one.scores for one in made]),
-        member=np.concatenate([one.coins for one in made]),
+        scores=Scores(
+            [name for one in made for name in one.ids],
+            np.concatenate([one.values for one in made]),
+            np.concatenate([one.members for one in made]),
+        ),
         fault=FAULT,
         runs=[str(run) for run, one in enumerate(made) for _ in one.ids] if len(made) > 1 else None,
     )

@@ -18,7 +18,7 @@ from dpaudit.runs.in_run.watch import BYTES_PER_STEP, Watch, watch_of
 from dpaudit.runs.prepare import Prepared, open_journal, refuse_overspending
 from dpaudit.runs.processes import Team, gathered
 from dpaudit.runs.resume import refuse_lost_steps, whole_run
-from dpaudit.runs.segment import Segment
+from dpaudit.runs.segment import Part, Segment
 from dpaudit.runs.sources import load_model, merged, select_trainable
 from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import DiskJournal
@@ -169,7 +169,12 @@ def _segments(
         while done < plan.steps:
             stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
             team.order(index, (done, stop), state)
-            segment = run(prepared, model, records, index, team, (done, stop), state, after_step, watch)
+            segment = run(
+                Part(
+                    prepared=prepared, model=model, records=records, team=team, stage=index, start=done,
+                    stop=stop, state=state, after_step=after_step, watch=watch,
+                )
+            )  # fmt: skip
             done, state = segment.steps, segment.state
             yield dataclasses.replace(segment, steps=start + done)
         start += plan.steps
@@ -221,31 +226,22 @@ def check_sensitivity(prepared: Prepared, model: Any) -> None:
         preflight(model, source, loss_fn=loss_fn, examples=2)
 
 
-def runner_of(config: Config) -> Callable[..., Segment]:
+def runner_of(config: Config) -> Callable[[Part], Segment]:
     """What runs one segment of the configured method."""
     return zeroth_order_segment if config.privacy.method == "dp-zoso" else _first_order
 
 
-def _first_order(
-    prepared: Prepared,
-    model: Any,
-    records: list[dict[str, Any]],
-    index: int,
-    team: Team,
-    span: tuple[int, int],
-    optimizer_state: Any,
-    after_step: Callable[[Any], bool],
-    watch: Watch,
-) -> Segment:
+def _first_order(part: Part) -> Segment:
     from dpaudit.trainers import OptimizerSettings, TrainingStopped, train
     from dpaudit.trainers.units import draws_of
 
-    options, failure = prepared.config.optimizer, None
-    plan, units = dataclasses.replace(prepared.plans[index], steps=span[1]), private_units(prepared)
+    prepared, failure = part.prepared, None
+    options, units = prepared.config.optimizer, private_units(prepared)
+    plan = dataclasses.replace(prepared.plans[part.stage], steps=part.stop)
     try:
         result = train(
-            model,
-            records,
+            part.model,
+            part.records,
             plan,
             collate=collator(prepared),
             loss_fn=loss_function(prepared),
@@ -258,12 +254,14 @@ def _first_order(
                 schedule=options.schedule,
             ),
             physical_batch_size=options.physical_batch_size,
-            callback=after_step,
-            start_step=span[0],
-            optimizer_state=optimizer_state,
-            recorder=watch.recorder,
+            callback=part.after_step,
+            start_step=part.start,
+            optimizer_state=part.state,
+            recorder=part.watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
-            **team.first_order(model, plan, draws_of(plan, len(records), units).count, watch.canaries),
+            **part.team.first_order(
+                part.model, plan, draws_of(plan, len(part.records), units).count, part.watch.canaries
+            ),
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dpaudit.runs.checkpoint import CheckpointFile
 from dpaudit.runs.config import Config
-from dpaudit.runs.prepare import Prepared
-from dpaudit.runs.processes import Team
 
 if TYPE_CHECKING:
-    from dpaudit.runs.in_run.watch import Watch
-    from dpaudit.runs.segment import Segment
+    from dpaudit.runs.segment import Part, Segment
     from dpaudit.trainers import PrivacyPlan
     from dpaudit.trainers.zeroth_order.directions import Directions
     from dpaudit.trainers.zeroth_order.stages import ZOStage
@@ -45,18 +42,8 @@ def directions_of(config: Config, purpose: str) -> Directions:
     return Directions(run=f"{config.run.seed}/{purpose}", kind=options.distribution)  # type: ignore[arg-type]
 
 
-def segment(
-    prepared: Prepared,
-    model: Any,
-    records: list[dict[str, Any]],
-    index: int,
-    team: Team,
-    span: tuple[int, int],
-    state: Any,
-    after_step: Callable[[Any], bool],
-    watch: Watch,
-) -> Segment:
-    """Run stage ``index`` from step ``span[0]`` up to ``span[1]``.
+def segment(part: Part) -> Segment:
+    """Run one part of a stage.
 
     The (seed, coefficient) log grows in ``release/``: with the base model it rebuilds the weights.
     """
@@ -68,12 +55,13 @@ def segment(
     from dpaudit.trainers.zeroth_order.tasks import fixed_length
     from dpaudit.trainers.zeroth_order.train import zo_train
 
-    config, failure = prepared.config, None
+    prepared, failure, team = part.prepared, None, part.team
+    config = prepared.config
     log = ZOLogWriter(prepared.folder.zeroth_order_log if team.leads else None)
     try:
         result = zo_train(
-            model,
-            records,
+            part.model,
+            part.records,
             ZOPlan(stages_of(config, prepared.plans)),
             collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
             loss_fn=loss_function(prepared),
@@ -81,15 +69,15 @@ def segment(
             directions=directions_of(config, str(prepared.audit_plan.coin_commitment)),
             log=log,
             physical_batch_size=config.optimizer.physical_batch_size,
-            callback=after_step,
-            start=(index, span[0]),
-            stop=(index, span[1]),
-            state=state,
+            callback=part.after_step,
+            start=(part.stage, part.start),
+            stop=(part.stage, part.stop),
+            state=part.state,
             units=private_units(prepared),
-            canaries=watch.canaries,
-            recorder=watch.recorder,
+            canaries=part.watch.canaries,
+            recorder=part.watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
-            **team.zeroth_order(model),
+            **team.zeroth_order(part.model),
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped
@@ -98,5 +86,5 @@ def segment(
             log.flush()
     finally:
         log.close()
-    steps = span[0] + sum(stage.steps for stage in result.stages)
+    steps = part.start + sum(stage.steps for stage in result.stages)
     return Segment(status=result.status, steps=steps, state=result.state, failure=failure)

@@ -17,6 +17,7 @@ from dpaudit.runs.fit import runner_of
 from dpaudit.runs.in_run.watch import Watch
 from dpaudit.runs.processes import MEETING, Place, Team, arrived, joined, launched
 from dpaudit.runs.progress import quiet_transformers
+from dpaudit.runs.segment import Part
 from dpaudit.runs.sources import load_model, select_trainable
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ def follow(place: Place, config: Config | None = None) -> None:
                 return told.signal is not None
 
             while (order := team.hear()) is not None:
-                index, span, state = order
-                run(prepared, model, records, index, team, span, state, after_step, Watch())
+                stage, (start, stop), state = order
+                run(
+                    Part(
+                        prepared=prepared, model=model, records=records, team=team, stage=stage, start=start,
+                        stop=stop, state=state, after_step=after_step, watch=Watch(),
+                    )
+                )  # fmt: skip
                 team.any(told.signal is not None)
 
 

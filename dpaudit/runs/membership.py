@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpaudit.privacy.scores import Scores
 from dpaudit.runs.config import Config
 from dpaudit.runs.records import Records
 from dpaudit.storage.files import PRIVATE_MODE, write_atomically
@@ -101,7 +102,7 @@ def score_real_records(prepared: Prepared, model: Any, base_model: Any) -> None:
         unit=claim.unit,
         attack="loss-residual on real records" if split.candidates.units is None else "loss-residual on real units",
     )
-    result = audit(split.ids, scores, split.coins, plan)
+    result = audit(Scores(split.ids, scores, split.coins), plan)
     buffer = io.BytesIO()
     np.savez(buffer, scores=scores, coins=split.coins)
     write_atomically(prepared.folder.private / "holdout_scores.npz", buffer.getvalue(), mode=PRIVATE_MODE)

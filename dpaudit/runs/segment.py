@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpaudit.runs.in_run.watch import Watch
+    from dpaudit.runs.prepare import Prepared
+    from dpaudit.runs.processes import Team
     from dpaudit.trainers import TrainingStopped
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """What the next segment of a run trains: steps ``start`` up to ``stop`` of one stage."""
+
+    prepared: Prepared
+    model: Any
+    records: list[dict[str, Any]]
+    team: Team
+    stage: int
+    """Number of the stage in the plan."""
+    start: int
+    stop: int
+    state: Any
+    """What the segment before left; None at the beginning."""
+    after_step: Callable[[Any], bool]
+    """Called with every step's report; True ends the segment."""
+    watch: Watch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dpaudit.privacy.canaries import Canaries
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.scores import Scores
 from dpaudit.privacy.validate import name_some
 from dpaudit.storage.readers import read_json
 from dpaudit.storage.tables import coins as read_flips
@@ -30,6 +31,13 @@ class ScoreFile:
     runs: list[str] | None
     pairs: list[str] | None
     attack: str | None
+
+    def scored(self, coins: NDArray[np.bool_] | None = None) -> Scores:
+        """The scores with their coins: those of the column ``member``, or others in the file's order."""
+        given = self.member if coins is None else coins
+        if given is None:
+            raise InvalidEvidence("the score file has no column member; give its coins in a manifest.")
+        return Scores(self.ids, self.scores, given)
 
 
 def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = True) -> ScoreFile:

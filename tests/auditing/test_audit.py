@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import AuditPlan, Control, Finding, audit, design, guess, pair_scores, snj_epsilon_lower
+from dpaudit.auditing import AuditPlan, Control, Finding, Scores, audit, design, guess, pair_scores, snj_epsilon_lower
 from dpaudit.auditing.f_dp import gaussian_trade_off
 from dpaudit.auditing.gaussian import gdp_mu
 from dpaudit.auditing.guess import count_correct
@@ -52,7 +52,7 @@ def test_plan_refuses_unknown_keys():
 
 def test_violated_by_a_leak():
     ids, scores, member = simulate(1000, 12.0)
-    result = audit(ids, scores, member, plan_for())
+    result = audit(Scores(ids, scores, member), plan_for())
     assert result.verdict == "violated" and result.exit_code == 1
     assert result.epsilon_lower_at_verdict > 3.0
     assert {f.claim for f in result.findings if f.status == "violated"} == {"(epsilon, delta)"}
@@ -60,50 +60,50 @@ def test_violated_by_a_leak():
 
 def test_violating_only_the_ledger():
     ids, scores, member = simulate(1000, 12.0)
-    result = audit(ids, scores, member, plan_for(), accounted_upper=1.0)
+    result = audit(Scores(ids, scores, member), plan_for(), accounted_upper=1.0)
     assert {f.claim for f in result.findings if f.status == "violated"} == {"(epsilon, delta)"}
     bound = result.epsilon_lower_at_verdict
     loose = dataclasses.replace(plan_for(), claimed_epsilon=bound + 1)
-    result = audit(ids, scores, member, loose, accounted_upper=bound - 0.5)
+    result = audit(Scores(ids, scores, member), loose, accounted_upper=bound - 0.5)
     assert result.verdict == "violated"
     assert {f.claim for f in result.findings if f.status == "violated"} == {"ledger"}
 
 
 def test_without_control_at_most_inconclusive():
     ids, scores, member = simulate(1000, gdp_mu(3.0, 1e-5))
-    result = audit(ids, scores, member, plan_for())
+    result = audit(Scores(ids, scores, member), plan_for())
     assert result.power is None and result.verdict == "inconclusive" and result.exit_code == 2
 
 
 def test_consistent_needs_a_control_with_power():
     ids, scores, member = simulate(1000, 0.45)
-    strong = Control(ids=ids, scores=simulate(1000, 12.0, 1)[1], member=simulate(1000, 12.0, 1)[2], fault="no noise")
+    strong = Control(scores=Scores(ids, simulate(1000, 12.0, 1)[1], simulate(1000, 12.0, 1)[2]), fault="no noise")
     plan = plan_for(claim=2.0)
     assert plan.control_canaries is not None and plan.control_canaries < 1000
-    assert audit(ids, scores, member, plan, control=strong).verdict == "consistent"
-    weak = Control(ids=ids, scores=simulate(1000, 0.0, 1)[1], member=simulate(1000, 0.0, 1)[2])
-    result = audit(ids, scores, member, plan, control=weak)
+    assert audit(Scores(ids, scores, member), plan, control=strong).verdict == "consistent"
+    weak = Control(scores=Scores(ids, simulate(1000, 0.0, 1)[1], simulate(1000, 0.0, 1)[2]))
+    result = audit(Scores(ids, scores, member), plan, control=weak)
     assert result.verdict == "inconclusive" and result.power < 0.01
 
 
 @pytest.mark.parametrize("claim", [0.1, 1.0, 4.0])
 def test_null_scores_are_never_consistent(claim):
     strong_ids, strong, coins = simulate(1000, 15.0, 1)
-    control = Control(ids=strong_ids, scores=strong, member=coins)
+    control = Control(scores=Scores(strong_ids, strong, coins))
     for seed in range(20):
         ids, scores, member = simulate(1000, 0.0, seed)
-        result = audit(ids, scores, member, plan_for(claim=claim), control=control, secondary=False)
+        result = audit(Scores(ids, scores, member), plan_for(claim=claim), control=control, secondary=False)
         assert result.verdict != "consistent"
 
 
 def test_accounting_mismatch_outranks_an_invalid_audit():
     ids, scores, member = simulate(1000, 0.5)
-    assert audit(ids, scores, member, plan_for(), accounted_upper=3.2).verdict == "accounting_mismatch"
+    assert audit(Scores(ids, scores, member), plan_for(), accounted_upper=3.2).verdict == "accounting_mismatch"
     skewed = np.zeros(1000, int)
     skewed[:300] = 1
-    result = audit(ids, scores, skewed, plan_for())
+    result = audit(Scores(ids, scores, skewed), plan_for())
     assert result.verdict == "invalid_audit" and result.epsilon_lower is None and result.exit_code == 3
-    assert audit(ids, scores, skewed, plan_for(), accounted_upper=3.2).verdict == "accounting_mismatch"
+    assert audit(Scores(ids, scores, skewed), plan_for(), accounted_upper=3.2).verdict == "accounting_mismatch"
 
 
 def test_witness_outranks_everything():
@@ -111,19 +111,19 @@ def test_witness_outranks_everything():
     witness = Finding(name="replay", status="violated", claim="step function", text="x", deterministic=True)
     skewed = np.zeros(1000, int)
     skewed[:300] = 1
-    assert audit(ids, scores, skewed, plan_for(), accounted_upper=9.0, findings=[witness]).verdict == "violated"
+    assert audit(Scores(ids, scores, skewed), plan_for(), accounted_upper=9.0, findings=[witness]).verdict == "violated"
 
 
 def test_lost_canaries_are_invalid():
     ids, scores, member = simulate(990, 0.5)
-    result = audit(ids, scores, member, plan_for())
+    result = audit(Scores(ids, scores, member), plan_for())
     assert result.verdict == "invalid_audit"
     assert any("1000 canaries and 990" in f.text for f in result.findings)
 
 
 def test_no_coins_gives_auc_only():
     ids, scores, member = simulate(1000, 12.0)
-    value = audit(ids, scores, member, plan_for(), coins="none").to_dict()
+    value = audit(Scores(ids, scores, member), plan_for(), coins="none").to_dict()
     assert value["verdict"] == "inconclusive" and value["auc"]["value"] > 0.99
     assert value["primary"]["epsilon_lower"] is None and value["ceiling"] is None and value["secondary"] == []
 
@@ -131,15 +131,15 @@ def test_no_coins_gives_auc_only():
 def test_copies_test_the_group_claim():
     ids, scores, member = simulate(1000, 12.0)
     plan = plan_for(copies=4)
-    assert audit(ids, scores, member, plan).verdict == "inconclusive"
-    assert audit(ids, scores, member, plan, group_claim=19.8).verdict == "inconclusive"
-    result = audit(ids, scores, member, plan, group_claim=2.0)
+    assert audit(Scores(ids, scores, member), plan).verdict == "inconclusive"
+    assert audit(Scores(ids, scores, member), plan, group_claim=19.8).verdict == "inconclusive"
+    result = audit(Scores(ids, scores, member), plan, group_claim=2.0)
     assert result.verdict == "violated" and result.claim_tested == "group (epsilon, delta)"
 
 
 def test_declared_curve_convicts_the_mechanism_only():
     ids, scores, member = simulate(1000, 1.8)
-    result = audit(ids, scores, member, plan_for(errors=0), curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
+    result = audit(Scores(ids, scores, member), plan_for(errors=0), curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
     assert result.epsilon_lower_at_verdict < 3.0
     assert {f.claim for f in result.findings if f.status == "violated"} == {"declared mechanism"}
 
@@ -160,7 +160,7 @@ def test_declared_curve_convicts_the_mechanism_only():
 def test_bad_evidence_is_named(change, error, word):
     given = {"ids": list("abcd"), "scores": [1.0, 0.5, 0.2, 0.1], "member": [1, 0, 1, 0], **change}
     with pytest.raises(error, match=word) as caught:
-        audit(given["ids"], given["scores"], given["member"], plan_for(m=4, claim=0.1))
+        audit(Scores(given["ids"], given["scores"], given["member"]), plan_for(m=4, claim=0.1))
     assert str(caught.value).count("\n") == 0
 
 
@@ -184,16 +184,16 @@ def test_ties_stand_in_the_order_of_their_digests():
 
 def test_paired_coins_for_replace_one():
     pairs = ["p1", "p1", "p2", "p2"]
-    names, differences, coins = pair_scores(pairs, ["a", "b", "c", "d"], [2.0, 1.0, 0.0, 3.0], [1, 0, 0, 1])
-    assert names == ["p1", "p2"] and differences.tolist() == [1.0, -3.0] and coins.tolist() == [True, False]
+    made = pair_scores(pairs, Scores("abcd", [2.0, 1.0, 0.0, 3.0], [1, 0, 0, 1]))
+    assert made.ids == ("p1", "p2") and made.values.tolist() == [1.0, -3.0] and made.members.tolist() == [True, False]
     with pytest.raises(InvalidEvidence, match="'p1'"):
-        pair_scores(pairs, ["a", "b", "c", "d"], [2.0, 1.0, 0.0, 3.0], [1, 1, 0, 1])
+        pair_scores(pairs, Scores("abcd", [2.0, 1.0, 0.0, 3.0], [1, 1, 0, 1]))
 
 
 def test_bound_is_the_counts_bound():
     ids, scores, member = simulate(1000, 1.5)
     plan = plan_for()
-    result = audit(ids, scores, member, plan)
+    result = audit(Scores(ids, scores, member), plan)
     made, right = count_correct(guess(ids, scores, plan), member)
     assert result.epsilon_lower == snj_epsilon_lower(1000, made, right, 1e-5, 0.05)
     assert result.to_dict()["design"]["guesses_in"] * 2 == made
@@ -202,10 +202,10 @@ def test_bound_is_the_counts_bound():
 def test_many_runs_uses_independent_trials():
     ids, scores, member = simulate(2000, 12.0)
     plan = plan_for(m=2000, kind="many_runs")
-    result = audit(ids, scores, member, plan)
+    result = audit(Scores(ids, scores, member), plan)
     assert result.verdict == "violated" and result.estimator == "clopper_pearson_split"
     assert 3.0 < result.epsilon_lower_at_verdict <= result.epsilon_lower <= result.ceiling
-    honest = audit(*simulate(2000, gdp_mu(3.0, 1e-5)), plan, curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
+    honest = audit(Scores(*simulate(2000, gdp_mu(3.0, 1e-5))), plan, curve=gaussian_trade_off(gdp_mu(3.0, 1e-5)))
     assert honest.verdict == "inconclusive" and 0 < honest.epsilon_lower < 3.0
     assert [b.kind for b in honest.secondary] == [
         "unconditional",
@@ -219,20 +219,20 @@ def test_many_runs_uses_independent_trials():
 def test_many_runs_power_comes_from_the_control():
     ids, scores, member = simulate(2000, gdp_mu(3.0, 1e-5))
     plan = plan_for(m=2000, kind="many_runs")
-    leaky = Control(ids=ids, scores=simulate(2000, 12.0, 1)[1], member=simulate(2000, 12.0, 1)[2], fault="no noise")
-    assert audit(ids, scores, member, plan, control=leaky).verdict == "consistent"
-    same = Control(ids=ids, scores=scores, member=member, fault="none at all")
-    assert audit(ids, scores, member, plan, control=same).power < 0.05
+    leaky = Control(scores=Scores(ids, simulate(2000, 12.0, 1)[1], simulate(2000, 12.0, 1)[2]), fault="no noise")
+    assert audit(Scores(ids, scores, member), plan, control=leaky).verdict == "consistent"
+    same = Control(scores=Scores(ids, scores, member), fault="none at all")
+    assert audit(Scores(ids, scores, member), plan, control=same).power < 0.05
 
 
 def test_threshold_is_chosen_on_runs_that_do_not_judge():
     ids, scores, member = simulate(200, 3.0)
     order = sorted(range(200), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
     choosing, judging = order[:100], order[100:]
-    (tp, n_pos, fp, n_neg), threshold = split_counts(ids, scores, member, 1e-5)
+    (tp, n_pos, fp, n_neg), threshold = split_counts(Scores(ids, scores, member), 1e-5)
     assert (n_pos, n_neg) == (member[judging].sum(), (1 - member[judging]).sum())
     above = scores[judging] >= threshold
     assert (tp, fp) == (int((above & (member[judging] == 1)).sum()), int((above & (member[judging] == 0)).sum()))
     other = scores.copy()
     other[judging] = np.random.default_rng(1).normal(size=100)
-    assert split_counts(ids, other, member, 1e-5)[1] == threshold and len(choosing) == 100
+    assert split_counts(Scores(ids, other, member), 1e-5)[1] == threshold and len(choosing) == 100

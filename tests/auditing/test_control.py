@@ -10,7 +10,7 @@ from scipy.special import bdtrc
 from scipy.stats import binom
 
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import AuditPlan, Control, audit, design
+from dpaudit.auditing import AuditPlan, Control, Scores, audit, design
 from dpaudit.auditing.control import control_power
 from dpaudit.auditing.gaussian import gdp_mu
 from dpaudit.auditing.one_run import snj_critical_count
@@ -35,7 +35,7 @@ def lower_end(plan: AuditPlan, made: int, right: int) -> float:
 def scored(n: int, mu: float, seed: int, name: str = "c") -> Control:
     rng = np.random.default_rng(seed)
     member = rng.integers(0, 2, n)
-    return Control(ids=[f"{name}{i}" for i in range(n)], scores=rng.normal(size=n) + mu * member, member=member)
+    return Control(scores=Scores([f"{name}{i}" for i in range(n)], rng.normal(size=n) + mu * member, member))
 
 
 @pytest.mark.parametrize("m, claim", DESIGNS)
@@ -120,8 +120,8 @@ def test_a_tiny_perfect_control_supports_nothing() -> None:
     """Two right guesses of two: the estimate is 1 and its interval says that nothing is known."""
     ids, scores, member = run_scores(3.0)
     coins = np.array([1, 0] * 11)
-    tiny = Control(ids=[f"c{i}" for i in range(22)], scores=coins + np.linspace(0, 0.1, 22), member=coins)
-    result = audit(ids, scores, member, plan_for(1000, 3.0), control=tiny, secondary=False)
+    tiny = Control(scores=Scores([f"c{i}" for i in range(22)], coins + np.linspace(0, 0.1, 22), coins))
+    result = audit(Scores(ids, scores, member), plan_for(1000, 3.0), control=tiny, secondary=False)
     assert result.verdict == "inconclusive" and result.power == 1.0 and result.power_lower == 0.0
     (finding,) = [f for f in result.findings if f.name == "positive_control"]
     assert "at least 0.8" in finding.text and str(plan_for(1000, 3.0).control_canaries) in finding.text
@@ -136,28 +136,30 @@ def test_enough_perfect_controls_support_a_verdict_and_fewer_do_not() -> None:
 
     def pooled(count: int) -> Control:
         return Control(
-            ids=[i for part in parts[:count] for i in part.ids],
-            scores=np.concatenate([part.scores for part in parts[:count]]),
-            member=np.concatenate([part.member for part in parts[:count]]),
+            scores=Scores(
+                [i for part in parts[:count] for i in part.scores.ids],
+                np.concatenate([part.scores.values for part in parts[:count]]),
+                np.concatenate([part.scores.members for part in parts[:count]]),
+            ),
             runs=[str(n) for n in range(count) for _ in range(1000)],
             fault="no noise",
         )
 
-    full = audit(ids, scores, member, plan, control=pooled(runs), secondary=False)
+    full = audit(Scores(ids, scores, member), plan, control=pooled(runs), secondary=False)
     assert full.verdict == "consistent" and full.power_lower is not None and full.power_lower >= ENOUGH_POWER
-    few = audit(ids, scores, member, plan, control=pooled(runs // 2), secondary=False)
+    few = audit(Scores(ids, scores, member), plan, control=pooled(runs // 2), secondary=False)
     assert few.verdict == "inconclusive" and few.power == 1.0
 
 
 def test_a_control_with_unfair_coins_is_refused() -> None:
     fair = scored(400, 12.0, 1)
-    skewed = dataclasses.replace(fair, member=np.array([1] * 300 + [0] * 100))
+    skewed = Control(scores=Scores(fair.scores.ids, fair.scores.values, np.array([1] * 300 + [0] * 100)))
     with pytest.raises(InvalidEvidence, match="300 of 400 control canaries"):
         control_power(plan_for(1000, 3.0), 3.0, skewed)
     with pytest.raises(InvalidEvidence, match="more than once"):
-        control_power(plan_for(1000, 3.0), 3.0, dataclasses.replace(fair, ids=["x"] * 400))
+        Scores(["x"] * 400, fair.scores.values, fair.scores.members)
     with pytest.raises(InvalidValue, match="control runs are named"):
-        control_power(plan_for(1000, 3.0), 3.0, dataclasses.replace(fair, runs=["a"]))
+        dataclasses.replace(fair, runs=["a"])
 
 
 @pytest.mark.parametrize("m, claim", [(100, 0.1), (400, 1.0), (1000, 3.0), (5000, 0.5), (5000, 9.0)])
@@ -167,5 +169,5 @@ def test_a_dead_observer_is_never_consistent_whatever_its_control_shows(m: int, 
     perfect = scored(2 * needed, 40.0, 1)
     for seed in range(8):
         dead = scored(m, 0.0, seed, "a")
-        result = audit(dead.ids, dead.scores, dead.member, plan, control=perfect, secondary=False)
+        result = audit(dead.scores, plan, control=perfect, secondary=False)
         assert result.verdict != "consistent"

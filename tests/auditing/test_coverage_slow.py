@@ -13,6 +13,7 @@ import pytest
 
 from dpaudit.auditing import (
     Control,
+    Scores,
     audit,
     candidate_epsilon_lower,
     cp_epsilon_lower,
@@ -102,7 +103,7 @@ def test_many_runs_bounds_cover(mechanism, epsilon):
     above = {"split": 0, "dkw": 0, "grid": 0}
     for _ in range(RUNS):
         member, scores = mechanism(rng, m, epsilon)
-        counts, _ = split_counts(ids, scores, member, DELTA)
+        counts, _ = split_counts(Scores(ids, scores, member), DELTA)
         above["split"] += cp_epsilon_lower(*counts, DELTA) > epsilon
         above["dkw"] += dkw_epsilon_lower(scores, member, DELTA) > epsilon
         above["grid"] += grid_epsilon_lower(scores, member, grid, DELTA) > epsilon
@@ -164,7 +165,7 @@ def test_null_scores_alarm_no_estimator(m):
             int((inside & (member == 0)).sum()),
             int(m - member.sum()),
         )
-        split, _ = split_counts(ids, scores, member, DELTA)
+        split, _ = split_counts(Scores(ids, scores, member), DELTA)
         values = {
             "snj": snj_epsilon_lower(m, made, right, DELTA),
             "snj_all": snj_epsilon_lower(m, half, half_right, DELTA),
@@ -195,7 +196,7 @@ def test_correct_mechanism_is_rarely_convicted(epsilon):
     for seed in range(1000):
         member, scores = gaussian(np.random.default_rng(seed), m, epsilon)
         result = audit(
-            ids, scores, member, plan, curve=gaussian_trade_off(mu), accounted_upper=epsilon, secondary=False
+            Scores(ids, scores, member), plan, curve=gaussian_trade_off(mu), accounted_upper=epsilon, secondary=False
         )
         verdicts[result.verdict] = verdicts.get(result.verdict, 0) + 1
     assert set(verdicts) <= {"violated", "inconclusive"}
@@ -207,10 +208,12 @@ def test_null_scores_are_never_consistent_at_any_size():
     for m, claim in ((100, 0.2), (1000, 1.0), (1000, 3.0), (4000, 0.1), (4000, 4.0)):
         ids = [f"c{i}" for i in range(m)]
         plan = design(m, claim, DELTA, relation="add_or_remove_one", unit="record")
-        control = Control(ids=ids, scores=strong[:m] + np.linspace(0, 0.1, m), member=strong[:m])
+        control = Control(scores=Scores(ids, strong[:m] + np.linspace(0, 0.1, m), strong[:m]))
         for seed in range(200):
             rng = np.random.default_rng(seed)
-            result = audit(ids, rng.normal(size=m), rng.integers(0, 2, m), plan, control=control, secondary=False)
+            result = audit(
+                Scores(ids, rng.normal(size=m), rng.integers(0, 2, m)), plan, control=control, secondary=False
+            )
             assert result.verdict in ("inconclusive", "violated")
 
 

@@ -17,6 +17,7 @@ from scipy.stats import binom
 import dpaudit.auditing
 from dpaudit import InvalidValue
 from dpaudit.auditing import (
+    Scores,
     audit,
     candidate_epsilon_lower,
     design,
@@ -29,7 +30,7 @@ from dpaudit.auditing import (
 )
 from dpaudit.auditing.decidable import errors_allowed
 from dpaudit.auditing.design import choose_guesses, planned_again
-from dpaudit.auditing.extraction import candidate_p_value, candidate_runs_epsilon_lower
+from dpaudit.auditing.extraction import candidate_p_value
 from dpaudit.auditing.f_dp import f_dp_mu_lower, f_dp_rejects, gaussian_trade_off, profile_trade_off
 from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_delta, gdp_epsilon, gdp_mu
 from dpaudit.auditing.guess import count_correct, guess
@@ -232,14 +233,6 @@ def test_candidate_guessing():
     epsilon = 3.0
     q = math.exp(epsilon) / (math.exp(epsilon) + 7)
     assert candidate_p_value(50, 40, 8, epsilon) == pytest.approx(binom.sf(39, 50, q))
-    assert candidate_runs_epsilon_lower(1000, 1000, 8, 1e-5) > candidate_runs_epsilon_lower(1000, 900, 8, 1e-5) > 0
-    assert candidate_runs_epsilon_lower(100, 0, 8, 1e-5) == 0.0
-
-
-def test_candidate_runs_bound_inverts_the_success_rate():
-    epsilon, delta, k, runs = 2.0, 0.05, 16, 200_000
-    p = (math.exp(epsilon) + (k - 1) * delta) / (math.exp(epsilon) + k - 1)  # the most (ε, δ)-DP allows
-    assert candidate_runs_epsilon_lower(runs, round(p * runs), k, delta) == pytest.approx(epsilon, abs=0.02)
 
 
 def test_candidate_bound_covers_randomised_response():
@@ -296,6 +289,6 @@ def test_order_of_canaries_does_not_matter():
     scores = np.round(rng.normal(size=400) + member, 1)  # many ties
     plan = design(400, 2.0, 1e-5, relation="add_or_remove_one", unit="record")
     order = rng.permutation(400)
-    first = audit(ids, scores, member, plan)
-    second = audit([ids[i] for i in order], scores[order], member[order], plan)
+    first = audit(Scores(ids, scores, member), plan)
+    second = audit(Scores([ids[i] for i in order], scores[order], member[order]), plan)
     assert first == second and first.design["ties"] > 300

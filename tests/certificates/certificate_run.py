@@ -67,7 +67,7 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
     import pandas as pd
 
     from dpaudit.accounting import account
-    from dpaudit.auditing import audit, design, guess
+    from dpaudit.auditing import Scores, audit, design, guess
 
     folder.mkdir(parents=True, exist_ok=True)
     ids, coins, scores = canaries(m)
@@ -100,7 +100,7 @@ def evidence(folder: Path, *, m: int = M, **changes: Any) -> CertificateEvidence
     (folder / "model" / "model.safetensors").write_bytes(b"weights " * 100)
     guarantees = account(record.ledger, delta=DELTA, accountants=("rdp",))
     upper = min(g.epsilon_upper for g in guarantees)
-    result = audit(ids, scores, coins, plan, coins="verified", accounted_upper=upper, secondary=False).to_dict()
+    result = audit(Scores(ids, scores, coins), plan, coins="verified", accounted_upper=upper, secondary=False).to_dict()
     guesses = guess(ids, scores, plan)
     values: dict[str, Any] = dict(
         claim=Claim(epsilon=CLAIM, delta=DELTA, relation=RELATION, unit="paragraph", max_records_per_unit=1),

@@ -116,7 +116,7 @@ class Forgery:
         """Make the audit that the evidence gives: guesses, result, power."""
         import pandas as pd
 
-        from dpaudit.auditing import AuditPlan, audit, guess
+        from dpaudit.auditing import AuditPlan, Scores, audit, guess
         from dpaudit.certificates.control_file import read_control_file
         from dpaudit.certificates.curve import declared_curve
         from dpaudit.certificates.group import group_epsilon
@@ -130,9 +130,7 @@ class Forgery:
         rows = self.body["accounting"]["guarantees"]
         control = self.folder / "control_scores.parquet"
         result = audit(
-            ids,
-            scores,
-            [row[1] for row in section["canaries"]],
+            Scores(ids, scores, [row[1] for row in section["canaries"]]),
             plan,
             coins="verified",
             accounted_upper=smallest_upper(rows),

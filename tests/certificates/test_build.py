@@ -12,7 +12,7 @@ from dpaudit import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.certificates.build import CertificateEvidence, build_certificate
 from dpaudit.certificates.plain import plain_json
 from dpaudit.certificates.statement import Statement, json_schema
-from dpaudit.certificates.verdict import verdict_of, weigh
+from dpaudit.certificates.verdict import Compared, verdict_of, weigh
 from dpaudit.privacy.claim import Claim
 from dpaudit.trainers import noise_statement
 from tests import ROOT
@@ -118,10 +118,7 @@ def test_infinity_is_stored_as_text_and_nan_is_refused() -> None:
 def test_precedence_lists_every_reason() -> None:
     finding = {"name": "replay", "status": "violated", "text": "two records were summed unclipped"}
     weighed = weigh(
-        claim_epsilon=1.0,
-        epsilon_upper=2.0,
-        missing=["scope.trust_model"],
-        mismatches=[],
+        Compared(claim_epsilon=1.0, epsilon_upper=2.0, missing=["scope.trust_model"]),
         audit=None,
         audit_faults=["bad coins"],
         findings=[finding],
@@ -136,10 +133,7 @@ def test_precedence_lists_every_reason() -> None:
 def test_invalid_audits_own_bound_is_discarded() -> None:
     audit = {"verdict": "violated", "primary": {"epsilon_lower_at_verdict": 9.0}}
     weighed = weigh(
-        claim_epsilon=1.0,
-        epsilon_upper=1.0,
-        missing=[],
-        mismatches=[],
+        Compared(claim_epsilon=1.0, epsilon_upper=1.0),
         audit=audit,
         audit_faults=["bad coins"],
         findings=[],
@@ -152,10 +146,7 @@ def test_invalid_audits_own_bound_is_discarded() -> None:
 def test_bound_above_the_ledger_only_is_violated() -> None:
     audit = {"verdict": "inconclusive", "primary": {"epsilon_lower_at_verdict": 2.5}}
     weighed = weigh(
-        claim_epsilon=3.0,
-        epsilon_upper=2.0,
-        missing=[],
-        mismatches=[],
+        Compared(claim_epsilon=3.0, epsilon_upper=2.0),
         audit=audit,
         audit_faults=[],
         findings=[],

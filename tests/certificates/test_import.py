@@ -240,13 +240,13 @@ def controlled(release: Path, plan: Path) -> None:
     """A control of 200 other canaries whose attack is right nearly always, bound to a plan."""
     import numpy as np
 
-    from dpaudit.auditing import Control
+    from dpaudit.auditing import Control, Scores
     from dpaudit.certificates import write_control
 
     rng = np.random.default_rng(5)
     member = rng.integers(0, 2, 200)
     control = Control(
-        ids=[f"c{i}" for i in range(200)], scores=member + rng.normal(0, 0.1, 200), member=member, fault="no noise"
+        scores=Scores([f"c{i}" for i in range(200)], member + rng.normal(0, 0.1, 200), member), fault="no noise"
     )
     write_control(release / "control_scores.parquet", control, plan=plan)
 

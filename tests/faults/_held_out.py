@@ -19,7 +19,9 @@ from dpaudit.trainers import loop as _loop
 from dpaudit.trainers.clipping import _flat
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.ghost import book as _ghost_book
+from dpaudit.trainers.zeroth_order import steps as _zo_steps
 from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order import weights as _zo_weights
 from dpaudit.trainers.zeroth_order.step import release
 from tests.faults._case import Case, Fault, accountant
 from tests.faults._first_order import planted as first_order_fault
@@ -112,7 +114,7 @@ def _vectors_free(self: Any, parameter: Any, use: Any, _add: Any = _ghost_book.B
 
 def _realised(stage: Any, differences: Tensor, noise: Any) -> list[float]:
     real = release(
-        _zoso.clip_differences(differences, stage.plan.clipping_norm, stage.clip), noise_std=stage.plan.noise_std,
+        _zo_steps.clip_differences(differences, stage.plan.clipping_norm, stage.clip), noise_std=stage.plan.noise_std,
         normaliser=max(differences.shape[1], 1), noise=noise,
     )  # fmt: skip
     return real if differences.shape[1] else [r / stage.plan.normaliser for r in real]
@@ -123,7 +125,7 @@ def _half_laplace(clipped: Tensor, **options: Any) -> list[float]:
 
 
 def _double_rate(
-    parameters: Any, directions: Any, released: Any, _apply: Any = _zoso.apply_update, **options: Any
+    parameters: Any, directions: Any, released: Any, _apply: Any = _zo_weights.apply_update, **options: Any
 ) -> None:
     _apply(parameters, directions, released, **{**options, "learning_rate": 2 * options["learning_rate"]})
 
@@ -357,7 +359,7 @@ FAULTS = (
         ("5.1",),
         "noise_scale",
         "scale = b / 2",
-        lambda: (patch.object(_zoso, "release", _half_laplace),),
+        lambda: (patch.object(_zo_steps, "release", _half_laplace),),
         problem={"mechanism": "laplace"},
         true_stage=shrunk(2),
     ),
@@ -375,7 +377,7 @@ FAULTS = (
         ("Z2",),
         "normaliser_realised_batch",
         "clipped.mean()",
-        lambda: (patch.object(_zoso, "_release", _realised),),
+        lambda: (patch.object(_zo_steps, "_release", _realised),),
         group="replay",
     ),
     zeroth_order_fault(
@@ -383,7 +385,7 @@ FAULTS = (
         ("D8",),
         "update_direction",
         "lr * 2 in the update",
-        lambda: (patch.object(_zoso, "apply_update", _double_rate),),
+        lambda: (patch.object(_zo_weights, "apply_update", _double_rate),),
         group="update",
         true_stage=lambda s: s,
     ),

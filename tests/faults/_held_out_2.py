@@ -17,7 +17,7 @@ from torch import Tensor
 from dpaudit import MemoryJournal
 from dpaudit.privacy.stage import Clip, Sampling
 from dpaudit.trainers import NoiseSource
-from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order import steps as _zo_steps
 from dpaudit.trainers.zeroth_order.step import clip_differences
 from tests.faults._first_order import planted as first_order_fault
 from tests.faults._first_order import releasing
@@ -91,7 +91,7 @@ def _standardised(differences: Tensor, clipping_norm: float, clip: Clip) -> Tens
 
 def _always_the_first() -> tuple[Any, ...]:
     """All directions of a step evaluate along the first one; the update moves along their own."""
-    real = _zoso.perturbation
+    real = _zo_steps.perturbation
 
     def changed(*args: Any, **options: Any) -> Any:
         inner = real(*args, **options)
@@ -104,7 +104,7 @@ def _always_the_first() -> tuple[Any, ...]:
 
         return First()
 
-    return (patch.object(_zoso, "perturbation", changed),)
+    return (patch.object(_zo_steps, "perturbation", changed),)
 
 
 FAULTS = (
@@ -192,7 +192,7 @@ FAULTS = (
     ),
     zeroth_order_fault(
         "held2-zo-standardised", ("5.19",), "coupled_examples",
-        "d = (d - d.mean()) / d.std(); clip(d)", lambda: (patch.object(_zoso, "clip_differences", _standardised),),
+        "d = (d - d.mean()) / d.std(); clip(d)", lambda: (patch.object(_zo_steps, "clip_differences", _standardised),),
         group="replay",
     ),
     zeroth_order_fault(

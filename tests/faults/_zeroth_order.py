@@ -14,7 +14,9 @@ from torch import Tensor
 from dpaudit.privacy.stage import Clip
 from dpaudit.trainers import NoiseSource
 from dpaudit.trainers.sampling import FullSampler
+from dpaudit.trainers.zeroth_order import steps as _zo_steps
 from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order import weights as _zo_weights
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.step import clip_differences, release
 from tests.faults._case import Case, Fault
@@ -40,7 +42,7 @@ def planted(
 
 
 def clipping(change: Callable[..., Tensor]) -> Callable[[], tuple[Any, ...]]:
-    return lambda: (patch.object(_zoso, "clip_differences", change),)
+    return lambda: (patch.object(_zo_steps, "clip_differences", change),)
 
 
 def releasing(change: Callable[[dict[str, Any]], None]) -> Callable[[], tuple[Any, ...]]:
@@ -48,7 +50,7 @@ def releasing(change: Callable[[dict[str, Any]], None]) -> Callable[[], tuple[An
         change(options)
         return release(clipped, **options)
 
-    return lambda: (patch.object(_zoso, "release", changed),)
+    return lambda: (patch.object(_zo_steps, "release", changed),)
 
 
 def _batch_mean(differences: Tensor, clipping_norm: float, clip: Clip) -> Tensor:
@@ -121,17 +123,17 @@ class _Epochs(FullSampler):
 
 
 def _moves(change: Callable[[dict[str, Any]], None]) -> Callable[[], tuple[Any, ...]]:
-    real = _zoso.apply_update
+    real = _zo_weights.apply_update
 
     def changed(parameters: Any, directions: Any, released: Any, **options: Any) -> None:
         if change(options) is not False:  # type: ignore[func-returns-value]
             real(parameters, directions, released, **options)
 
-    return lambda: (patch.object(_zoso, "apply_update", changed),)
+    return lambda: (patch.object(_zo_weights, "apply_update", changed),)
 
 
 def _aliased(options: dict[str, Any]) -> None:
-    options["anchor"] = None
+    options["pull"] = None
 
 
 def _never(options: dict[str, Any]) -> bool:
@@ -146,7 +148,7 @@ def _unranked(options: dict[str, Any]) -> None:
 
 
 def _wide_scale() -> tuple[Any, ...]:
-    real = _zoso.perturbation
+    real = _zo_steps.perturbation
 
     def changed(*args: Any, **options: Any) -> Any:
         inner = real(*args, **options)
@@ -159,17 +161,17 @@ def _wide_scale() -> tuple[Any, ...]:
 
         return Wide()
 
-    return (patch.object(_zoso, "perturbation", changed),)
+    return (patch.object(_zo_steps, "perturbation", changed),)
 
 
 def _more_directions() -> tuple[Any, ...]:
     """The step evaluates and releases four directions; plan and ledger say one."""
-    real = _zoso._release
+    real = _zo_steps._release
 
     def changed(stage: Any, differences: Tensor, noise: Any) -> list[float]:
         return [value for _ in range(4) for value in real(stage, differences, noise)]
 
-    return (patch.object(_zoso, "_release", changed),)
+    return (patch.object(_zo_steps, "_release", changed),)
 
 
 RANKED = MaskRule(keep=0.5, score="magnitude", ranked=True)

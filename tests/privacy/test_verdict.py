@@ -81,8 +81,8 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
 
     import dpaudit.runs.prepare as prepare
     from dpaudit import PrivacyRefusal
-    from dpaudit.auditing import audit, design
-    from dpaudit.certificates.verdict import verdict_of, weigh
+    from dpaudit.auditing import Scores, audit, design
+    from dpaudit.certificates.verdict import Compared, verdict_of, weigh
     from dpaudit.runs.config import parse_config
     from tests.runs.run_helpers import small_config
 
@@ -91,14 +91,11 @@ def test_audit_certificate_and_plan_agree_on_what_exceeds_a_claim(monkeypatch: p
     config = parse_config(small_config(), "c.toml")
     for accounted, above in ((3.0, False), (3.0 * (1 + 1e-10), False), (3.0000005, True), (3.1, True)):
         result = audit(
-            [str(i) for i in range(100)], coins + 0.01 * np.arange(100), coins, plan, accounted_upper=accounted
+            Scores([str(i) for i in range(100)], coins + 0.01 * np.arange(100), coins), plan, accounted_upper=accounted
         )
         assert any(f.status == "accounting_mismatch" for f in result.findings) == above
         weighed = weigh(
-            claim_epsilon=3.0,
-            epsilon_upper=accounted,
-            missing=[],
-            mismatches=[],
+            Compared(claim_epsilon=3.0, epsilon_upper=accounted),
             audit=None,
             audit_faults=[],
             findings=[],

@@ -12,8 +12,8 @@ from dpaudit import PrivacyWarning
 from dpaudit.cli import main
 from dpaudit.cli import run as command_line
 from dpaudit.runs.config import parse_config
+from dpaudit.runs.evidence import mechanism
 from dpaudit.runs.prepare import make_plans, planned_ledger, public_size
-from dpaudit.runs.publish import mechanism
 from tests.runs.run_helpers import run_cli, small_config, write_toml
 
 

@@ -24,7 +24,7 @@ FRACTION = 0.2
 
 def drown_the_sums(patch: pytest.MonkeyPatch) -> None:
     import dpaudit.trainers.release as first
-    import dpaudit.trainers.zeroth_order.train as zeroth
+    import dpaudit.trainers.zeroth_order.steps as zeroth
 
     noisy_mean, clip = first.noisy_mean, zeroth.clip_differences
 

@@ -17,9 +17,9 @@ from dpaudit.certificates.limits import unit_premise
 from dpaudit.privacy.rounding import exact_text
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.data_commitment import data_hmac
+from dpaudit.runs.evidence import mechanism
 from dpaudit.runs.membership import hold_out_records
 from dpaudit.runs.prepare import group_claim, make_plans, planned_ledger, public_size
-from dpaudit.runs.publish import mechanism
 from dpaudit.runs.records import Records, private_and_public
 from dpaudit.runs.units import unit_names, units_of_canary, units_statement
 from dpaudit.storage.run_folder import RunFolder

@@ -10,6 +10,7 @@ from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.draw import Draw, clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.lengths import length_of, padded_tokens
+from dpaudit.trainers.objective import Objective
 from dpaudit.trainers.physical import PhysicalBatch
 
 RECORDS = [torch.arange(n, dtype=torch.float32) + k for k, n in enumerate([2, 7, 3, 7, 1, 5])]
@@ -32,8 +33,8 @@ def summed(size, contributions):
     parameters = list(model.parameters())
     with GhostClipping(model, 0.5) as clipper:
         private, total = clipped_sum(
-            model, Draw.of(RECORDS, contributions), micro=PhysicalBatch(size), collate=collate, loss_fn=loss_fn,
-            clipper=clipper, sums=RunningSum(parameters), bound=0.5,
+            Objective(model=model, collate=collate, loss_fn=loss_fn), Draw.of(RECORDS, contributions),
+            micro=PhysicalBatch(size), clipper=clipper, sums=RunningSum(parameters), bound=0.5,
         )  # fmt: skip
     return private, torch.cat([t.flatten() for t in total.totals(parameters)])
 

@@ -74,7 +74,7 @@ def test_only_drawn_canaries_enter_the_sum_and_records_are_untouched() -> None:
             records,
             plan,
             canaries=canaries_of(model, design, plan),
-            sampler=ScriptedSampler([draw]),
+            sampler=ScriptedSampler([draw], n_records=62),
             noise=NoNoise(),
             callback=lambda report: sums.append(torch.cat([r.reshape(-1) for r in report.released])),
         )

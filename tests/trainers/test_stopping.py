@@ -18,7 +18,8 @@ from dpaudit.trainers.stopping import finish_the_step
 from dpaudit.trainers.zeroth_order.directions import Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.stages import ZOStage
-from dpaudit.trainers.zeroth_order.train import replay, zo_train
+from dpaudit.trainers.zeroth_order.train import zo_train
+from dpaudit.trainers.zeroth_order.weights import replay
 
 PLAN = PrivacyPlan(
     delta=1e-5, relation="add_or_remove_one", sampling="poisson", unit="row", public_size=40, expected_batch_size=8,

@@ -1,4 +1,4 @@
-"""Whether the first axis that a layer sees is the batch's, or a table's that happens to be as long.
+"""Check that the first axis of each layer's input counts examples, and is not another axis that is as long by chance.
 
 A layer applied to a table of P rows (class descriptions, an identity matrix) looks like a layer applied to P examples
 when the batch has P of them; its per-example gradients would then be those of the rows. One more example tells them

@@ -1,4 +1,4 @@
-"""The book of one backward pass: which parameter was used where, the norms that follow, and the clipped sums."""
+"""The uses of each parameter in one backward pass, the per-example norms that follow, and the clipped sums."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Book:
     _silent: bool | None = None
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
-        """Enter one use."""
+        """Note one use of a parameter."""
         if self.phase is Phase.SUMS:
             self._sum(parameter, [use])
             if self.ready is not None and parameter not in self.paired:

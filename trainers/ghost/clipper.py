@@ -36,7 +36,7 @@ from dpaudit.trainers.ghost.units import UnitRows
 from dpaudit.trainers.refusals import refuse_model
 
 
-class _Tap(torch.autograd.Function):
+class _Record(torch.autograd.Function):
     """The identity; its backward hands the gradient and the saved tensors to ``record``."""
 
     @staticmethod
@@ -54,7 +54,7 @@ class _Tap(torch.autograd.Function):
         return (None, gradient, None, *([None] * (len(ctx.needs_input_grad) - 3)))
 
 
-class _LinearTap(torch.autograd.Function):
+class _LinearRecord(torch.autograd.Function):
     """The backward of s = x W, whose output was computed without a graph: a data gradient and a record."""
 
     @staticmethod
@@ -86,8 +86,8 @@ class _LinearTap(torch.autograd.Function):
         return (None, back, None, None, None, None, None)
 
 
-class _GatherTap(torch.autograd.Function):
-    """Several outputs tapped together: their gradients arrive in one call."""
+class _JointRecord(torch.autograd.Function):
+    """Several outputs recorded together: their gradients arrive in one call."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, record: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -195,7 +195,7 @@ class GhostClipping:
             self._handles.append(_hook(parameter, self._bypass(name)))
         for site in sites:
             self._handles.append(site.module.register_forward_pre_hook(site.before, with_kwargs=True))
-            # Where weights are sharded, outputs are tapped before FSDP2 hangs its own backward hook on them.
+            # Where weights are sharded, outputs are recorded before FSDP2 hangs its own backward hook on them.
             self._handles.append(
                 site.module.register_forward_hook(site.after, with_kwargs=True, always_call=True, prepend=self._sharded)
             )
@@ -209,7 +209,7 @@ class GhostClipping:
         self._axis.close()
         for handle in self._handles:
             handle.remove()
-        for site in self._sites:  # an interrupt inside a forward pass skips the hooks that wake parameters
+        for site in self._sites:  # an interrupt inside a forward pass skips the hooks that restore ``requires_grad``
             site.after(site.module, (), {}, None)
         for restore in self._restore:
             restore()
@@ -252,12 +252,12 @@ class GhostClipping:
                 self._handles.append(_hook(parameter, self._bypass(self._names[owned[local]])))
         return found
 
-    def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+    def recorded(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record``."""
-        tapped: Tensor = _Tap.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
-        return tapped
+        joined: Tensor = _Record.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
+        return joined
 
-    def tap_linear(
+    def recorded_linear(
         self,
         x: Tensor,
         output: Tensor,
@@ -268,14 +268,14 @@ class GhostClipping:
         record: Callable[..., None],
     ) -> Tensor:
         """The output of s = x W, joined to x by a backward of our own."""
-        tapped: Tensor = _LinearTap.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
-        return tapped
+        joined: Tensor = _LinearRecord.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
+        return joined
 
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
-        """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
-        return _GatherTap.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
+        """Several outputs recorded together: ``record(gradients, saved, outputs)``."""
+        return _JointRecord.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
 
-    def tap_head(
+    def recorded_head(
         self,
         hidden: Tensor,
         inputs: HeadInputs,
@@ -289,7 +289,7 @@ class GhostClipping:
         return losses
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
-        """Enter one use of a parameter into the book, or its sum in the second pass."""
+        """Note one use of a parameter for the norms, or add its clipped sum in the second pass."""
         book = self._book
         if book is None:
             raise PrivacyRefusal(

@@ -57,7 +57,7 @@ class HeadInputs:
         return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
     def logits(self, rows: slice | Tensor) -> Tensor:
-        """Z in at least fp32, (n, T, V)."""
+        """Logits z in at least fp32, (n, T, V)."""
         with torch.autocast(self.hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(self.dtype)
             return wide(F.linear(self.hidden[rows].to(self.dtype), self.weight.to(self.dtype), bias))
@@ -79,7 +79,7 @@ class HeadInputs:
         return losses, b.mul_(weights[:, :, None]).masked_fill_(~counted[:, :, None], 0)
 
     def slopes(self, rows: slice | Tensor) -> Tensor:
-        """B of some examples, (n, T, V)."""
+        """Slopes b of the losses over the logits for some examples, (n, T, V)."""
         return self.losses_and_slopes(rows)[1]
 
 
@@ -139,7 +139,7 @@ class HeadUse:
         return torch.bmm(b.mT, wide(self.inputs.hidden[chosen]))
 
     def at(self, ids: Tensor) -> Tensor:
-        """B at ids (B, S) of each example's own, (B, T, S)."""
+        """Slopes b at ids (B, S) of each example's own, (B, T, S)."""
         if self.picked is not None and self.ids is not None and torch.equal(ids, self.ids):
             picked = self.picked
         else:

@@ -1,4 +1,4 @@
-"""The rules of last resort: probing a module for elementwise parameters, and one example at a time.
+"""Modules without a rule of their own: tried for elementwise parameters, else run again one example at a time.
 
 A module without a rule of its own is replayed for every example alone, and its vector-Jacobian product gives G_i.
 The replayed output must equal the output of the batch, or the module mixes examples (or draws random numbers) and
@@ -123,7 +123,7 @@ class InstanceSite(Site):
         # Call the base explicitly: zero-argument super() does not survive slots=True on the dataclass base.
         Site.before(self, module, args, kwargs)
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         flat_in, spec_in = tree_flatten((args, kwargs))
         flat_out, spec_out = tree_flatten(output)
         slots = [i for i, v in enumerate(flat_in) if isinstance(v, Tensor)]
@@ -158,8 +158,8 @@ class InstanceSite(Site):
             for n, p in chosen.items():
                 self.engine.add(p, DirectUse(torch.stack(rows[n])))
 
-        tapped = self.engine.gather([flat_out[i] for i in outs], inputs, record)
-        for i, value in zip(outs, tapped, strict=True):
+        joined = self.engine.gather([flat_out[i] for i in outs], inputs, record)
+        for i, value in zip(outs, joined, strict=True):
             flat_out[i] = value
         return tree_unflatten(flat_out, spec_out)
 

@@ -1,4 +1,4 @@
-"""The matrix products of the book-keeping, by the fastest routine at hand.
+"""Matrix products of per-example norms and sums, by the fastest routine of the processor at hand.
 
 On CPUs torch multiplies fp32 matrices with MKL, which leaves half of the vector units of other makers' processors idle
 (AMD with AVX-512: about 100 against 210 Gflop/s a core); oneDNN, which torch also carries, does not. On Intel's own
@@ -75,7 +75,7 @@ def _has_onednn() -> bool:
 
 
 def _onednn(x: Tensor, y: Tensor) -> Tensor:
-    """X yᵀ for x (m, k) and y (n, k)."""
+    """The product x yᵀ for x (m, k) and y (n, k)."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
     return product
 
@@ -91,14 +91,14 @@ def worth_onednn(rows: int, columns: int, inner: int) -> bool:
 
 
 def gram(x: Tensor, y: Tensor, *, onednn: bool) -> Tensor:
-    """X yᵀ of every example: x (B, S, d), y (B, T, d) to (B, S, T)."""
+    """The product x yᵀ of every example: x (B, S, d), y (B, T, d) to (B, S, T)."""
     if onednn:
         return torch.stack([_onednn(u, v) for u, v in zip(x.unbind(), y.unbind(), strict=True)])
     return torch.bmm(x, y.mT)
 
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
-    """Leftᵀ right: left (n, p), right (n, q) to (p, q)."""
+    """The product leftᵀ right: left (n, p), right (n, q) to (p, q)."""
     if not onednn_for(left) or left.shape[0] * left.shape[1] * right.shape[1] < 2**16:
         return torch.mm(left.mT, right)
     if left.shape[1] > 2 * right.shape[1]:  # the wide side second is faster, even with the copy

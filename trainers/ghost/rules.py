@@ -1,4 +1,4 @@
-"""Which rule each module of a model gets."""
+"""The clipping rule of each module: how its per-example gradient norm and sum are found."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dpaudit.trainers.ghost.sites import (
     GainSite,
     LinearSite,
     NormSite,
+    OverriddenEmbeddingSite,
     RelativeBiasSite,
     Site,
-    SpiedEmbeddingSite,
 )
 
 #: Modules whose 2-D inputs are (B·T, d) with the example index slowest, in transformers 5.
@@ -71,7 +71,7 @@ def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Si
             )
         if name.endswith(".relative_attention_bias"):
             return RelativeBiasSite
-        return EmbeddingSite if forward is nn.Embedding.forward else SpiedEmbeddingSite
+        return EmbeddingSite if forward is nn.Embedding.forward else OverriddenEmbeddingSite
     if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
         return NormSite
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and getattr(module, "groups", 0) == 1:

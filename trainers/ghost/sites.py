@@ -1,9 +1,9 @@
 """Which norm rule a module gets, and how its inputs and output gradients are captured.
 
 A *site* is one module with trainable parameters. While the module's own forward runs, its parameters are switched to
-``requires_grad=False``, so that autograd never computes their batch gradient; the output then goes through a tap, an
-identity whose backward hands the site the gradient of the output, one slice per example. The model's code is not
-touched, and a parameter that reaches the loss outside its site still receives an autograd gradient, which the
+``requires_grad=False``, so that autograd never computes their batch gradient; the output then goes through
+a recorder, an identity whose backward gives the site the output's gradient, one slice per example. The model's code is
+not touched, and a parameter that reaches the loss outside its site still receives an autograd gradient, which the
 engine's parameter hooks turn into an error.
 """
 
@@ -37,10 +37,10 @@ class Engine(Protocol):
     def announce(self, size: int) -> None:
         """A forward pass of B examples begins that does not go through the model's own call."""
 
-    def tap(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+    def recorded(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record(gradient, *saved)``."""
 
-    def tap_linear(
+    def recorded_linear(
         self,
         x: Tensor,
         output: Tensor,
@@ -53,9 +53,9 @@ class Engine(Protocol):
         """The output of s = x W, joined to x by a backward of our own."""
 
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
-        """Several outputs tapped together: ``record(gradients, saved, outputs)``."""
+        """Several outputs recorded together: ``record(gradients, saved, outputs)``."""
 
-    def tap_head(
+    def recorded_head(
         self,
         hidden: Tensor,
         inputs: HeadInputs,
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """The (B,) losses of a language-model head, computed in chunks."""
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
-        """Enter one use of a parameter into the book."""
+        """Note one use of a parameter."""
 
     def held(self, module: nn.Module, owned: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """The parameters that a module holds at this moment, for those that it owned when the clipper was made."""
@@ -86,36 +86,36 @@ class Site:
     engine: Engine
     parameters: dict[str, nn.Parameter]
     flattened: bool = False
-    asleep: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
+    frozen: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
     live: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
 
     # -- the two hooks ------------------------------------------------------------------------------------------
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: put the parameters to sleep."""
+        """Forward pre-hook: freeze the weights, so that autograd computes no batch gradient of them."""
         if module is not self.module or not self.engine.listening:
             return
-        self.asleep = self.awake()
-        for parameter in self.asleep.values():
+        self.frozen = self.to_freeze()
+        for parameter in self.frozen.values():
             parameter.requires_grad_(False)
 
-    def awake(self) -> dict[str, nn.Parameter]:
+    def to_freeze(self) -> dict[str, nn.Parameter]:
         """The module's parameters at this moment that are trained, by local name; all are remembered as live."""
         self.live = self.engine.held(self.module, self.parameters)
         return {local: p for local, p in self.live.items() if p.requires_grad}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook (also after an exception): wake the parameters and tap the output."""
+        """Forward hook (also after an exception): unfreeze the weights and record the output's gradient."""
         if module is not self.module:
             return None
-        active, self.asleep = self.asleep, {}
+        active, self.frozen = self.frozen, {}
         for parameter in active.values():
             parameter.requires_grad_(True)
         if not active or output is None:
             return None
-        return self.tapped({id(self.parameters[local]) for local in active}, args, kwargs, output)
+        return self.with_record({id(self.parameters[local]) for local in active}, args, kwargs, output)
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """The output with its tap; ``active`` are the ids of the owned parameters that are trained."""
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The output, whose gradient is recorded; ``active`` are the ids of the owned parameters that are trained."""
         raise NotImplementedError
 
     # -- shapes -------------------------------------------------------------------------------------------------
@@ -147,12 +147,12 @@ class Site:
                 return value
         raise self.refusal("was called without a tensor")
 
-    def tap_as(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
-        """Tap an output whose batch axis may be 1 (then it is expanded, so that its gradient is per example)."""
+    def recorded_as(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
+        """Record an output whose batch axis may be 1 (then it is expanded, so that its gradient is per example)."""
         size = self.engine.batch(output.shape[0])
         if output.shape[0] == 1 and size > 1:
             output = output.expand(size, *output.shape[1:])
-        return self.engine.tap(output, saved, record)
+        return self.engine.recorded(output, saved, record)
 
 
 def _three(tensor: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _three(tensor: Tensor) -> Tensor:
 class LinearSite(Site):
     """nn.Linear (weight (p, d)) and Hugging Face's Conv1D (weight (d, p)).
 
-    The module's own forward runs without a graph, and the tap stands for its backward.
+    The module's own forward runs without a graph, and the recorder's backward replaces its own.
     """
 
     __slots__ = ()
@@ -171,15 +171,15 @@ class LinearSite(Site):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is self.module and self.engine.listening:
             Site.before(self, module, args, kwargs)
-            if self.asleep:
+            if self.frozen:
                 torch.set_grad_enabled(False)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is self.module and self.asleep:
+        if module is self.module and self.frozen:
             torch.set_grad_enabled(True)
         return Site.after(self, module, args, kwargs, output)
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         with_weight = id(weight) in active
         with_bias = bias is not None and id(bias) in active
@@ -197,7 +197,7 @@ class LinearSite(Site):
         if self.leading(x).shape[0] != x.shape[0] == 1:
             x, output = self.leading(x), self.leading(output)
         held = self.live["weight"]
-        return self.engine.tap_linear(x, output, held, transposed=transposed, needs_x=with_weight, record=record)
+        return self.engine.recorded_linear(x, output, held, transposed=transposed, needs_x=with_weight, record=record)
 
     def losses(self, hidden: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
         """(B,) losses of this layer as a language-model head, without its logits; see :mod:`.head`."""
@@ -213,7 +213,7 @@ class LinearSite(Site):
                 self.engine.add(bias, DirectUse(biases))
 
         inputs = head_inputs(hidden, self.module, targets)
-        return self.engine.tap_head(hidden, inputs, ids=ids, record=record, wants_bias=with_bias)
+        return self.engine.recorded_head(hidden, inputs, ids=ids, record=record, wants_bias=with_bias)
 
 
 class EmbeddingSite(Site):
@@ -221,11 +221,11 @@ class EmbeddingSite(Site):
 
     __slots__ = ()
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return self.tap_rows(output, self.input(args, kwargs))
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self.recorded_rows(output, self.input(args, kwargs))
 
-    def tap_rows(self, output: Tensor, ids: Tensor) -> Tensor:
-        """Tap rows looked up by ids."""
+    def recorded_rows(self, output: Tensor, ids: Tensor) -> Tensor:
+        """Record the gradient of rows looked up by ids."""
         weight = self.parameters["weight"]
         padding = getattr(self.module, "padding_idx", None)
 
@@ -233,7 +233,7 @@ class EmbeddingSite(Site):
             self.engine.add(weight, row_use(weight, self.leading(ids), self.leading(gradient), padding))
 
         self.leading(ids)
-        return self.tap_as(output, (ids,), record)
+        return self.recorded_as(output, (ids,), record)
 
 
 def row_use(weight: nn.Parameter, ids: Tensor, gradient: Tensor, padding: int | None) -> Use:
@@ -245,27 +245,27 @@ def row_use(weight: nn.Parameter, ids: Tensor, gradient: Tensor, padding: int | 
     return DirectUse(use.instance()) if weight.shape[0] <= ids.shape[1] else use
 
 
-class SpiedEmbeddingSite(EmbeddingSite):
-    """A subclass of nn.Embedding with its own forward: the look-up inside it is what gets tapped."""
+class OverriddenEmbeddingSite(EmbeddingSite):
+    """A subclass of nn.Embedding with its own forward: the look-up inside it is what is recorded."""
 
-    __slots__ = ("spy",)
-    spy: _LookupSpy | None
+    __slots__ = ("look_ups",)
+    look_ups: _LookUps | None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is self.module and self.engine.listening and self.awake():
-            self.spy = _LookupSpy(self)
-            self.spy.__enter__()  # type: ignore[no-untyped-call]
+        if module is self.module and self.engine.listening and self.to_freeze():
+            self.look_ups = _LookUps(self)
+            self.look_ups.__enter__()  # type: ignore[no-untyped-call]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        spy = getattr(self, "spy", None)
-        if module is self.module and spy is not None:
-            self.spy = None
-            spy.__exit__(None, None, None)
+        look_ups = getattr(self, "look_ups", None)
+        if module is self.module and look_ups is not None:
+            self.look_ups = None
+            look_ups.__exit__(None, None, None)
         return None
 
 
-class _LookupSpy(TorchFunctionMode):
-    def __init__(self, site: SpiedEmbeddingSite) -> None:
+class _LookUps(TorchFunctionMode):
+    def __init__(self, site: OverriddenEmbeddingSite) -> None:
         super().__init__()
         self.site = site
 
@@ -276,7 +276,7 @@ class _LookupSpy(TorchFunctionMode):
         weight = self.site.live["weight"]
         if func is F.embedding and len(args) > 1 and args[1] is weight:
             rows = func(args[0], weight.detach(), *args[2:], **kwargs)
-            return self.site.tap_rows(rows, args[0])
+            return self.site.recorded_rows(rows, args[0])
         return func(*args, **kwargs)
 
 
@@ -285,7 +285,7 @@ class NormSite(Site):
 
     __slots__ = ()
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         weight, bias, module = self.parameters.get("weight"), self.parameters.get("bias"), self.module
         with_weight = weight is not None and id(weight) in active
 
@@ -305,7 +305,7 @@ class NormSite(Site):
 
         x = self.input(args, kwargs)
         self.leading(x)
-        return self.tap_as(output, (x.detach(),) if with_weight else (), record)
+        return self.recorded_as(output, (x.detach(),) if with_weight else (), record)
 
 
 class GainSite(Site):
@@ -320,15 +320,15 @@ class GainSite(Site):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self.module or not self.engine.listening:
             return
-        self.asleep = self.awake()
-        if not self.asleep:
+        self.frozen = self.to_freeze()
+        if not self.frozen:
             return
         x = self.input(args, kwargs)
         if self.flattened or x.dim() < 2:
             raise self.refusal("sees an input whose examples are not on the first axis")
         size = self.engine.batch(x.shape[0])
         self.leading(x)
-        for local, held in self.asleep.items():
+        for local, held in self.frozen.items():
             parameter = self.parameters[local]
             copies = held.detach().view(*([1] * (x.dim() - 1)), -1).expand(size, *([-1] * (x.dim() - 1)))
 
@@ -336,11 +336,11 @@ class GainSite(Site):
                 self.engine.add(parameter, DirectUse(gradient.reshape(len(gradient), *parameter.shape)))
 
             # Modules look parameters up in this dictionary; torch.func.functional_call swaps them the same way.
-            module._parameters[local] = self.engine.tap(copies, (), record)  # type: ignore[assignment]
+            module._parameters[local] = self.engine.recorded(copies, (), record)  # type: ignore[assignment]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is self.module and self.asleep:
-            self.asleep = {}
+        if module is self.module and self.frozen:
+            self.frozen = {}
             module._parameters.update(self.live)
         return None
 
@@ -350,7 +350,7 @@ class ConvolutionSite(Site):
 
     __slots__ = ()
 
-    def tapped(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         weight, bias, module = self.parameters.get("weight"), self.parameters.get("bias"), self.module
         assert isinstance(module, (nn.Conv1d, nn.Conv2d))
         with_weight = weight is not None and id(weight) in active
@@ -366,7 +366,7 @@ class ConvolutionSite(Site):
 
         x = self.input(args, kwargs)
         self.leading(x)
-        return self.tap_as(output, (x.detach(),) if with_weight else (), record)
+        return self.recorded_as(output, (x.detach(),) if with_weight else (), record)
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -395,22 +395,22 @@ class RelativeBiasSite(EmbeddingSite):
     """T5's relative position bias: an embedding of a (T, T) index that the whole batch shares.
 
     The bias is expanded to one copy per example where ``compute_bias`` returns it, (1, heads, T, T) to
-    (B, heads, T, T); the look-up inside runs with the table asleep.
+    (B, heads, T, T); the look-up inside runs with the table frozen.
     """
 
     __slots__ = ("buckets",)
     buckets: Tensor | None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is self.module and self.asleep:
+        if module is self.module and self.frozen:
             self.buckets = None if output is None else self.input(args, kwargs)
-            for parameter in self.asleep.values():
+            for parameter in self.frozen.values():
                 parameter.requires_grad_(True)
-            self.asleep = {}
+            self.frozen = {}
         return None
 
     def wrap(self, compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``compute_bias`` with its result tapped."""
+        """``compute_bias`` with its result recorded."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Tensor:
             self.buckets = None
@@ -425,6 +425,6 @@ class RelativeBiasSite(EmbeddingSite):
                 ids = buckets[None, -b.shape[1] :].expand(len(b), -1, -1)
                 self.engine.add(weight, row_use(weight, ids, b, None))
 
-            return self.tap_as(bias, (buckets,), record)
+            return self.recorded_as(bias, (buckets,), record)
 
         return wrapped

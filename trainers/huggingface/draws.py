@@ -21,7 +21,7 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A drawn in-run canary, where a record would stand."""
+    """A drawn in-run canary in place of a record."""
 
     number: int
 

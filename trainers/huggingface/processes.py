@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """What is common to the private trainers in several processes, under ``torchrun`` or ``accelerate launch``.
+    """Base of the private trainers for several processes, under ``torchrun`` or ``accelerate launch``.
 
     A plain model is whole in every process; with ``fsdp`` (version 2), or where ``fully_shard`` was applied before, it
     is sharded. The first process has ledger, checkpoints' records and saved model.

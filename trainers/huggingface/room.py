@@ -1,4 +1,4 @@
-"""Room on the disk for the next checkpoint, reserved while there still is some.
+"""Reserve disk space for the next checkpoint, so that a disk that fills up loses no counted step.
 
 A step that was counted is charged whether or not its update is kept. A disk that fills up must therefore be met with
 room for one more checkpoint in hand: it is given back when something cannot be written, and the steps so far are saved

@@ -24,7 +24,7 @@ from dpaudit.privacy.protocols import Budget, Calibrate, FileJournal, seal_reaso
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.distributed.examination import refuse_faulty_release
 from dpaudit.trainers.distributed.reduction import OneProcess, count_together
-from dpaudit.trainers.draw import clipped_sum
+from dpaudit.trainers.draw import SharedPasses, clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments, optimizer_settings
@@ -50,6 +50,7 @@ from dpaudit.trainers.huggingface.processes import ProcessesTrainer, refuse_othe
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
+from dpaudit.trainers.objective import LossFunction, Objective
 from dpaudit.trainers.observer import Canaries
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
@@ -59,7 +60,7 @@ from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.release import Releaser, clipper_for
 from dpaudit.trainers.sampling import Sampler, countable
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import LossFunction, PrivateStep, trainable
+from dpaudit.trainers.step import PrivateStep, trainable
 from dpaudit.trainers.stopping import Interruption, finish_the_step
 from dpaudit.trainers.target import settled
 from dpaudit.trainers.witness import ReleaseRecorder
@@ -68,7 +69,9 @@ PUBLIC_LOGS = ("learning_rate", "epoch", "step")
 
 
 class DPTrainer(ProcessesTrainer):
-    """``transformers.Trainer`` whose every update is one noisy release of a plan.
+    """A ``transformers.Trainer`` that trains with DP-SGD or DP-Adam as a privacy plan describes.
+
+    Each optimizer step uses one Poisson-sampled batch, per-example clipping and one Gaussian noise draw.
 
     What stays Hugging Face's: arguments, learning-rate schedules, checkpoints, evaluation, callbacks. What does not:
     the loader (one Poisson draw a step, never re-wrapped), the loss (one per example), the gradients (clipped one by
@@ -359,13 +362,10 @@ class DPTrainer(ProcessesTrainer):
         self.model.train()
         try:
             before_training(
-                self.model,
+                Objective(model=self.model, collate=self._collator(), loss_fn=self._loss, rows=self._rows),
                 self.train_dataset,
-                collate=self._collator(),
-                loss_fn=self._loss,
                 physical_batch_size=self._micro.size,
                 wanted=countable(self.train_dataset) > 0,
-                rows=self._rows,
                 forward_only=self.sharded,
             )
         finally:
@@ -431,19 +431,20 @@ class DPTrainer(ProcessesTrainer):
         self._counted += 1
         trained = self.trained()
         self.private_step, total = clipped_sum(
-            model,
+            Objective(
+                model=model,
+                collate=self._collator(),
+                loss_fn=self._autocast_loss,
+                rows=self._rows,
+                reduction=self.plan.unit_reduction if self.plan.draws_units else None,
+                state=self._state,
+            ),
             drawn,
             micro=self._micro,
-            collate=self._collator(),
-            loss_fn=self._autocast_loss,
             clipper=self._clipper,
             sums=RunningSum(trained),
             bound=bound,
-            state=self._state,
-            reduction=self.plan.unit_reduction if self.plan.draws_units else None,
-            rows=self._rows,
-            passes=passes if self._together.shares_passes else None,
-            stand_in=lambda: self.train_dataset[0],
+            shared=SharedPasses(passes, lambda: self.train_dataset[0]) if self._together.shares_passes else None,
         )
         totals = total.totals(trained)
         if self._observed is not None:

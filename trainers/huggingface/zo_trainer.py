@@ -27,6 +27,7 @@ from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.processes import from_the_first, refuse_engines, refuse_other_records
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, noise_statement
+from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import Sampler
 from dpaudit.trainers.stopping import Interruption, finish_the_step
@@ -37,9 +38,10 @@ from dpaudit.trainers.zeroth_order.distributed import TorchWorld
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
-from dpaudit.trainers.zeroth_order.step import LossFunction
-from dpaudit.trainers.zeroth_order.train import ZOReport, ZOResult, rebuild, zo_train
+from dpaudit.trainers.zeroth_order.steps import ZOReport
+from dpaudit.trainers.zeroth_order.train import ZOResult, zo_train
 from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, scalar_recorder, watch_again
+from dpaudit.trainers.zeroth_order.weights import rebuild
 
 LOG = "zo_log.jsonl"
 

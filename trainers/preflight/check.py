@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, local
+from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.preflight.company import Company
 from dpaudit.trainers.preflight.independence import (
     Alone,
@@ -33,7 +34,7 @@ from dpaudit.trainers.preflight.sources import CollatedRecords, company_for
 from dpaudit.trainers.preflight.written import refuse_running_statistics, refuse_written_state
 from dpaudit.trainers.refusals import refuse_broken_weights, refuse_model
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.step import LossFunction, to_device, trainable
+from dpaudit.trainers.step import to_device, trainable
 
 _FEW = 2**24
 """Weights of models up to this size are kept, in case that a forward pass (which is then refused) writes them."""

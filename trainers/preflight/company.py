@@ -1,4 +1,4 @@
-"""A record alone, and the same record in company: the batches between which its loss may not differ."""
+"""Batches of one record alone and of the same record among others, between which its loss may not differ."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _collatable(records: Sequence[Any], collate: Callable[[list[Any]], Any]) -> 
     return list(records)
 
 
-def hermits_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Company:
+def apart_of(records: Sequence[Any], others: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Company:
     """Like :func:`company_of` where each record is collated by itself, so that nothing can couple through a batch."""
     alone = [collate([record]) for record in (*records, *others)]
     count = len(records)

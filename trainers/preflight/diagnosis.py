@@ -1,4 +1,4 @@
-"""Whose fault it is: the collator, the first module that lets one example see another, or the loss."""
+"""Find the cause of a coupled loss: the collator, the first module that mixes examples, or the loss itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.preflight.company import Composition
 from dpaudit.trainers.preflight.randomness import still_randomness
-from dpaudit.trainers.step import LossFunction
 
 OUR_LOSSES = "causal_lm_losses, sequence_classification_losses"
 _CHANGES = {

@@ -1,4 +1,4 @@
-"""The law of independence: a batch's losses and gradients are those of its records alone."""
+"""Check that the losses and gradients of a batch are those that its records have alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import DpauditError, InvalidValue, PrivacyRefusal, UnsupportedModel
+from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.preflight.company import Company, Composition
 from dpaudit.trainers.preflight.diagnosis import OUR_LOSSES, coupling_message
 from dpaudit.trainers.preflight.randomness import still_randomness
 from dpaudit.trainers.rows import one_loss_per_record
-from dpaudit.trainers.step import LossFunction
 
 Gradient = dict[str, Tensor]
 
@@ -215,7 +215,7 @@ def _coupled(
 
 
 def _told_apart(evaluation: Evaluation, company: Company, at: int, number: int) -> Composition:
-    """Whether a record that moves beside others does so for their content, their length, or their mere number."""
+    """Name what changes a record's loss in a batch: the other records' content, their length, or their number."""
     first = company.compositions[0]
 
     def loss(composition: Composition, row: int) -> float:

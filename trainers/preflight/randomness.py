@@ -1,4 +1,4 @@
-"""Random numbers held still, so that only what other records change can change a loss.
+"""Fixed random numbers, so that a loss that changes between two batches changed because of the other records.
 
 Dropout and random masking are independent of the other records, and so no coupling; but their draws would differ from
 batch to batch and hide one. Every random operation of torch gives a constant, and the generators of Python and numpy
@@ -95,7 +95,7 @@ def generators_kept() -> Iterator[None]:
 
 @contextmanager
 def still_randomness(seed: int = 20) -> Iterator[None]:
-    """Hold every random number still within the block."""
+    """Fix every random number within the block."""
     with generators_kept(), StillRandomness():  # type: ignore[no-untyped-call]
         _seed_torch(seed)
         np.random.seed(seed)

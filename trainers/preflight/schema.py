@@ -12,40 +12,11 @@ from torch import Tensor, nn
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.preflight.company import Company, Composition
-from dpaudit.trainers.preflight.made import Ranges, is_label, positions, ranges_to_try
+from dpaudit.trainers.preflight.made import Ranges, is_label, positions
 from dpaudit.trainers.tasks.losses import IGNORED
 
 SIDES = ("right", "left", "both", "none")
 _GROWTH = 5
-
-
-def generated_batch(
-    schema: Mapping[str, Any], model: nn.Module, *, size: int = 4, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
-    """A batch with the keys, types and trailing shapes of ``schema`` and content drawn at random.
-
-    Nothing of the schema's content is read, so that it may come from private records: token ids are uniform over the
-    model's vocabulary, class labels over its labels, masks are right-padded at random lengths, labels of tokens are
-    the tokens with padding ignored, and floating-point values are standard normal.
-
-    Parameters
-    ----------
-    schema : mapping of Tensor
-        One collated batch. Tensors with a leading axis of another size than the batch (broadcast ids) are kept.
-    model : nn.Module
-        Its config, where it has one, gives ``vocab_size`` and ``num_labels``.
-    size : int
-        Examples to generate.
-
-    Raises
-    ------
-    InvalidValue
-        If the batch is not a mapping of tensors: then pass generated records through your own collator.
-    """
-    if not isinstance(schema, Mapping):
-        raise _not_a_mapping(schema)
-    rng = generator or torch.Generator().manual_seed(0)
-    return _generated(Schema.of(schema), ranges_to_try(model)[0], size=size, rng=rng)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,9 +77,16 @@ def _not_a_mapping(batch: Any) -> InvalidValue:
     )
 
 
-def _generated(
+def generated(
     schema: Schema, ranges: Ranges, *, size: int, rng: torch.Generator, full: bool = False, side: str = "right"
 ) -> dict[str, Tensor]:
+    """A batch with the keys, types and trailing shapes of a schema and content drawn at random.
+
+    Nothing of the schema's content is read, so that it may come from private records: token ids are uniform over the
+    vocabulary, class labels over the classes, masks are padded at random lengths, labels of tokens are the tokens with
+    padding ignored, and floating-point values are standard normal. Tensors with a leading axis of another size than
+    the batch (broadcast ids) are kept.
+    """
     mask = _lengths_mask(schema, size, rng, full=full, side=side)
     made: dict[str, Tensor] = {}
     for name, like in schema.fields.items():
@@ -139,9 +117,9 @@ def schema_company(
     schema = Schema.of(batch)
     sides = _sides(schema, padding)
     side = sides[0] if sides else "right"
-    base = dict(schema.fields) if private else _generated(schema, ranges, size=size, rng=rng, side=side)
+    base = dict(schema.fields) if private else generated(schema, ranges, size=size, rng=rng, side=side)
     count = batch_size(base)
-    other = _generated(schema, ranges, size=count, rng=rng, side=side)
+    other = generated(schema, ranges, size=count, rng=rng, side=side)
     alone = [select(part, [i]) for part in (base, other) for i in range(count)]
     everyone = tuple((i, i) for i in range(count))
     whole = Composition(what="number", batch=base, rows=everyone, size=count)
@@ -223,8 +201,8 @@ def _padded_beside_longer(
     present = schema.fields[schema.tokens].shape[1]
     wide = present if present >= 2 * _GROWTH else min(present + _GROWTH, max(present, positions(model)))
     narrow = max(1, wide // 2)
-    short = _generated(schema.resized(narrow), ranges, size=1, rng=rng, full=True)
-    longer = _generated(schema.resized(wide), ranges, size=max(1, size - 1), rng=rng, full=True)
+    short = generated(schema.resized(narrow), ranges, size=1, rng=rng, full=True)
+    longer = generated(schema.resized(wide), ranges, size=max(1, size - 1), rng=rng, full=True)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
     together = {}
     for name, value in longer.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import DpauditError, InvalidValue, PrivacyRefusal
-from dpaudit.trainers.preflight.company import Company, company_of, hermits_of
+from dpaudit.trainers.preflight.company import Company, apart_of, company_of
 from dpaudit.trainers.preflight.made import CannotMake, Maker, positions, ranges_to_try
 from dpaudit.trainers.preflight.randomness import still_randomness
 from dpaudit.trainers.preflight.schema import schema_company
@@ -123,7 +123,7 @@ def _collated(source: CollatedRecords, maker: Maker, longest: int, size: int) ->
     wanted = [lengths[i % len(lengths)] for i in range(size)]
     records, others = [maker.make(n) for n in wanted], [maker.make(n) for n in wanted]
     if source.physical_batch_size == 1:
-        return hermits_of(records, others, source.batch)
+        return apart_of(records, others, source.batch)
     own = min(longest, maker.length)
     brief = [] if maker.one_length else [maker.make(n) for n in (own, own, 1, 2)]
     return company_of(records, others, source.batch, short=brief)
@@ -135,7 +135,7 @@ def _as_they_are(source: CollatedRecords, size: int) -> Company:
         raise InvalidValue(f"{len(records)} record cannot show a coupling; give at least 2.")
     half = min(size, max(2, len(records) // 2))
     others = (records[half:] + records[::-1])[:half]
-    together = hermits_of if source.physical_batch_size == 1 else company_of
+    together = apart_of if source.physical_batch_size == 1 else company_of
     return together(records[:half], others, source.batch)
 
 

@@ -1,4 +1,4 @@
-"""What padding may not move: which targets count, and where a record starts.
+"""Keep losses independent of padding: which targets count, and at which token a record starts.
 
 A record's loss is a function of that record. Padding that other records bring into its batch stands on the right, on
 the left, or in the targets alone; wherever it stands, the record counts the same targets, from its own first token on.

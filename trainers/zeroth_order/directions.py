@@ -99,6 +99,19 @@ class Directions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DirectionAt:
+    """One random direction of one step."""
+
+    directions: Directions
+    step: int
+    direction: int
+
+    def stream(self, tensor: str) -> DirectionStream:
+        """Its coordinates in one tensor."""
+        return self.directions.stream(step=self.step, direction=self.direction, tensor=tensor)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class DirectionStream:
     """One key's coordinates, readable from any multiple of 64 and, more slowly, from anywhere."""
 
@@ -172,7 +185,7 @@ class DirectionStream:
 
 
 class Buffer:
-    """Memory for one block, kept over a tensor's blocks: fresh pages for every block would cost as much as the draw."""
+    """Reusable memory for one block of coordinates: allocating a new array for each takes as long as filling it."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = device
@@ -224,7 +237,7 @@ class _Reader:
         return words[skip:]
 
     def close(self) -> None:
-        """Lend the generator to the next reader; this one reads no more."""
+        """Give the generator back for the next reader; this one reads no more."""
         _IDLE.append(self._generator)
         del self._generator
 

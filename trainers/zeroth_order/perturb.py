@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.zeroth_order.coordinates import Masks, sizes
-from dpaudit.trainers.zeroth_order.directions import Buffer, Directions, block_size
+from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, block_size
 
 MODES = ("per_layer", "in_place")
 GROUP = 1 << 19  # coordinates of small modules that are perturbed together
@@ -47,19 +47,17 @@ class BitCache:
         self._bytes = 0
         self._key: tuple[int, int] | None = None
 
-    def words(
-        self, directions: Directions, step: int, direction: int, name: str, size: int
-    ) -> NDArray[np.uint64] | None:
+    def words(self, at: DirectionAt, name: str, size: int) -> NDArray[np.uint64] | None:
         """Cached or freshly drawn words of a tensor's direction; None when they do not fit."""
-        if self._key != (step, direction):
+        if self._key != (at.step, at.direction):
             self._held.clear()
-            self._bytes, self._key = 0, (step, direction)
+            self._bytes, self._key = 0, (at.step, at.direction)
         if name in self._held:
             return self._held[name]
-        needed = 8 * (-(-size // directions.coordinates_per_word))
+        needed = 8 * (-(-size // at.directions.coordinates_per_word))
         if self._bytes + needed > self._limit:
             return None
-        words = directions.stream(step=step, direction=direction, tensor=name).words(size)
+        words = at.stream(name).words(size)
         self._held[name] = words
         self._bytes += needed
         return words
@@ -69,23 +67,20 @@ def add_direction(
     base: Tensor,
     out: Tensor,
     alpha: float,
-    directions: Directions,
+    at: DirectionAt,
     *,
-    step: int,
-    direction: int,
     name: str,
     cache: BitCache,
     buffer: Buffer | None = None,
 ) -> None:
     """out = base + α·v for flat tensors of one parameter; ``out`` may be ``base``."""
     size = base.numel()
-    words = cache.words(directions, step, direction, name, size) if base.device.type == "cpu" else None
-    stream = directions.stream(step=step, direction=direction, tensor=name)
-    for low, high, values in stream.blocks(size, device=base.device, words=words, buffer=buffer):
+    words = cache.words(at, name, size) if base.device.type == "cpu" else None
+    for low, high, values in at.stream(name).blocks(size, device=base.device, words=words, buffer=buffer):
         torch.add(base[low:high], values, alpha=alpha, out=out[low:high])
 
 
-class _Lent(NamedTuple):
+class _Perturbed(NamedTuple):
     """One weight of a module and the memory of its perturbed value."""
 
     key: str
@@ -124,7 +119,7 @@ class PerLayer:
         self._ready: dict[
             nn.Module, list[tuple[str, Tensor]]
         ] = {}  # perturbed weights that stand in the scratch memory
-        self._groups: dict[nn.Module, list[tuple[nn.Module, list[_Lent]]]] = {}
+        self._groups: dict[nn.Module, list[tuple[nn.Module, list[_Perturbed]]]] = {}
         self._kinds = {module: (own[0][2].device, own[0][2].dtype) for module, own in self._owned.items()}
         self._needed = {
             module: sum(_aligned(p) for _, name, p in own if name not in self._shared)
@@ -165,11 +160,11 @@ class PerLayer:
             with _uncounted():
                 if self._depth == 1:
                     self._ready.clear()
-                    for member, lent in self._group(module):
-                        self._ready[member] = self._perturbed(lent)
+                    for member, weights in self._group(module):
+                        self._ready[member] = self._perturbed(weights)
                     found = self._ready[module]
                 else:  # inside another module and unforeseen: memory of its own
-                    found = self._perturbed(self._lent(module, None))
+                    found = self._perturbed(self._memory_for(module, None))
         else:
             found = self._ready[module]
         if module not in self._places:
@@ -179,7 +174,7 @@ class PerLayer:
         for key, value in found:
             module._parameters[key] = value  # type: ignore[assignment]
 
-    def _group(self, module: nn.Module) -> list[tuple[nn.Module, list[_Lent]]]:
+    def _group(self, module: nn.Module) -> list[tuple[nn.Module, list[_Perturbed]]]:
         """The module and those expected after it, as far as they fit into the scratch memory."""
         if module not in self._groups:
             kind = self._kinds[module]
@@ -191,12 +186,12 @@ class PerLayer:
                 end = offset + self._needed[member]
                 if self._kinds[member] != kind or end > scratch.numel():
                     break
-                members.append((member, self._lent(member, scratch[offset:end])))
+                members.append((member, self._memory_for(member, scratch[offset:end])))
                 offset = end
             self._groups[module] = members
         return self._groups[module]
 
-    def _lent(self, module: nn.Module, place: Tensor | None) -> list[_Lent]:
+    def _memory_for(self, module: nn.Module, place: Tensor | None) -> list[_Perturbed]:
         """Memory for a module's perturbed weights: in its place or, without one, of their own."""
         found, offset = [], 0
         for key, name, p in self._owned[module]:
@@ -209,17 +204,17 @@ class PerLayer:
                 offset += _aligned(p)
             else:  # parameters of one module may differ in type or place
                 flat = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
-            found.append(_Lent(key, name, p, flat, flat.view(p.shape)))
+            found.append(_Perturbed(key, name, p, flat, flat.view(p.shape)))
         return found
 
-    def _perturbed(self, lent: list[_Lent]) -> list[tuple[str, Tensor]]:
-        """Fill lent memory with the weights at this point; a shared weight is computed once for all its modules."""
-        for _, name, p, flat, _ in lent:
+    def _perturbed(self, weights: list[_Perturbed]) -> list[tuple[str, Tensor]]:
+        """Fill scratch memory with a module's weights at this point; a shared weight is computed once."""
+        for _, name, p, flat, _ in weights:
             if name in self._shared and name in self._seen:
                 continue
             self._seen.add(name)
             self._add(name, p, flat)
-        return [(item.key, item.view) for item in lent]
+        return [(item.key, item.view) for item in weights]
 
     def _add(self, name: str, p: nn.Parameter, out: Tensor) -> None:
         step, direction, alpha = self._point
@@ -227,17 +222,17 @@ class PerLayer:
             most = max(q.numel() for q in self._parameters.values())
             self._blocks[p.device] = Buffer(min(most, block_size(p.device)), p.device)
         add_direction(
-            p.detach().view(-1), out, alpha, self._directions, step=step, direction=direction, name=name,
+            p.detach().view(-1), out, alpha, DirectionAt(self._directions, step, direction), name=name,
             cache=self._cache, buffer=self._blocks[p.device],
         )  # fmt: skip
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> Any:
         self._depth -= 1
         own = self._owned[module]
-        lent = {module._parameters[key].untyped_storage().data_ptr() for key, *_ in own}  # type: ignore[union-attr]
+        scratch = {module._parameters[key].untyped_storage().data_ptr() for key, *_ in own}  # type: ignore[union-attr]
         for key, _name, p in own:
             module._parameters[key] = p
-        return _detached_from(output, lent)
+        return _detached_from(output, scratch)
 
     def _restore_all(self) -> None:
         self._depth = 0
@@ -275,9 +270,8 @@ class InPlace:
 
     def _add(self, step: int, direction: int, alpha: float) -> None:
         for name, flat, _, _ in sizes(self._parameters, None):
-            add_direction(
-                flat, flat, alpha, self._directions, step=step, direction=direction, name=name, cache=self._cache
-            )
+            at = DirectionAt(self._directions, step, direction)
+            add_direction(flat, flat, alpha, at, name=name, cache=self._cache)
 
 
 class Sparse:
@@ -363,10 +357,10 @@ def _uncounted() -> Iterator[None]:
         _DirectReads.paused = before
 
 
-def _detached_from(output: Any, lent: set[int]) -> Any:
+def _detached_from(output: Any, scratch: set[int]) -> Any:
     """A copy of every tensor of ``output`` that lives in scratch memory, such as a layer that returns its weight."""
     if isinstance(output, Tensor):
-        return output.clone() if output.untyped_storage().data_ptr() in lent else output
+        return output.clone() if output.untyped_storage().data_ptr() in scratch else output
     if type(output) in (tuple, list):
-        return type(output)(_detached_from(item, lent) for item in output)
+        return type(output)(_detached_from(item, scratch) for item in output)
     return output

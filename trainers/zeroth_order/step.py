@@ -11,8 +11,9 @@ DP-ZOSO / DP-ZOPO (Liu et al., 2402.07818), DP-AggZO (Bao et al., USENIX Securit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,12 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import Noise, sample_double
+from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.zeroth_order.coordinates import Mask, Masks, sizes
-from dpaudit.trainers.zeroth_order.directions import Buffer, Directions, block_size
+from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, block_size
 from dpaudit.trainers.zeroth_order.perturb import BitCache, Perturbation
-
-LossFunction = Callable[[nn.Module, Any], Tensor]
-"""``loss_fn(model, batch)``: one fp32 or fp64 loss per example, shape (B,); no term may join two examples."""
 
 # Directions that depend on private data are no longer public: each of these needs a privacy budget of its own.
 DATA_DEPENDENT = {
@@ -201,6 +200,22 @@ def release(
     return found
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Pull:
+    """The proximal pull γ(θ − anchor) towards the weights with which a stage began.
+
+    Parameters
+    ----------
+    strength : float
+        γ > 0.
+    anchor : mapping of str to Tensor
+        Weights by name.
+    """
+
+    strength: float
+    anchor: Mapping[str, Tensor]
+
+
 @torch.no_grad()
 def apply_update(
     parameters: Mapping[str, nn.Parameter],
@@ -209,8 +224,7 @@ def apply_update(
     *,
     step: int,
     learning_rate: float,
-    proximal: float = 0.0,
-    anchor: Mapping[str, Tensor] | None = None,
+    pull: Pull | None = None,
     masks: Masks | None = None,
     cache: BitCache | None = None,
 ) -> None:
@@ -227,20 +241,20 @@ def apply_update(
     for name, flat, mask, _ in sizes(parameters, masks):
         if flat.device not in buffers:
             buffers[flat.device] = Buffer(min(most, block_size(flat.device)), flat.device)
-        buffer, pull = buffers[flat.device], None
-        if proximal and anchor is not None:
-            held = anchor[name].view(-1)
-            pull = (flat - held) if mask is None else (flat[mask.index] - held[mask.index])
-            pull.mul_(learning_rate * proximal)
+        buffer, back = buffers[flat.device], None
+        if pull is not None:
+            held = pull.anchor[name].view(-1)
+            back = (flat - held) if mask is None else (flat[mask.index] - held[mask.index])
+            back.mul_(learning_rate * pull.strength)
         if mask is None:
             target = flat
-            if pull is not None:
-                target.sub_(pull)
+            if back is not None:
+                target.sub_(back)
             _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer)
         else:
             target = flat[mask.index]
-            if pull is not None:
-                target.sub_(pull)
+            if back is not None:
+                target.sub_(back)
             _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer, mask=mask)
             flat.index_copy_(0, mask.index, target)
 
@@ -259,7 +273,11 @@ def _subtract(
     """target −= Σ_p factor_p · v_p, block by block, the sum over p taken before it meets the weights."""
     size, device = target.numel(), target.device
     # One direction is often still in the cache from its forward passes; several never are.
-    words = cache.words(directions, step, 0, name, size) if len(factors) == 1 and device.type == "cpu" else None
+    words = (
+        cache.words(DirectionAt(directions, step, 0), name, size)
+        if len(factors) == 1 and device.type == "cpu"
+        else None
+    )
     scales = [factor.to(device) for factor in factors]
     streams = [
         directions.stream(step=step, direction=p, tensor=name).blocks(size, device=device, words=words, buffer=buffer)

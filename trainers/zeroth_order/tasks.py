@@ -7,18 +7,16 @@ by 2β and would show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.errors import InvalidValue
+from dpaudit.trainers.objective import Collate
 from dpaudit.trainers.tasks.losses import IGNORED, classification_losses, token_losses
 from dpaudit.trainers.tasks.padding import refuse_stretched, shifted_targets, starting_left
-
-Collate = Callable[[list[Any]], Any]
 
 # (template, label words) of the field's few-shot tasks (LM-BFF, MeZO); label words start with a space.
 PROMPTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -115,36 +113,3 @@ def fixed_length(collate: Collate, length: int, *, pad: int) -> Collate:
         return batch
 
     return padded
-
-
-@torch.no_grad()
-def refuse_coupled_losses(model: nn.Module, records: Sequence[Any], collate: Collate, loss_fn: Any) -> None:
-    """Refuse a loss that joins examples, on generated records (never private ones).
-
-    The first record's loss must be the same, bit for bit, when the others are replaced by copies of the last.
-
-    Raises
-    ------
-    PrivacyRefusal
-        If it moves: its difference could not be bounded by clipping one record.
-    """
-    if len(records) < 2:
-        raise InvalidValue(f"{len(records)} generated records cannot show a coupling; give at least 2.")
-    modes = model.training
-    model.eval()
-    try:
-        own = loss_fn(model, collate(list(records)))
-        other = loss_fn(model, collate([records[0]] + [records[-1]] * (len(records) - 1)))
-    finally:
-        model.train(modes)
-    if own.ndim != 1 or own.shape[0] != len(records):
-        raise PrivacyRefusal(
-            f"loss_fn returned shape {tuple(own.shape)} for {len(records)} records and must return one loss for each;"
-            " remove the mean over the batch."
-        )
-    # A mean over the examples that happens to agree on the first is caught by the last, whose company changed too.
-    if not torch.equal(own[0], other[0]) or not torch.equal(own[-1], other[-1]):
-        raise PrivacyRefusal(
-            "the loss of a record changed with the other records of its batch, so one record moves many clipped terms;"
-            " use per-example losses without batch statistics."
-        )

@@ -1,4 +1,4 @@
-"""The zeroth-order training loop, its weights' state, and the replay of its log."""
+"""Private training with forward passes alone: everything is checked first, then the stages run."""
 
 from __future__ import annotations
 
@@ -7,73 +7,38 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal, StorageFailed
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.noise import Noise, NoiseSource
+from dpaudit.trainers.objective import LossFunction, Objective
+from dpaudit.trainers.observer import refuse_undrawn
 from dpaudit.trainers.preflight.before import before_training
 from dpaudit.trainers.sampling import Sampler, countable, sampler_for
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.stopping import TrainingStopped, sealed
+from dpaudit.trainers.stopping import TrainingStopped
 from dpaudit.trainers.target import check
-from dpaudit.trainers.units import Units, draws_of, unit_losses
+from dpaudit.trainers.units import Units, draws_of
 from dpaudit.trainers.witness import ReleaseRecorder
-from dpaudit.trainers.zeroth_order.coordinates import (
-    Mask,
-    check_masks,
-    masks_digest,
-    trainable_parameters,
-    weights_digest,
-)
+from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import Directions
-from dpaudit.trainers.zeroth_order.distributed import OneProcess, World, counted_by_the_first
-from dpaudit.trainers.zeroth_order.log import Release, StageEntry, ZOLog, ZOLogWriter
-from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
-from dpaudit.trainers.zeroth_order.pruning import MaskRule, pruning_mask
+from dpaudit.trainers.zeroth_order.distributed import OneProcess, World
+from dpaudit.trainers.zeroth_order.log import ZOLog, ZOLogWriter
+from dpaudit.trainers.zeroth_order.perturb import BitCache
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, as_plan
-from dpaudit.trainers.zeroth_order.step import (
-    Chunk,
-    LossFunction,
-    apply_update,
-    clip_differences,
-    loss_differences,
-    refuse_data_dependent,
-    release,
-)
+from dpaudit.trainers.zeroth_order.step import refuse_data_dependent
+from dpaudit.trainers.zeroth_order.steps import Passes, StageParts, ZOReport, ZOSteps
 from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, Watched
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ZOPrivate:
-    """Noise-free values of one step; they stay in memory or in ``private/``."""
-
-    losses: Tensor
-    """(B,) fp64, mean of the step's evaluations per example."""
-    differences: Tensor
-    """(P, B) fp64, before clipping."""
-    indices: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ZOReport:
-    """What a callback sees after a step. Everything but ``private`` may be published."""
-
-    step: int
-    """Steps executed so far in the whole run, this one included."""
-    stage: int
-    schedule: ZOStage
-    released: tuple[float, ...]
-    private: ZOPrivate = dataclasses.field(repr=False)
+from dpaudit.trainers.zeroth_order.weights import ZOWeights
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ZOResult:
-    """What ran.
+    """What one call of :func:`zo_train` executed.
 
     Attributes
     ----------
@@ -92,100 +57,6 @@ class ZOResult:
     log: ZOLog = dataclasses.field(repr=False)
     state: dict[str, Any] = dataclasses.field(repr=False)
     seconds: float
-
-
-class ZOWeights:
-    """The moving weights with their anchor and mask; training and replay drive the same object."""
-
-    def __init__(self, model: nn.Module, directions: Directions, *, cache: BitCache | None = None) -> None:
-        self.model, self.directions = model, directions
-        self.parameters = trainable_parameters(model)
-        self.cache = BitCache(0) if cache is None else cache
-        self.masks: dict[str, Mask] | None = None
-        self.anchor: dict[str, Tensor] | None = None
-        self.updates = 0
-        self.stage: int | None = None
-        self._rule: MaskRule | None = None
-        self._schedule: Mapping[str, Any] = {}
-
-    def header(self) -> dict[str, Any]:
-        """What the log says about base model and directions."""
-        return {
-            "run": self.directions.run,
-            "generator": self.directions.generator,
-            "kind": self.directions.kind.value,
-            "clips": "slope (f+ - f-)/2β",
-            "tensors": [[name, list(p.shape)] for name, p in sorted(self.parameters.items())],
-            "base_sha256": weights_digest(self.parameters),
-            "torch": torch.__version__.split("+")[0],
-        }
-
-    def begin(self, index: int, schedule: Mapping[str, Any], *, done: int, step: int) -> None:
-        """Enter a stage: a fresh COPY of the weights as anchor, and the mask its rule asks for.
-
-        A stage that already has updates in the weights goes on with the anchor and mask it has.
-        """
-        self._schedule = schedule
-        if done and self.stage == index:
-            return
-        self.stage = index
-        rule = None if schedule["mask"] is None else MaskRule(**schedule["mask"])
-        if rule is None:
-            self.masks = None
-        elif rule.strategy != "static" or self._rule is None or rule.for_stage(0) != self._rule.for_stage(0):
-            self._mask(rule, step)
-        self._rule = rule
-        self.anchor = None
-        if schedule["proximal"]:
-            # A copy: an alias would follow the in-place updates and make the pull zero for ever.
-            self.anchor = {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    def refresh(self, *, done: int, step: int) -> None:
-        """Recompute a dynamic mask where its rule says so; called before every step."""
-        value = self._schedule["mask"]
-        if value is None or not done or not value["refresh_every"] or done % value["refresh_every"]:
-            return
-        self._mask(MaskRule(**value), step)
-
-    def apply(self, released: Sequence[float], *, step: int) -> None:
-        """One update."""
-        apply_update(
-            self.parameters,
-            self.directions,
-            released,
-            step=step,
-            learning_rate=self._schedule["learning_rate"],
-            proximal=self._schedule["proximal"],
-            anchor=self.anchor,
-            masks=self.masks,
-            cache=self.cache,
-        )
-        self.updates += 1
-
-    def _mask(self, rule: MaskRule, step: int) -> None:
-        self.masks = pruning_mask(self.model, self.parameters, rule, self.directions, key=step, previous=self.masks)
-        check_masks(self.parameters, self.masks)
-
-    def state(self) -> dict[str, Any]:
-        """Plain dict of tensors and numbers for a checkpoint."""
-        masks = self.masks or {}
-        return {
-            "updates": self.updates,
-            "stage": self.stage,
-            "rule": None if self._rule is None else self._rule.to_dict(),
-            "masked": self.masks is not None,
-            "mask_index": {name: mask.index for name, mask in masks.items()},
-            "mask_weight": {name: mask.weight for name, mask in masks.items() if mask.weight is not None},
-            "anchor": self.anchor,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take :meth:`state` back; the weights themselves come with the model."""
-        self.updates, self.stage, self.anchor = int(state["updates"]), state["stage"], state["anchor"]
-        self._rule = None if state["rule"] is None else MaskRule(**state["rule"])
-        weights = state["mask_weight"]
-        masks = {name: Mask(index=index, weight=weights.get(name)) for name, index in state["mask_index"].items()}
-        self.masks = masks if state["masked"] else None
 
 
 def zo_train(
@@ -275,21 +146,13 @@ def zo_train(
     refuse_data_dependent(directions)
     known = units if isinstance(units, Units) or units is None else Units.named(units, records=countable(records))
     validate.integer_at_least(1, physical_batch_size=physical_batch_size)
-    for stage in plan.stages:
-        stage.plan.stage()  # σ is known and the sampler can be named, before anything runs
-        if sampler is None:
-            sampler_for(stage.plan, draws_of(stage.plan, countable(records), known).count)
+    parts = list(_parts(plan, countable(records), known, sampler, canaries, recorder))
     check(plan)
     trainable_parameters(model)  # refuses weights of a type that no step can move, before the preflight runs them
+    objective = Objective(model=model, collate=collate, loss_fn=loss_fn)
     with evaluating(model):
         before_training(
-            model,
-            records,
-            collate=collate,
-            loss_fn=loss_fn,
-            physical_batch_size=physical_batch_size,
-            wanted=preflight,
-            forward_only=True,
+            objective, records, physical_batch_size=physical_batch_size, wanted=preflight, forward_only=True
         )
     world = OneProcess() if world is None else world
     weights = ZOWeights(model, directions, cache=BitCache(cache_bytes))
@@ -307,155 +170,55 @@ def zo_train(
     writer.header(begins)
     writer.rewind(weights.updates)
     source = noise if noise is not None else NoiseSource(secure=True) if plan.secure_noise else NoiseSource()
-    is_test = source.is_test
-    executed: list[Stage] = []
-    failure: StorageFailed | None = None
-    begun = time.monotonic()
-    forwards = ModelState(model)
+    steps = ZOSteps(
+        objective=dataclasses.replace(objective, state=ModelState(model)),
+        records=records,
+        weights=weights,
+        passes=Passes(size=physical_batch_size, pad=pad_batches, mode=perturbation_mode),
+        journal=journal,
+        log=writer,
+        world=world,
+        noise=source,
+        callback=callback,
+    )
+    begun, is_test = time.monotonic(), bool(source.is_test)
     with evaluating(model):
-        for index, first, last in _spans(plan, start, stop):
-            stage = plan.stages[index]
-            base = sum(earlier.plan.steps for earlier in plan.stages[:index])
-            contributors = draws_of(stage.plan, countable(records), known)
-            watched = Watched(stage, contributors.count, canaries=canaries, recorder=recorder)
-            draws = sampler_for(stage.plan, watched.drawn_from) if sampler is None else sampler
-            is_test = is_test or draws.is_test or contributors.is_test
-            schedule = stage.schedule()
-            weights.begin(index, schedule, done=first, step=base + first)
-            writer.stage(
-                StageEntry(index=index, done=first, schedule=schedule, mask_sha256=masks_digest(weights.masks))
-            )
-            if world.rank == 0:
-                journal.begin(stage.plan.stage(0))
-            reason, count, stopped = "interrupted", 0, False
-            perturb, held = None, None
-            try:
-                for done in range(first, last):
-                    step = base + done
-                    weights.refresh(done=done, step=step)
-                    if perturb is None or held is not weights.masks:
-                        perturb = perturbation(
-                            model, weights.parameters, directions,
-                            masks=weights.masks, mode=perturbation_mode, cache=weights.cache,
-                        )  # fmt: skip
-                        held = weights.masks
-                    indices: list[int] = world.share(draws.draw().tolist() if world.rank == 0 else None)
-                    counted_by_the_first(world, journal)
-                    count += 1
-                    # Which of a unit's records take part is chosen once, for every process.
-                    chosen = contributors.rows(watched.records_of(indices)) if world.rank == 0 else None
-                    drawn: list[list[int]] = world.share(chosen)
-                    rows = world.units(drawn)
-                    own_records = [i for unit in rows for i in unit]
-                    chunks = list(_chunks(records, own_records, collate, physical_batch_size, pad_batches))
-                    forwards.refresh()
-                    found, losses = loss_differences(
-                        model,
-                        chunks,
-                        loss_fn,
-                        perturb,
-                        step=step,
-                        directions=world.directions(stage.plan.releases_per_step),
-                        scale=stage.scale,
-                        state=forwards,
-                    )
-                    if stage.plan.draws_units:
-                        found, losses = of_units(found, losses, rows, reduction=stage.plan.unit_reduction)
-                    differences = world.gather(found, stage.plan.releases_per_step, len(drawn))
-                    joined = watched.joined(step, differences, indices)
-                    released = world.share(_release(stage, joined, source) if world.rank == 0 else None)
-                    watched.observe(step, released)
-                    weights.apply(released, step=step)
-                    writer.release(Release(step=step, values=tuple(released)))
-                    told: bool | None = None
-                    if callback is not None:
-                        private = ZOPrivate(losses=losses, differences=differences, indices=tuple(own_records))
-                        report = ZOReport(
-                            step=step + 1, stage=index, schedule=stage, released=tuple(released), private=private
-                        )
-                        told = callback(report)
-                    if stopped := world.any(told is True):
-                        break
-                reason = "completed"
-            except StorageFailed as error:
-                failure = error
-            finally:
-                if world.rank == 0:
-                    failure = sealed(journal, reason, failure, is_test=is_test)
-                executed.append(stage.plan.stage(count))
-            if stopped or failure is not None:
+        for number, first, last in _spans(plan, start, stop):
+            is_test = is_test or parts[number].is_test
+            if not steps.run_stage(parts[number], first, last, is_test=is_test):
                 break
     result = ZOResult(
         status="test" if is_test else "completed",
-        stages=tuple(executed),
+        stages=tuple(steps.executed),
         log=writer.value(),
         state=weights.state(),
         seconds=time.monotonic() - begun,
     )
-    if failure is not None:
-        raise TrainingStopped.after(failure, result) from failure
+    if steps.failure is not None:
+        raise TrainingStopped.after(steps.failure, result) from steps.failure
     return result
 
 
-def replay(log: ZOLog, model: nn.Module) -> nn.Module:
-    """Rebuild a run's weights in place from the base model and the log, bit for bit.
-
-    Raises
-    ------
-    InvalidEvidence
-        If the model is not the base the log was written for, the generator is another, or a mask recomputed from
-        the weights differs from the recorded one.
-    """
-    return rebuild(log, model).model
-
-
-def rebuild(log: ZOLog, model: nn.Module) -> ZOWeights:
-    """Like :func:`replay`, with the anchor and mask in which the log ends, for a resume."""
-    header = log.header
-    weights = ZOWeights(model, Directions(run=str(header["run"]), kind=header["kind"]))
-    for key in ("generator", "tensors", "base_sha256"):
-        if weights.header()[key] != header.get(key):
-            raise InvalidEvidence(
-                f"the log's {key} does not fit this model; give the base model that the run began from."
-            )
-    done, pending = 0, None
-    with evaluating(model):
-        for entry in log.entries:
-            if isinstance(entry, StageEntry):
-                pending, done = entry, entry.done
-                continue
-            if pending is not None:
-                weights.begin(pending.index, pending.schedule, done=pending.done, step=entry.step)
-                if masks_digest(weights.masks) != pending.mask_sha256:
-                    raise InvalidEvidence(
-                        f"stage {pending.index}: the mask recomputed from the weights differs from the recorded one;"
-                        " replay on the machine type that wrote the log."
-                    )
-                pending = None
-            weights.refresh(done=done, step=entry.step)
-            weights.apply(entry.values, step=entry.step)
-            done += 1
-    return weights
-
-
-def of_units(
-    differences: Tensor, losses: Tensor, rows: Sequence[Sequence[int]], *, reduction: str
-) -> tuple[Tensor, Tensor]:
-    """Differences (P, U) and losses (U,) of units, from those of their rows: a difference is linear in the losses."""
-    of = torch.repeat_interleave(torch.tensor([len(unit) for unit in rows], dtype=torch.long))
-    each = [unit_losses(row, of, len(rows), reduction=reduction) for row in (*differences, losses)]
-    return torch.stack(each[:-1]) if len(differences) else differences.new_zeros(0, len(rows)), each[-1]
-
-
-def _release(stage: ZOStage, differences: Tensor, noise: Noise) -> list[float]:
-    clipped = clip_differences(differences, stage.plan.clipping_norm, stage.clip)
-    return release(
-        clipped,
-        noise_std=stage.plan.noise_std,
-        normaliser=stage.plan.normaliser,
-        noise=noise,
-        mechanism=stage.mechanism,
-    )
+def _parts(
+    plan: ZOPlan,
+    records: int,
+    units: Units | None,
+    sampler: Sampler | None,
+    canaries: ScalarCanaries | None,
+    recorder: ReleaseRecorder | None,
+) -> Iterator[StageParts]:
+    """What draws for each stage and what watches it; σ is known and the sampler can be named, before anything runs."""
+    before = 0
+    for number, stage in enumerate(plan.stages):
+        stage.plan.stage()
+        contributors = draws_of(stage.plan, records, units)
+        watched = Watched(stage, contributors.count, canaries=canaries, recorder=recorder)
+        draws = sampler_for(stage.plan, watched.drawn_from) if sampler is None else sampler
+        refuse_undrawn(draws, watched.drawn_from, canaries=canaries is not None)
+        yield StageParts(
+            number=number, stage=stage, before=before, contributors=contributors, watched=watched, sampler=draws
+        )
+        before += stage.plan.steps
 
 
 def _spans(plan: ZOPlan, start: tuple[int, int], stop: tuple[int, int] | None) -> Iterator[tuple[int, int, int]]:
@@ -472,15 +235,3 @@ def _spans(plan: ZOPlan, start: tuple[int, int], stop: tuple[int, int] | None) -
             )
         if first < last:
             yield index, first, last
-
-
-def _chunks(
-    records: Sequence[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any], size: int, pad: bool
-) -> Iterator[Chunk]:
-    for at in range(0, len(indices), size):
-        part = [records[i] for i in indices[at : at + size]]
-        real = len(part)
-        if pad:
-            part += [part[0]] * (size - real)
-        collated = len(part)
-        yield Chunk(collate(part), real, collated)

@@ -1,4 +1,4 @@
-"""A zeroth-order stage under observation: canaries' loss differences beside the records', and every release seen."""
+"""Observers of a zeroth-order stage: in-run canaries add loss differences, and every release is recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ScalarCanaries(Protocol):
         ...
 
     def observe(self, step: int, released: Sequence[float], *, clipping_norm: float, normaliser: float) -> None:
-        """See the P released means of one step."""
+        """Take in the P released means of one step."""
         ...
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from dpaudit.auditing.at_level import NOT_REFUTED, AtLevel
 from dpaudit.auditing.audit import audit
 from dpaudit.auditing.energy import EnergyTest, energy_test, finding_from_energy, smallest_visible_shortfall
 from dpaudit.auditing.in_run.evidence import InRunEvidence
@@ -25,7 +26,7 @@ from dpaudit.auditing.result import AuditResult, Bound
 from dpaudit.auditing.roc import auc, rank_sum_p_value
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.finding import Finding
-from dpaudit.privacy.rounding import lower_text, nearest_text, percent_upper, upper_text
+from dpaudit.privacy.rounding import lower_text, nearest_text, percent_upper
 from dpaudit.privacy.stage import Stage
 
 _TAIL = 0.025  # each end of a 95 % interval
@@ -93,20 +94,20 @@ class InRunResult:
         What they say about the verdict.
     """
 
-    m: int
-    members: int
-    audit: AuditResult | None
-    rank_sum_p: float | None
-    alive: bool
-    expected_auc: float | None
-    steps: int
-    profile: ProfileTest | None
-    conditional: Bound | None
-    energy: EnergyTest | None
-    control: ControlPower | None
-    visible_by_energy: float | None
-    visible_by_canaries: float | None
-    findings: tuple[Finding, ...]
+    m: int = 0
+    members: int = 0
+    audit: AuditResult | None = None
+    rank_sum_p: float | None = None
+    alive: bool = False
+    expected_auc: float | None = None
+    steps: int = 0
+    profile: ProfileTest | None = None
+    conditional: Bound | None = None
+    energy: EnergyTest | None = None
+    control: ControlPower | None = None
+    visible_by_energy: float | None = None
+    visible_by_canaries: float | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def epsilon_lower(self) -> float | None:
@@ -180,42 +181,17 @@ def in_run_audit(
         raise InvalidEvidence(
             f"the plan froze {plan.m} in-run canaries and {len(evidence.coordinates)} were scored; restore the file."
         )
-    found: list[Finding] = []
-    energy, by_energy, steps = None, None, 0
-    if evidence.energy is not None:
-        energy = energy_test(evidence.energy)
-        by_energy = smallest_visible_shortfall(evidence.energy, plan.alpha_split.energy)
-        found.append(finding_from_energy(energy, plan.alpha_split.energy, shortfall=by_energy))
-        steps = len(evidence.energy.step_squares)
-    found += _steps_finding(steps, sum(stage.steps for stage in stages))
+    result = _by_energy(plan, evidence, sum(stage.steps for stage in stages))
     if not plan.m:
-        return InRunResult(
-            m=0,
-            members=0,
-            audit=None,
-            rank_sum_p=None,
-            alive=False,
-            expected_auc=None,
-            steps=steps,
-            profile=None,
-            conditional=None,
-            energy=energy,
-            control=None,
-            visible_by_energy=by_energy,
-            visible_by_canaries=None,
-            findings=tuple(found),
-        )
-    ids = [str(c) for c in evidence.coordinates.tolist()]
+        return result
     primary = audit(
-        ids,
-        evidence.scores,
-        evidence.coins,
+        evidence.scored(),
         plan.primary_plan(),
         coins=coins,
         accounted_upper=None if accounted_upper is None else min(accounted_upper, plan.claimed_epsilon),
         secondary=False,
     )
-    found += _of_this_observer(primary)
+    found = _of_this_observer(primary)
     profile, conditional, by_canaries = None, None, None
     if plan.kind == COORDINATES:
         profile = profile_test(evidence.scores, evidence.coins, deltas, epsilons=plan.epsilons)
@@ -225,26 +201,36 @@ def in_run_audit(
     control = control_power(plan, evidence, deltas)
     if control is not None:
         found.append(_control_finding(control))
-    p = rank_sum_p_value(evidence.scores, evidence.coins)
+    p, area = rank_sum_p_value(evidence.scores, evidence.coins), auc(evidence.scores, evidence.coins)
     expected = expected_auc(stages) if plan.kind == COORDINATES else None
-    strong = expected is None or auc(evidence.scores, evidence.coins) - 0.5 >= WEAK * (expected - 0.5)
+    strong = expected is None or area - 0.5 >= WEAK * (expected - 0.5)
     if p <= LIVE_P_VALUE and not strong:
-        found.append(_weak_finding(auc(evidence.scores, evidence.coins), expected))
-    return InRunResult(
+        found.append(_weak_finding(area, expected))
+    return dataclasses.replace(
+        result,
         m=plan.m,
         members=int(evidence.coins.sum()),
         audit=primary,
         rank_sum_p=p,
         alive=p <= LIVE_P_VALUE and strong,
         expected_auc=expected,
-        steps=steps,
         profile=profile,
         conditional=conditional,
-        energy=energy,
         control=control,
-        visible_by_energy=by_energy,
         visible_by_canaries=by_canaries,
-        findings=tuple(found),
+        findings=(*result.findings, *found),
+    )
+
+
+def _by_energy(plan: InRunPlan, evidence: InRunEvidence, counted: int) -> InRunResult:
+    """What the releases' energy says, which needs no canary."""
+    if evidence.energy is None:
+        return InRunResult(findings=tuple(_steps_finding(0, counted)))
+    energy, steps = energy_test(evidence.energy), len(evidence.energy.step_squares)
+    visible = smallest_visible_shortfall(evidence.energy, plan.alpha_split.energy)
+    found = finding_from_energy(energy, plan.alpha_split.energy, shortfall=visible)
+    return InRunResult(
+        steps=steps, energy=energy, visible_by_energy=visible, findings=(found, *_steps_finding(steps, counted))
     )
 
 
@@ -311,8 +297,7 @@ def _of_this_observer(result: AuditResult) -> list[Finding]:
 
 
 def _profile_finding(test: ProfileTest, plan: InRunPlan, visible: float) -> Finding:
-    level = plan.alpha_split.profile
-    rejected = test.p_value <= level
+    at = AtLevel(test.p_value, plan.alpha_split.profile)
     c = test.counts
     counts = (
         f"{c.inside} of {c.of_inside} {'included' if c.above else 'left-out'} canaries score"
@@ -320,16 +305,15 @@ def _profile_finding(test: ProfileTest, plan: InRunPlan, visible: float) -> Find
     )
     return Finding(
         name="in_run_profile",
-        status="violated" if rejected else "note",
+        status=at.status,
         claim="declared mechanism",
         p_value=test.p_value,
         excludes=""
-        if rejected or visible >= 1
+        if at.rejected or visible >= 1
         else f"noise smaller than declared by {percent_upper(visible, 2)} or more",
         text=(
-            f"The in-run canaries {'contradict' if rejected else 'do not contradict'} the declared mechanism's privacy"
-            f" profile (p={upper_text(test.p_value, 3)}, level {level:g})"
-            + (f": {counts}. The (epsilon, delta) claim itself is not thereby refuted." if rejected else ".")
+            f"The in-run canaries {at.verb} the declared mechanism's privacy profile ({at.numbers})"
+            + (f": {counts}. {NOT_REFUTED}" if at.rejected else ".")
         ),
         detail=dataclasses.asdict(test),
     )

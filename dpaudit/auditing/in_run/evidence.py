@@ -20,6 +20,7 @@ from dpaudit.auditing.in_run.arrays import (
 from dpaudit.auditing.independent import ProfileCounts
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
+from dpaudit.privacy.scores import Scores
 
 IN_RUN_SCHEMA = "dpaudit.in_run/1"
 _COLUMNS = ("step_squares", "probe_squares", "lagged")
@@ -83,6 +84,10 @@ class InRunEvidence:
         object.__setattr__(self, "scores", self.scores.astype(np.float32).astype(np.float64))
         if not np.isfinite(self.scores).all():
             raise InvalidEvidence("scores of in-run canaries must be finite; the run released numbers that are not.")
+
+    def scored(self) -> Scores:
+        """The canaries' scores and coins, under their coordinates as ids."""
+        return Scores([str(c) for c in self.coordinates.tolist()], self.scores, self.coins)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value of ``release/in_run.json``: everything but the coins, which the certificate opens."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from dpaudit.certificates.faults import open_commitment, plan_commitment
 from dpaudit.certificates.plain import plain_json, to_float
-from dpaudit.certificates.statement import Audit, ClaimModel, Predicate
+from dpaudit.certificates.statement import Audit, Predicate
 from dpaudit.certificates.verify.audit_result import RecomputedAudit
 from dpaudit.certificates.verify.compare import TOLERANCE, first_difference, judge_differences, written_here
 from dpaudit.certificates.verify.guard import guarded
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, RECORDED, Step, judge
 from dpaudit.certificates.verify.result_steps import group_step, result_steps
+from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.rounding import exact_text, lower_text
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from dpaudit.storage.readers import beside, parse_json, read_bytes
@@ -72,11 +73,11 @@ def _plan_steps(folder: Path, body: Predicate, audit: Audit) -> list[Step]:
         where = "the embedded plan"
     text = f"{where} has the digest {digest[:12]}…"
     steps.append(judge("audit.plan", same, text, f"{where} is not the certified plan"))
-    steps.append(_plan_claim_step(plan, body.claim, audit.copies))
+    steps.append(_plan_claim_step(plan, body.claimed, audit.copies))
     return steps
 
 
-def _plan_claim_step(plan: dict[str, Any], claim: ClaimModel | None, copies: int) -> Step:
+def _plan_claim_step(plan: dict[str, Any], claim: Claim | None, copies: int) -> Step:
     if claim is None:
         return Step("audit.plan.claim", ABSENT, "the certificate holds no claim")
     pairs = [

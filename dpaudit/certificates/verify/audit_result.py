@@ -21,6 +21,7 @@ from dpaudit.certificates.verify.report import ABSENT, EQUAL, Step
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.privacy.finding import Finding, finding_status
 from dpaudit.privacy.guarantee import smallest_upper
+from dpaudit.privacy.scores import Scores
 from dpaudit.privacy.verdict import decide
 
 if TYPE_CHECKING:
@@ -132,9 +133,7 @@ def _run_again(
     stated = section.result or {}
     plan = AuditPlan.from_dict(section.plan or {})
     result = audit(
-        section.ids,
-        scores,
-        section.coins,
+        Scores(section.ids, scores, section.coins),
         plan,
         coins=_coins(section),
         accounted_upper=_accounted_upper(body, section.result),

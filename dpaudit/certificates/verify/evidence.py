@@ -106,4 +106,4 @@ def read_control_beside(folder: Path, audit: Audit, provenance: Mapping[str, Any
         # An earlier dpaudit did not write what a control belongs to; such a control supports nothing.
         outcome = ABSENT if found.binding is None else DIFFERENT
         return ControlRead(None, outcome, f"the control is not bound to this run: {why}")
-    return ControlRead(found.control, EQUAL, f"{len(found.control.ids)} control scores of this run")
+    return ControlRead(found.control, EQUAL, f"{len(found.control.scores)} control scores of this run")

@@ -10,6 +10,7 @@ from dpaudit.certificates.limits import derived_limits
 from dpaudit.certificates.statement import Predicate
 from dpaudit.certificates.verify.compare import first_difference, judge_differences, written_here
 from dpaudit.certificates.verify.report import ABSENT, RECORDED, Step, judge
+from dpaudit.privacy.scores import Scores
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
 """A report against references of its own, which no certificate carries."""
@@ -33,7 +34,7 @@ def exposure_steps(body: Predicate, scores: Sequence[float] | None) -> list[Step
     from dpaudit.auditing.exposure_summary import exposure_summary
 
     audit = body.audit
-    fresh = exposure_summary(list(scores), audit.coins, copies=audit.copies)
+    fresh = exposure_summary(Scores(audit.ids, scores, audit.coins), copies=audit.copies)
     if stated.get("schema") == EXPOSURE_SCHEMA:
         return [Step(name, ABSENT, "it was made against references that are not here; it supports nothing")]
     if not written_here(body) and stated.get("mean_without_leakage") == ASYMPTOTIC_MEAN:

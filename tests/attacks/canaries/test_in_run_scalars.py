@@ -60,7 +60,7 @@ def test_the_trainer_draws_them_and_shows_them_every_release() -> None:
         canaries, recorder = make(6, seed=2), ReleaseRecorder({"scalars": 4})
         result, _ = run(
             tiny_gpt(), token_records(40), [stage], loss_fn=gpt_losses, noise=NoNoise(),
-            sampler=ScriptedSampler(draws), canaries=canaries, recorder=recorder,
+            sampler=ScriptedSampler(draws, n_records=40 + canaries.members), canaries=canaries, recorder=recorder,
         )  # fmt: skip
         assert canaries.steps == len(recorder) == 2
         released.append([np.array(e.values) for e in result.log.entries if hasattr(e, "values")])

@@ -20,7 +20,7 @@ from dpaudit.attacks.canaries.secret import read_open
 from dpaudit.attacks.scores.functions import loss_scores
 from dpaudit.attacks.scores.losses import canary_losses
 from dpaudit.attacks.scores.score_model import score_model
-from dpaudit.auditing import audit, design
+from dpaudit.auditing import Scores, audit, design
 from dpaudit.certificates.curve import declared_curve
 from dpaudit.trainers import GhostClipping
 from tests.attacks.canaries.test_canaries import tokenizer as tokenizer
@@ -112,7 +112,7 @@ def test_bounds_hold_for_replacing_and_refute_what_holds_for_adding() -> None:
         coins = flip_coins(m, generator=rng)
         scores = loss_scores(canary_losses(released(made, coins, sigma, rng), made))
         for i, curve in enumerate(curves):
-            result = audit(ids, scores, coins, plan, curve=curve, secondary=False)
+            result = audit(Scores(ids, scores, coins), plan, curve=curve, secondary=False)
             convicted[i] += result.verdict == "violated"
         above += (result.epsilon_lower or 0.0) > truth
     # Binomial quantiles of 1 - 1e-4 at the promised rates of .05 and .045.

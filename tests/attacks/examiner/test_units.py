@@ -12,7 +12,7 @@ import torch
 from dpaudit.trainers import step as _step
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.units import UnitDraws
-from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order import steps as _zo_steps
 from tests.faults import examine_case
 from tests.faults._case import Case
 from tests.faults._problems import first_order, zeroth_order
@@ -56,10 +56,10 @@ def rows_apart_without_gradients() -> tuple[Any, ...]:
         cut = differences.clamp(-0.3, 0.3)
         return _of_units(cut, losses, rows, reduction="sum")
 
-    return (patch.object(_zoso, "of_units", of_units), patch.object(_zoso, "clip_differences", lambda d, *_: d))
+    return (patch.object(_zo_steps, "of_units", of_units), patch.object(_zo_steps, "clip_differences", lambda d, *_: d))
 
 
-_of_units = _zoso.of_units
+_of_units = _zo_steps.of_units
 
 
 @pytest.mark.parametrize("family", [pytest.param(first_order, marks=pytest.mark.slow), zeroth_order])

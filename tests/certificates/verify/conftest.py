@@ -18,11 +18,14 @@ def exposed(forgery: Forgery) -> None:
     """Give the certificate the exposure that its scores have."""
     import pandas as pd
 
+    from dpaudit.auditing import Scores
     from dpaudit.auditing.exposure_summary import exposure_summary
 
     rows = forgery.body["audit"]["canaries"]
     table = pd.read_parquet(forgery.folder / "scores.parquet").set_index("id")["score"]
-    forgery.body["exposure"] = exposure_summary([table[r[0]] for r in rows], [r[1] for r in rows], copies=1)
+    ids = [row[0] for row in rows]
+    scores = Scores(ids, [table[i] for i in ids], [row[1] for row in rows])
+    forgery.body["exposure"] = exposure_summary(scores, copies=1)
 
 
 @pytest.fixture(scope="session")

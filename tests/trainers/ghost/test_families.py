@@ -115,7 +115,7 @@ def test_gradient_checkpointing_is_right(family: str, reentrant: bool, lean: boo
     model: Any = build(family, torch.float64)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     if reentrant:
-        # The loop needs inputs that require a gradient; the clipper's own taps already do.
+        # The loop needs inputs that require a gradient; the clipper's own recorders already do.
         model.enable_input_require_grads()
     wrong, norm_wrong = compare(model, losses_of(model), 4, Flat, lean=lean)
     assert wrong <= 1e-11 and norm_wrong <= 1e-11

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.trainers import causal_lm_losses, pad_tokens, preflight, sequence_classification_losses
 from dpaudit.trainers.preflight.check import preflight_losses
-from dpaudit.trainers.preflight.schema import generated_batch
+from dpaudit.trainers.preflight.made import ranges_to_try
+from dpaudit.trainers.preflight.schema import Schema, generated
 from tests.trainers.reference_clipper import LoopClipper
 
 SCHEMA = pad_tokens([[1, 2, 3, 4, 5, 6, 7], [4, 5]])
@@ -150,13 +151,14 @@ def test_generated_batches_hold_the_schema_and_none_of_its_content():
     model = gpt2()
     schema = pad_tokens([[49] * 9, [49] * 9])
     schema["position_ids"] = torch.arange(9)[None]
-    made = generated_batch(schema, model, size=5)
+    ranges = ranges_to_try(model)[0]
+    made = generated(Schema.of(schema), ranges, size=5, rng=torch.Generator().manual_seed(0))
     assert {k: v.dtype for k, v in made.items()} == {k: v.dtype for k, v in schema.items()}
     assert made["input_ids"].shape == (5, 9) and made["position_ids"].shape == (1, 9)
     assert (made["input_ids"] == 49).float().mean() < 0.2 and int(made["input_ids"].max()) < 50
     assert ((made["labels"] == -100) == (made["attention_mask"] == 0)).all()
     with pytest.raises(InvalidValue, match="mapping of tensors"):
-        generated_batch([torch.zeros(2)], model)
+        Schema.of(7)
 
 
 def test_losses_alone_tell_a_forward_only_step_whether_examples_are_independent():

@@ -33,6 +33,7 @@ from dpaudit.trainers.preflight.check import preflight_losses
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.losses import token_losses
 from tests.trainers.ghost.test_families import build
+from tests.trainers.padded import batch_of
 from tests.trainers.tiny_lm import PLAN, RECORDS, TinyLM, losses
 
 Collate = Callable[[list[Any]], Any]
@@ -125,23 +126,6 @@ def test_a_collator_that_couples_records_is_refused_before_the_first_step(name: 
         assert "\n" not in str(refused.value)
 
 
-def padded(rows: list[dict[str, Any]], side: str, *, mask: bool = True, pad: int = 1) -> dict[str, Tensor]:
-    width = max(len(r["input_ids"]) for r in rows)
-
-    def beside(row: list[int], fill: int) -> list[int]:
-        filling = [fill] * (width - len(row))
-        return filling + row if side == "left" else row + filling
-
-    batch = {"input_ids": torch.tensor([beside(r["input_ids"], pad) for r in rows])}
-    if mask:
-        batch["attention_mask"] = torch.tensor([beside([1] * len(r["input_ids"]), 0) for r in rows])
-    if isinstance(rows[0]["labels"], int):
-        batch["labels"] = torch.tensor([r["labels"] for r in rows])
-    else:
-        batch["labels"] = torch.tensor([beside(r["labels"], -100) for r in rows])
-    return batch
-
-
 def own_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """A loss of one's own that knows nothing of padding on the left."""
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
@@ -171,9 +155,9 @@ PADDING: list[tuple[str, str, bool, bool, bool]] = [
 def test_padding_on_either_side_and_without_a_mask(family: str, side: str, mask: bool, ours: bool, holds: bool) -> None:
     record = {"input_ids": [5, 6, 7, 8], "labels": 1 if family == "bert" else [5, 6, 7, 8]}
     loss_fn = per_example_losses if ours else own_losses
-    source = CollatedRecords([record, record], lambda rows: padded(rows, side, mask=mask))
-    batch = padded(
-        [record, {**record, "input_ids": [5, 6], "labels": 0 if family == "bert" else [5, 6]}], side, mask=mask
+    source = CollatedRecords([record, record], lambda rows: batch_of(rows, side=side, mask=mask))
+    batch = batch_of(
+        [record, {**record, "input_ids": [5, 6], "labels": 0 if family == "bert" else [5, 6]}], side=side, mask=mask
     )
     for given in (source, batch):
         model = build(family, torch.float32)
@@ -190,7 +174,7 @@ def test_one_record_at_a_time_meets_no_other() -> None:
     record = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return padded(rows, "left", mask=False)
+        return batch_of(rows, side="left", mask=False)
 
     with pytest.raises(PrivacyRefusal, match="physical_batch_size=1"):
         preflight(build("gpt2", torch.float32), CollatedRecords([record], collate), loss_fn=own_losses)
@@ -200,7 +184,7 @@ def test_one_record_at_a_time_meets_no_other() -> None:
 
 def test_a_batch_that_shows_no_padding_is_tried_on_both_sides_unless_declared() -> None:
     model = build("bert", torch.float32)
-    batch = padded([{"input_ids": [5, 6, 7, 8], "labels": 1}] * 2, "right")
+    batch = batch_of([{"input_ids": [5, 6, 7, 8], "labels": 1}] * 2)
     with pytest.raises(PrivacyRefusal, match="padded on the left"):
         preflight(model, batch, loss_fn=own_losses)
     assert preflight(model, batch, loss_fn=own_losses, padding="right").padding == ("right",)
@@ -366,7 +350,7 @@ def test_nothing_is_left_behind() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     record = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}
-    preflight(model, CollatedRecords([record], lambda rows: padded(rows, "right")), loss_fn=per_example_losses)
+    preflight(model, CollatedRecords([record], lambda rows: batch_of(rows)), loss_fn=per_example_losses)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert torch.equal(streams[0], torch.get_rng_state()) and random.getstate() == streams[2]
@@ -397,10 +381,10 @@ def trainer_of(kind: str, path: Any, collate: Collate, **arguments: Any) -> Any:
 @pytest.mark.parametrize("kind", ["first order", "zeroth order"])
 def test_the_trainers_try_their_collator_first(tmp_path: Any, kind: str) -> None:
     def twice(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return padded([r for row in rows for r in (row, row)], "right")
+        return batch_of([r for row in rows for r in (row, row)])
 
     def turned(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return padded(rows[::-1], "right")
+        return batch_of(rows[::-1])
 
     for number, (collate, message) in enumerate(
         ((twice, "8 losses for 4 records"), (turned, r"gives its row another 'input_ids'"))
@@ -410,6 +394,6 @@ def test_the_trainers_try_their_collator_first(tmp_path: Any, kind: str) -> None
         with pytest.raises(PrivacyRefusal, match=message):
             trainer.train()
         assert trainer.ledger.steps == 0 and [m.training for m in trainer.model.modules()] == modes
-    trainer = trainer_of(kind, tmp_path / "right", lambda rows: padded(rows, "left"))
+    trainer = trainer_of(kind, tmp_path / "right", lambda rows: batch_of(rows, side="left"))
     trainer.train()
     assert trainer.ledger.steps == 1

@@ -15,31 +15,13 @@ from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.tasks.losses import token_losses
 from dpaudit.trainers.zeroth_order.tasks import answer_losses
 from tests.trainers.ghost.test_families import build
+from tests.trainers.padded import batch_of
 
 Record = dict[str, Any]
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Record]], Batch]
 Losses = Callable[[Any, Batch], Tensor]
 PAD = 1
-
-
-def batch_of(rows: list[Record], *, side: str = "right", mask: bool = True, width: int | None = None) -> Batch:
-    """Rows padded on one side; labels are a class or the tokens."""
-    wide = max([1, *(len(r["input_ids"]) for r in rows)]) if width is None else width
-
-    def beside(row: list[int], fill: int) -> list[int]:
-        row = row[:wide]
-        filling = [fill] * (wide - len(row))
-        return filling + row if side == "left" else row + filling
-
-    batch = {"input_ids": torch.tensor([beside(r["input_ids"], PAD) for r in rows])}
-    if mask:
-        batch["attention_mask"] = torch.tensor([beside([1] * len(r["input_ids"]), 0) for r in rows])
-    if isinstance(rows[0]["labels"], int):
-        batch["labels"] = torch.tensor([r["labels"] for r in rows])
-    else:
-        batch["labels"] = torch.tensor([beside(r["labels"], -100) for r in rows])
-    return batch
 
 
 def _pieces(row: Record, size: int) -> list[Record]:

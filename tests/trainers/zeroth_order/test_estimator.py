@@ -19,13 +19,13 @@ from dpaudit.trainers.zeroth_order.coordinates import Mask, trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
 from dpaudit.trainers.zeroth_order.step import (
+    Pull,
     apply_update,
     clip_differences,
     loss_differences,
     refuse_data_dependent,
     release,
 )
-from dpaudit.trainers.zeroth_order.tasks import refuse_coupled_losses
 from tests.trainers.zeroth_order.zo_helpers import Quadratic, Slope, gpt_losses, own_losses, tiny_gpt, token_records
 
 V = Directions(run="estimator")
@@ -390,9 +390,7 @@ def test_update_is_the_mean_over_directions_with_one_proximal_pull() -> None:
         model.theta.copy_(torch.linspace(-1, 1, 1000))
     anchor = {"theta": torch.zeros(1000)}
     before = model.theta.detach().double().clone()
-    apply_update(
-        trainable_parameters(model), V, [2.0, -1.0, 0.5], step=7, learning_rate=0.1, proximal=0.25, anchor=anchor
-    )
+    apply_update(trainable_parameters(model), V, [2.0, -1.0, 0.5], step=7, learning_rate=0.1, pull=Pull(0.25, anchor))
     v = torch.stack([V.values(step=7, direction=p, tensor="theta", size=1000) for p in range(3)]).double()
     expected = before - 0.1 * ((2 * v[0] - v[1] + 0.5 * v[2]) / 3 + 0.25 * before)
     assert torch.allclose(model.theta.detach().double(), expected, atol=1e-6)
@@ -409,18 +407,8 @@ def test_a_records_slope_does_not_depend_on_its_company() -> None:
     assert torch.equal(whole[:, :7], without[:, :7])
 
 
-def test_losses_that_join_examples_are_refused() -> None:
+def test_a_mean_over_the_batch_is_no_loss_per_example() -> None:
     model, rows = tiny_gpt(), token_records(4)
-
-    def mean_of_batch(m: nn.Module, batch: Tensor) -> Tensor:
-        losses = gpt_losses(m, batch)
-        return losses.mean().expand(len(batch))
-
-    refuse_coupled_losses(model, rows, torch.stack, gpt_losses)
-    with pytest.raises(PrivacyRefusal, match="changed with the other records"):
-        refuse_coupled_losses(model, rows, torch.stack, mean_of_batch)
-    with pytest.raises(PrivacyRefusal, match="one loss for each"):
-        refuse_coupled_losses(model, rows, torch.stack, lambda m, b: gpt_losses(m, b).mean())
     with pytest.raises(InvalidValue, match=r"one loss per example"):
         slopes(model, torch.stack(rows), [0], 1e-3, lambda m, b: gpt_losses(m, b).mean())
 

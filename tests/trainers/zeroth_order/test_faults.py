@@ -20,14 +20,14 @@ from dpaudit.trainers.sampling import PoissonSampler, ScriptedSampler
 from dpaudit.trainers.zeroth_order import pruning as _pruning
 from dpaudit.trainers.zeroth_order import stages as _zo_stages
 from dpaudit.trainers.zeroth_order import step as _zeroth_order
-from dpaudit.trainers.zeroth_order import train as _zoso
+from dpaudit.trainers.zeroth_order import steps as _zo_steps
 from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import Directions
 from dpaudit.trainers.zeroth_order.log import Release
 from dpaudit.trainers.zeroth_order.perturb import perturbation
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, mezo, zoso
-from dpaudit.trainers.zeroth_order.train import ZOWeights
+from dpaudit.trainers.zeroth_order.weights import ZOWeights
 from tests.trainers.zeroth_order.zo_helpers import Slope, gpt_losses, plan, run, tiny_gpt, token_records
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -68,7 +68,7 @@ def plant_d1(patch: pytest.MonkeyPatch) -> None:
 
 def plant_batch_clip(patch: pytest.MonkeyPatch) -> None:
     """D4: the batch's sum is clipped instead of each record's slopes, and its mean loss stands for all of them."""
-    patch.setattr(_zoso, "clip_differences", lambda d, c, clip: d)
+    patch.setattr(_zo_steps, "clip_differences", lambda d, c, clip: d)
 
 
 # D2: the batches
@@ -235,7 +235,7 @@ def plant_d12(patch: pytest.MonkeyPatch) -> None:
     def clip(differences: Tensor, norm: float, clip: Clip) -> Tensor:
         return differences * (norm / differences.abs().clamp(min=norm))
 
-    patch.setattr(_zoso, "clip_differences", clip)
+    patch.setattr(_zo_steps, "clip_differences", clip)
 
 
 FAULTS: list[tuple[str, Callable[[], bool], Plant]] = [

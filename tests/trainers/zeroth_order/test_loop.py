@@ -22,7 +22,8 @@ from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.log import Release, StageEntry, ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, aggzo, dpzero, dpzo_laplace, geometric, mezo, zoso
-from dpaudit.trainers.zeroth_order.train import ZOReport, replay
+from dpaudit.trainers.zeroth_order.steps import ZOReport
+from dpaudit.trainers.zeroth_order.weights import replay
 from tests.trainers.zeroth_order.zo_helpers import (
     Slope,
     Spoken,

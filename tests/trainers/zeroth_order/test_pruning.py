@@ -16,7 +16,7 @@ from dpaudit.trainers.zeroth_order.perturb import perturbation
 from dpaudit.trainers.zeroth_order.pruning import MaskRule, pruning_mask
 from dpaudit.trainers.zeroth_order.stages import zoso
 from dpaudit.trainers.zeroth_order.step import apply_update
-from dpaudit.trainers.zeroth_order.train import ZOReport
+from dpaudit.trainers.zeroth_order.steps import ZOReport
 from tests.trainers.zeroth_order.zo_helpers import gpt_losses, plan, run, tiny_gpt, token_records
 
 V = Directions(run="prune")

@@ -18,7 +18,7 @@ from dpaudit.trainers.zeroth_order.tasks import (
     masked_prompt_losses,
     option_losses,
 )
-from dpaudit.trainers.zeroth_order.train import replay
+from dpaudit.trainers.zeroth_order.weights import replay
 from tests.trainers.zeroth_order.zo_helpers import gpt_losses, plan, run, seeded_noise, tiny_gpt, token_records
 
 

@@ -11,7 +11,7 @@ from dpaudit import InvalidValue
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.zeroth_order.log import Release
 from dpaudit.trainers.zeroth_order.stages import aggzo, dpzero
-from dpaudit.trainers.zeroth_order.train import ZOReport
+from dpaudit.trainers.zeroth_order.steps import ZOReport
 from tests.trainers.zeroth_order.zo_helpers import Slope, plan, run
 
 ROWS = [torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0, 0.1], dtype=torch.float64) * s for s in range(1, 41)]

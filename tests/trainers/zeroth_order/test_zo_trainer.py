@@ -20,7 +20,7 @@ from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
 from dpaudit.trainers.zeroth_order.log import Release, read_zo_log
-from dpaudit.trainers.zeroth_order.train import replay
+from dpaudit.trainers.zeroth_order.weights import replay
 from tests.trainers.distributed.processes import together
 from tests.trainers.zeroth_order.zo_helpers import tiny_gpt, token_records
 
