@@ -76,7 +76,7 @@ def plan_for(recipe: Recipe, size: int, *, epsilon: float | None, rate: float, n
     steps = max(recipe.stages, options.at_most(round(PASSES / (2 * statistics.fmean(counts)))))
     plan = PrivacyPlan(
         delta=DELTA, relation="add_or_remove_one", sampling="poisson", unit="record", public_size=size,
-        expected_batch_size=BATCH, steps=steps, clipping_norm=norm, target_epsilon=epsilon,
+        expected_batch_size=min(BATCH, size // 5), steps=steps, clipping_norm=norm, target_epsilon=epsilon,
         noise_multiplier=None if epsilon else 0.0, releases_per_step=recipe.directions,
         clip="joint" if recipe.directions > 1 else None,
     )  # fmt: skip
