@@ -186,7 +186,8 @@ def _plan(task: Any, *, steps: int, budget: Budget, norm: float, epsilon: float 
           sigma: float | None = None) -> PrivacyPlan:  # fmt: skip
     return PrivacyPlan(
         delta=budget.delta, relation="add_or_remove_one", sampling="poisson", unit="record",
-        public_size=len(task.private), expected_batch_size=min(budget.batch, len(task.private) // 5), steps=steps, clipping_norm=norm,
+        public_size=len(task.private), expected_batch_size=min(budget.batch, len(task.private) // 5), steps=steps,
+        clipping_norm=norm,
         target_epsilon=epsilon, noise_multiplier=sigma, releases_per_step=directions,
         clip="joint" if directions > 1 else None,
     )  # fmt: skip
