@@ -6,7 +6,7 @@ update are those of the trainer, for many repeats at once; batches (a binomial s
 with replacement: one in 4,000 twice at most changes nothing here) and noise come from a seeded generator, so
 that nothing here is a private release. The noise multiplier is calibrated on the plan of the whole run.
 
-Learning rate and clipping norm of every line are the best of a grid on a twin problem (other records, seed ``TWIN``).
+Learning rate and clipping norm of every line are the best of a grid on twin problems (other records, ``TWINS``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from findings.jobs import Job, Options, named
 from findings.privacy import planned
 
 DIMENSION, RECORDS, BATCH, PASSES, EPSILON, REPEATS = 100, 4000, 64, 1024, 4.0, 12
-TWIN = 1000
-RATES, NORMS = tuple(2 ** (k / 2) for k in range(-2, 7)), (0.1, 0.4, 1.6)
+TWINS, TRIES = (1000, 1001, 1002), 4
+RATES, NORMS = tuple(2 ** (k / 2) for k in range(-2, 9)), (0.1, 0.35, 1.0, 3.0)
 """Multiples of 1/(trace of the curvature), and of the slopes' size at the start."""
 
 
@@ -159,55 +159,56 @@ def lengths(line: Line, steps: int) -> list[int]:
 
 
 def descend(
-    at: Problem, line: Line, sigma: float, *, rate: float, norm: float, repeats: int, seed: int, steps: int
+    at: Problem, line: Line, sigma: float, *, rates: Tensor, norms: Tensor, seed: int, steps: int, shared: bool = False
 ) -> Tensor:
-    """(R, d) weights after ``repeats`` independent runs."""
-    rng = torch.Generator().manual_seed(seed)
+    """(R, d) weights after R runs, each with its rate (R,) and clipping norm (R,).
+
+    Runs have directions and noise of their own; with ``shared`` they see the same minibatches, which is faster.
+    """
+    rng, repeats = torch.Generator().manual_seed(seed), len(rates)
     weights, n, p = at.start.repeat(repeats, 1), len(at.centres), line.directions
-    moved, done = None, 0
+    moved, done, rates, norms = None, 0, rates[:, None], norms[:, None]
     for stage, count in enumerate(lengths(line, steps)):
-        anchor, stage_rate = weights.clone(), rate * line.decay**stage
+        anchor, stage_rates = weights.clone(), rates * line.decay**stage
         moved = mask_of(line, weights, stage, rng, moved)
         for _ in range(count):
             size = int(torch.binomial(torch.tensor(float(n)), torch.tensor(BATCH / n), generator=rng))
-            rows = torch.randint(n, (repeats, size), generator=rng)  # a repeated record is one in n: no matter here
+            rows = torch.randint(n, (size,) if shared else (repeats, size), generator=rng)
             v = torch.randn(repeats, p, DIMENSION, generator=rng) * moved[:, None]
             # ⟨∇f_i, v⟩ = ⟨λθ, v⟩ − ⟨λ a_i, v⟩
             bent = at.curvature * v
-            slopes = (bent @ weights[:, :, None]) - bent @ at.centres[rows].transpose(1, 2)  # (R, P, B)
-            clipped = clip(slopes, norm, line.clip)
-            noise = sigma * norm * torch.randn(repeats, p, generator=rng)
-            released = (clipped.sum(-1) + noise) / BATCH
-            now = stage_rate * (1 - done / steps) if line.linear else stage_rate
+            slopes = (bent @ weights[:, :, None]) - bent @ at.centres[rows].mT  # (R, P, B)
+            noise = sigma * norms * torch.randn(repeats, p, generator=rng)
+            released = (clip(slopes, norms, line.clip).sum(-1) + noise) / BATCH
+            now = stage_rates * (1 - done / steps) if line.linear else stage_rates
             pull = line.proximal * moved * (weights - anchor)
             weights = weights - now * ((released[:, :, None] * v).mean(1) + pull)
             done += 1
     return weights
 
 
-def clip(slopes: Tensor, norm: float, rule: str) -> Tensor:
-    """Bound what a record adds: each slope, or its vector of P slopes (dimension 1)."""
+def clip(slopes: Tensor, norms: Tensor, rule: str) -> Tensor:
+    """Bound what a record adds, run by run: each of its slopes (R, P, B), or its vector of P slopes."""
+    bound = norms[:, :, None]
     if Clip(rule) is Clip.PER_DIRECTION:
-        return slopes.clamp(-norm, norm)
-    lengths_of = slopes.norm(dim=1, keepdim=True)
-    return slopes * (norm / lengths_of.clamp(min=1e-12)).clamp(max=1.0)
+        return slopes.clamp(-bound, bound)
+    return slopes * (bound / slopes.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
 
 
 @remembered
 def settings_of(shape: str, name: str, steps: int) -> tuple[float, float]:
-    """Rate and clipping norm with the least loss on the twin problem."""
-    line, twin = LINES[name], problem(shape, TWIN)
+    """Rate and clipping norm with the least mean loss over the runs on the twin problems."""
+    line, losses = LINES[name], torch.zeros(len(RATES) * len(NORMS))
     sigma, _ = calibrated(line.directions, line.clip, steps, EPSILON)
-    size = (twin.curvature**2 * (twin.start - twin.centres).square()).sum(1).sqrt().median().item()
-    if line.clip == "joint":
-        size *= line.directions**0.5
-    best = (float("inf"), 0.0, 0.0)
-    for rate, norm in itertools.product(RATES, NORMS):
-        tried = {"rate": rate * _unit(line, twin), "norm": norm * size}
-        found = descend(twin, line, sigma, repeats=4, seed=TWIN, steps=steps, **tried)
-        loss = twin.excess(found).mean().item()
-        best = min(best, (loss if loss == loss else float("inf"), tried["rate"], tried["norm"]))
-    return best[1:]
+    grid = torch.tensor(list(itertools.product(RATES, NORMS)))
+    for seed in TWINS:
+        twin = problem(shape, seed)
+        scale = torch.tensor([_unit(line, twin), _size(line, twin)])
+        tried = (grid * scale).repeat_interleave(TRIES, 0)
+        found = descend(twin, line, sigma, rates=tried[:, 0], norms=tried[:, 1], seed=seed, steps=steps, shared=True)
+        losses += twin.excess(found).nan_to_num(nan=1e9, posinf=1e9).clamp(max=1e9).view(-1, TRIES).mean(1)
+    rate, norm = grid[losses.argmin()].tolist()
+    return rate, norm
 
 
 def _unit(line: Line, at: Problem) -> float:
@@ -216,25 +217,34 @@ def _unit(line: Line, at: Problem) -> float:
     return line.directions**0.5 / (at.curvature.sum().item() * keep**0.5)
 
 
+def _size(line: Line, at: Problem) -> float:
+    """Norm of a record's gradient at the start, which is a slope's typical size; √P for a vector of slopes."""
+    size = (at.curvature**2 * (at.start - at.centres).square()).sum(1).sqrt().median().item()
+    return size * line.directions**0.5 if line.clip == "joint" else size
+
+
 def measured(shape: str, name: str, seed: int, options: Options) -> dict[str, Any]:
     """Loss left over ``REPEATS`` runs of one line on the problem of one seed."""
     line, at = LINES[name], problem(shape, seed)
     steps = options.at_most(line.steps)
     sigma, epsilon = calibrated(line.directions, line.clip, steps, EPSILON)
-    rate, norm = settings_of(shape, name, steps)
-    repeats = REPEATS if options.steps is None else 2
-    found = descend(at, line, sigma, rate=rate, norm=norm, repeats=repeats, seed=seed, steps=steps)
+    multiples = settings_of(shape, name, steps)
+    rate, norm = multiples[0] * _unit(line, at), multiples[1] * _size(line, at)
+    repeats = torch.ones(REPEATS if options.steps is None else 2)
+    found = descend(at, line, sigma, rates=rate * repeats, norms=norm * repeats, seed=seed, steps=steps)
     losses = at.excess(found).tolist()
     return {
         "excess": statistics.fmean(losses),
         "excess_sd": statistics.stdev(losses),
         "excess_at_start": at.excess(at.start[None]).item(),
-        "repeats": repeats,
+        "repeats": len(losses),
         "sigma": round(sigma, 4),
         "epsilon_upper": epsilon,
         "delta": 1 / (2 * RECORDS),
         "rate": rate,
         "clipping_norm": norm,
+        "rate_multiple": multiples[0],
+        "norm_multiple": multiples[1],
         "steps": steps,
     }
 
