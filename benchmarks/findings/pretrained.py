@@ -36,7 +36,7 @@ class Size:
     heads: int
 
 
-SIZES = {"small": Size(1, 24, 2), "medium": Size(2, 40, 4), "large": Size(3, 64, 4), "trial": Size(1, 16, 2)}
+SIZES = {"tiny": Size(1, 12, 2), "small": Size(1, 24, 2), "medium": Size(2, 40, 4), "trial": Size(1, 16, 2)}
 EPOCHS, RATE = 3, 5e-3
 
 

@@ -207,16 +207,13 @@ def of_row_8(runs: list[Run]) -> list[str]:
     out = []
     if quadratic:
         out = ["Loss left of 2, mean ± standard deviation over five problems of 12 runs:", ""]
-        out += [
-            line.replace(" (5)", "")
-            for line in pivot(
-                quadratic,
-                rows=lambda k: k["line"],
-                columns=lambda k: k["on"].removeprefix("quadratic-"),
-                metric="excess",
-                digits=4,
-            )
+        out += _of_five(quadratic, "excess", 4)
+        out += ["The same over the first line's on the same problem (below 1: the ingredient helps):", ""]
+        first = {_place(r): r["excess"] for r in quadratic if "'one stage, P=1'" in r["setting"] and "excess" in r}
+        ratios = [
+            {**r, "ratio": r["excess"] / first[_place(r)]} for r in quadratic if "excess" in r and _place(r) in first
         ]
+        out += _of_five(ratios, "ratio", 2)
     if model:
         table = pivot(model, rows=lambda k: k["line"], columns=lambda k: "ε = 4", metric="accuracy", digits=3)
         out += [
@@ -225,6 +222,17 @@ def of_row_8(runs: list[Run]) -> list[str]:
             *table,
         ]
     return out
+
+
+def _place(run: Run) -> tuple[str, int]:
+    return parts(run["setting"])["on"], run["seed"]
+
+
+def _of_five(runs: list[Run], metric: str, digits: int) -> list[str]:
+    """A table of the quadratic, whose lines have five seeds and not three."""
+    shape = lambda k: k["on"].removeprefix("quadratic-")  # noqa: E731
+    found = pivot(runs, rows=lambda k: k["line"], columns=shape, metric=metric, digits=digits)
+    return [line.replace(" (5)", "") for line in found]
 
 
 def of_row_9(runs: list[Run]) -> list[str]:

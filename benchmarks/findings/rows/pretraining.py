@@ -18,7 +18,7 @@ RECORDS, LENGTH, BATCH, STEPS = 3000, 24, 400, 12
 RATES = {"pretrained": (2e-3, 6e-3, 2e-2), "random": (2e-3, 6e-3, 2e-2)}
 ORDINARY = {"batch": 50, "steps": 96}
 """As many records as the private run reads; rates from the same grid."""
-SIZES = ("small", "medium", "large")
+SIZES = ("tiny", "small", "medium")
 
 
 def start(kind: str, size: str, seed: int) -> Any:
