@@ -86,7 +86,8 @@ def test_every_module_lives_in_a_room() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["dpaudit", "dpaudit.cli", "dpaudit.accounting", "dpaudit.auditing", "dpaudit.reports"]
+    "module",
+    ["dpaudit", "dpaudit.cli.attack", "dpaudit.accounting", "dpaudit.attacks", "dpaudit.auditing", "dpaudit.reports"],
 )
 def test_importing_stays_light(module: str) -> None:
     heavy = ("torch", "transformers", "dp_accounting", "pandas", "pyarrow", "sklearn", "matplotlib", "scipy.stats")

@@ -23,6 +23,7 @@ from dpaudit.attacks.scores.functions import (
     zlib_scores,
 )
 from dpaudit.attacks.scores.losses import canary_losses, sequence_losses, token_statistics
+from dpaudit.attacks.scores.needs import ATTACKS
 from dpaudit.attacks.scores.shadow import ShadowSignals, lira_offline_scores, rmia_scores
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.validate import one_of
@@ -54,20 +55,6 @@ class Scored:
         return token_statistics(
             self.model, own.input_ids, own.attention_mask, score_mask=own.score_mask, batch_size=self.batch_size
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Attack:
-    """One attack: its scores (m,), higher = member, and what it needs beside the target model and the canaries."""
-
-    scores: Callable[[Scored], FloatArray]
-    base: bool = False
-    references: int = 0
-    population: bool = False
-    causal: bool = False
-    neighbours: bool = False
-    paired: bool = False
-    """Whether it compares two labels, where a coin chose between them."""
 
 
 def _neighbourhood(given: Scored) -> FloatArray:
@@ -102,20 +89,19 @@ def _rmia_offline(given: Scored) -> FloatArray:
     return rmia_scores(pair[0][0], pair[0][1:], pair[1][0], pair[1][1:], offline_a=given.offline_a)
 
 
-ATTACKS: dict[str, Attack] = {
-    "loss": Attack(lambda given: loss_scores(given.losses(given.model)), paired=True),
-    "loss-drop": Attack(lambda g: loss_drop_scores(g.losses(g.model), g.losses(g.base)), base=True, paired=True),
-    "loss-residual": Attack(lambda g: residual_scores(g.losses(g.model), g.losses(g.base)), base=True, paired=True),
-    "neighbourhood": Attack(_neighbourhood, causal=True, neighbours=True),
-    "zlib": Attack(lambda given: zlib_scores(given.losses(given.model), given.canaries.texts)),
-    "min-k": Attack(_min_k, causal=True),
-    "min-k++": Attack(_min_k_plus_plus, causal=True),
-    "grad-norm": Attack(_gradient_norm),
-    "lira-offline": Attack(_lira_offline, references=2),
-    "rmia-offline": Attack(_rmia_offline, references=1, population=True),
+SCORES: dict[str, Callable[[Scored], FloatArray]] = {
+    "loss": lambda given: loss_scores(given.losses(given.model)),
+    "loss-drop": lambda given: loss_drop_scores(given.losses(given.model), given.losses(given.base)),
+    "loss-residual": lambda given: residual_scores(given.losses(given.model), given.losses(given.base)),
+    "neighbourhood": _neighbourhood,
+    "zlib": lambda given: zlib_scores(given.losses(given.model), given.canaries.texts),
+    "min-k": _min_k,
+    "min-k++": _min_k_plus_plus,
+    "grad-norm": _gradient_norm,
+    "lira-offline": _lira_offline,
+    "rmia-offline": _rmia_offline,
 }
-"""Every attack by its name. A further one is a line here, a function of what it looks at, and its name in the command's
-``--attack`` (which is listed apart, so that ``-h`` does not import torch; a test compares the lists)."""
+"""Function of every attack: scores (m,), higher = member, of what it may look at."""
 
 
 def score_model(
@@ -139,7 +125,8 @@ def score_model(
         The audited model.
     canaries : CanarySet
     attack : str
-        A key of ``ATTACKS``.
+        Name of an attack: ``loss``, ``loss-drop``, ``loss-residual``, ``zlib``, ``min-k``, ``min-k++``, ``grad-norm``,
+        ``neighbourhood``, ``lira-offline`` or ``rmia-offline``.
     base : PreTrainedModel, optional
         The model before fine-tuning: required by ``loss-drop`` and
         ``loss-residual``, used by ``grad-norm``.
@@ -165,7 +152,7 @@ def score_model(
         batch_size=batch_size,
     )
     _refuse_missing(attack, given)
-    scores = ATTACKS[attack].scores(given)
+    scores = SCORES[attack](given)
     if not np.isfinite(scores).all():
         bad = np.flatnonzero(~np.isfinite(scores))
         raise InvalidEvidence(f"attack={attack} gave {len(bad)} scores that are not finite (first: canary {bad[0]}).")
@@ -173,24 +160,24 @@ def score_model(
 
 
 def _refuse_missing(name: str, given: Scored) -> None:
-    attack = ATTACKS[name]
-    if attack.base and given.base is None:
+    needs = ATTACKS[name]
+    if needs.base and given.base is None:
         raise InvalidValue(f"attack={name} compares with the model before fine-tuning; give base.")
-    if len(given.references) < attack.references:
+    if len(given.references) < needs.references:
         raise InvalidValue(
-            f"attack={name} needs at least {attack.references} reference models never trained on these records and "
+            f"attack={name} needs at least {needs.references} reference models never trained on these records and "
             f"{len(given.references)} were given."
         )
-    if attack.population and given.population is None:
+    if needs.population and given.population is None:
         raise InvalidValue(f"attack={name} compares with records outside the audit; give a population.")
-    if attack.neighbours and not given.neighbours:
+    if needs.neighbours and not given.neighbours:
         raise InvalidValue(f"attack={name} compares with perturbed records; give neighbours.")
-    if given.canaries.others is not None and not attack.paired:
-        usable = ", ".join(name for name, made in ATTACKS.items() if made.paired)
+    if given.canaries.others is not None and not needs.paired:
+        usable = ", ".join(name for name, other in ATTACKS.items() if other.paired)
         raise InvalidValue(
             f"attack={name} scores one label, and a coin chose between two for each canary; use {usable}."
         )
-    if attack.causal and given.canaries.labels is not None:
+    if needs.causal and given.canaries.labels is not None:
         raise InvalidValue(f"attack={name} scores tokens and needs a causal language model; use loss or loss-drop.")
 
 

@@ -7,13 +7,10 @@ from typing import Any
 
 import click
 
+from dpaudit.attacks.scores.needs import ATTACKS
 from dpaudit.cli.common import emit_result, json_option
 
-# Listed here so that -h does not import torch; a test keeps the list equal to the library's.
-ATTACKS = (
-    "grad-norm", "lira-offline", "loss", "loss-drop", "loss-residual", "min-k", "min-k++", "neighbourhood",
-    "rmia-offline", "zlib",
-)  # fmt: skip
+ATTACK = click.Choice(sorted(ATTACKS))
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -23,7 +20,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--canaries", "canaries_path", type=FILE, required=True, help="Secret file, or CSV, JSONL, Parquet id,text[,label]."
 )
-@click.option("--attack", "attack_name", type=click.Choice(ATTACKS), help="Default: loss-drop with --base, else loss.")
+@click.option("--attack", "attack_name", type=ATTACK, help="Default: loss-drop with --base, else loss.")
 @click.option("--base", type=FOLDER, help="The model before fine-tuning, for loss-drop and grad-norm.")
 @click.option("--reference", "references", type=FOLDER, multiple=True, help="Model never trained on these records.")
 @click.option("--reference-losses", type=FILE, help="CSV/Parquet id,loss of a reference model, instead of --base.")
