@@ -106,6 +106,7 @@ def test_every_noise_from_nothing_to_everything_is_answered(q: float, sigma: flo
         assert found.lower < math.inf
 
 
+@pytest.mark.slow
 def test_narrow_noise_costs_the_participations_it_can_have() -> None:
     # ε is that of k certain participations, k/(2σ²), for the k that δ allows.
     for sigma in (1e-3, 1e-30):

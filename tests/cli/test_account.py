@@ -270,7 +270,9 @@ def test_help_names_every_stage_key(capsys: pytest.CaptureFixture[str], command:
     assert all(key in words for key in KEYS) and "q=256/60000" in words
 
 
-@pytest.mark.parametrize("command", ["account", "compare", "calibrate"])
+@pytest.mark.parametrize(
+    "command", ["account", *(pytest.param(c, marks=pytest.mark.slow) for c in ("compare", "calibrate"))]
+)
 def test_standard_error_is_quiet_at_orders_that_do_not_converge(command: str) -> None:
     options = {
         "account": ["--stage", "q=0.2,sigma=1,steps=10", "--accountant", "rdp"],

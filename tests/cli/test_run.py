@@ -210,6 +210,7 @@ def test_another_configuration_may_not_continue_a_run(certified: Path, tmp_path:
     assert outcome.code == 64 and "another configuration" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_run_stopped_midway_resumes_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dpaudit.storage.journal import DiskJournal
 

@@ -66,7 +66,10 @@ def goes_on(root: Path, method: str) -> None:
     assert not any("tmp" in name or "lock" in name or "open" in name for name in left), left
 
 
-@pytest.mark.parametrize("method, number, code", [("dp-adam", signal.SIGINT, 130), ("dp-zoso", signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "method, number, code",
+    [("dp-adam", signal.SIGINT, 130), pytest.param("dp-zoso", signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_finishes_the_step_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int, code: int
 ) -> None:
@@ -145,7 +148,7 @@ def break_next_reservation(patch: pytest.MonkeyPatch) -> None:
         ("dp-adam", break_journal_count),
         pytest.param("dp-adam", break_seal, marks=pytest.mark.slow),
         pytest.param("dp-adam", break_steps_log, marks=pytest.mark.slow),
-        ("dp-adam", break_checkpoint),
+        pytest.param("dp-adam", break_checkpoint, marks=pytest.mark.slow),
         pytest.param("dp-adam", break_next_reservation, marks=pytest.mark.slow),
         pytest.param("dp-zoso", break_journal_count, marks=pytest.mark.slow),
         ("dp-zoso", break_seal),

@@ -73,7 +73,7 @@ def rewritten(release: Path, change: Callable[[dict[str, Any]], None]) -> None:
     run.rewrite(release / "certificate.json", statement)
 
 
-@pytest.mark.parametrize("stages, copies", [(3000, 1), (3000, 64)])
+@pytest.mark.parametrize("stages, copies", [(3000, 1), pytest.param(3000, 64, marks=pytest.mark.slow)])
 def test_accounting_that_takes_too_long_supports_nothing(release: Path, stages: int, copies: int) -> None:
     def many(body: dict[str, Any]) -> None:
         stage = body["ledger"]["stages"][0]

@@ -28,7 +28,9 @@ def reused(real: Any) -> Any:
     return sample
 
 
-@pytest.mark.parametrize(("fault", "where"), [(shrunk, ("run", "block")), (reused, ("lag",))])
+@pytest.mark.parametrize(
+    ("fault", "where"), [(shrunk, ("run", "block")), pytest.param(reused, ("lag",), marks=pytest.mark.slow)]
+)
 def test_the_energy_of_the_releases_convicts(
     fault: Any, where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

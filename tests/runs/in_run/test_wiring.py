@@ -63,6 +63,7 @@ def test_a_changed_secret_is_refused(trained: RunFolder, tmp_path: Path) -> None
         read_fixed(RunFolder(tmp_path), plan_of(trained))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores after a stop are those of all steps: the state of the observers comes back with the weights."""
     import dpaudit.runs.fit as fitting

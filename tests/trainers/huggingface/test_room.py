@@ -88,7 +88,7 @@ def of_a_library() -> Any:
     raise RuntimeError("unexpected pos 5885440 vs 5885328")
 
 
-@pytest.mark.parametrize("failure", [full, of_a_library])
+@pytest.mark.parametrize("failure", [full, pytest.param(of_a_library, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_does_not_fit_is_written_into_the_reserved_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Any]
 ) -> None:

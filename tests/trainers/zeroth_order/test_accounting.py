@@ -122,6 +122,7 @@ def test_one_step_more_is_another_epsilon() -> None:
     assert found[1] - found[0] == pytest.approx(3.9015 - 3.9011, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_staged_plan_is_calibrated_as_a_whole() -> None:
     whole = plan(
         public_size=1024, expected_batch_size=64, steps=7, noise_multiplier=None, target_epsilon=2.0,
@@ -213,7 +214,8 @@ def attack_auc(directions: int, sigma: float, *, clip: str = "per_direction", no
 
 
 @pytest.mark.parametrize(
-    ("directions", "clip", "mu"), [(1, "per_direction", 1.0), (4, "per_direction", 2.0), (4, "joint", 1.0)]
+    ("directions", "clip", "mu"),
+    [(1, "per_direction", 1.0), (4, "per_direction", 2.0), pytest.param(4, "joint", 1.0, marks=pytest.mark.slow)],
 )
 def test_the_optimal_attack_succeeds_as_the_ledger_says_and_no_more(directions: int, clip: str, mu: float) -> None:
     """σ = 1: AUC Φ(μ/√2) = .760 for one direction; four directions unaccounted for would be a μ = 2 leak (.921)."""

@@ -357,6 +357,7 @@ def test_a_log_holds_nothing_but_releases_and_public_schedules(tmp_path: Path) -
     assert set(lines[0]) == {"schema", "run", "generator", "kind", "clips", "tensors", "base_sha256", "torch"}
 
 
+@pytest.mark.slow
 def test_a_run_in_segments_is_the_run_in_one_go() -> None:
     whole = zoso(plan(steps=14, releases_per_step=2, clip="joint"), learning_rate=0.05, scale=1e-3, proximal=0.3,
                  mask=MaskRule(keep=0.2, score="magnitude"))  # fmt: skip
