@@ -20,13 +20,17 @@ from dpaudit.trainers.sampling import CountedSampler, Sampler
 from dpaudit.trainers.witness import ReleaseRecorder
 
 
-class Canaries(Protocol):
-    """Fictitious records that the run's sampler draws: each drawn one adds a gradient to the clipped sum."""
+class Members(Protocol):
+    """Fictitious records of which some are in the data set."""
 
     @property
     def members(self) -> int:
         """Canaries that are in the data set; the sampler draws each with the records' own probability."""
         ...
+
+
+class Canaries(Members, Protocol):
+    """Fictitious records that the run's sampler draws: each drawn one adds a gradient to the clipped sum."""
 
     def add_to(
         self, sums: Sequence[Tensor], drawn: Sequence[int], *, contribution: float | Sequence[float] | None = None
@@ -46,7 +50,45 @@ class Canaries(Protocol):
         ...
 
 
-class Observers:
+class Drawn:
+    """What the sampler of a run with in-run canaries draws from: records, then member canaries.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+    n_records : int
+        Records in the data set at hand; numbers of a draw at or above it are canaries.
+    canaries : Members, optional
+
+    Raises
+    ------
+    PrivacyRefusal
+        If canaries meet a sampling whose draws couple records, so that canaries would change the records' own draws.
+    """
+
+    def __init__(self, plan: PrivacyPlan, n_records: int, canaries: Members | None) -> None:
+        if canaries is not None and plan.sampling not in (Sampling.POISSON, Sampling.NONE):
+            raise PrivacyRefusal(
+                f"sampling={str(plan.sampling)!r} lets in-run canaries take the place of records; use"
+                " sampling='poisson', or leave the in-run audit out."
+            )
+        self._n, self._members = n_records, 0 if canaries is None else canaries.members
+
+    @property
+    def drawn_from(self) -> int:
+        """Records and member canaries: what the run's sampler draws from."""
+        return self._n + self._members
+
+    def records_of(self, indices: Sequence[int]) -> list[int]:
+        """Those of a draw's indices that are records."""
+        return [i for i in indices if i < self._n]
+
+    def canaries_of(self, indices: Sequence[int]) -> list[int]:
+        """The drawn canaries, by their place among the member canaries."""
+        return [i - self._n for i in indices if i >= self._n]
+
+
+class Observers(Drawn):
     """Everything that observes one run: at most one set of in-run canaries, and a record of the releases.
 
     Parameters
@@ -72,29 +114,16 @@ class Observers:
         canaries: Canaries | None = None,
         recorder: ReleaseRecorder | None = None,
     ) -> None:
-        if canaries is not None and plan.sampling not in (Sampling.POISSON, Sampling.NONE):
-            raise PrivacyRefusal(
-                f"sampling={str(plan.sampling)!r} lets in-run canaries take the place of records; use"
-                " sampling='poisson', or leave the in-run audit out."
-            )
-        self._plan, self._n, self._canaries, self._recorder = plan, n_records, canaries, recorder
+        super().__init__(plan, n_records, canaries)
+        self._plan, self._canaries, self._recorder = plan, canaries, recorder
         self._sigma = plan.stage(0).noise_multiplier
-
-    @property
-    def drawn_from(self) -> int:
-        """Records and member canaries: what the run's sampler draws from."""
-        return self._n + (0 if self._canaries is None else self._canaries.members)
-
-    def records_of(self, indices: Sequence[int]) -> list[int]:
-        """Those of a draw's indices that are records."""
-        return [i for i in indices if i < self._n]
 
     def add_to(
         self, totals: Sequence[Tensor], indices: Sequence[int], clipper: Clipper | Summing, clipping_norm: float
     ) -> None:
         """Add the drawn canaries to a step's clipped sums, before the noise."""
         if self._canaries is not None:
-            drawn = [i - self._n for i in indices if i >= self._n]
+            drawn = self.canaries_of(indices)
             self._canaries.add_to(totals, drawn, contribution=contribution_of(clipper, clipping_norm))
 
     def observe(self, released: Sequence[Tensor], clipper: Clipper | Summing, clipping_norm: float) -> None:

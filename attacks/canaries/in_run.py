@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpaudit.attacks.canaries.running_scores import RunningScores
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 
@@ -115,9 +116,9 @@ class InRunCanaries:
 
     Notes
     -----
-    Scores are sums of log(1 − q + q exp((2x − 1) / (2 s²))), where x is the release at the canary's coordinate over its
-    contribution and s the noise's deviation over it: the most powerful statistic where nothing else moves the
-    coordinate. Higher = member.
+    Scores add up as in :class:`~dpaudit.attacks.canaries.running_scores.RunningScores`, where x is the release at the
+    canary's coordinate over its contribution and s the noise's deviation over it: the most powerful statistic where
+    nothing else moves the coordinate.
     """
 
     def __init__(
@@ -128,18 +129,15 @@ class InRunCanaries:
         sampling_probability: float,
         contribution: float | Sequence[float],
     ) -> None:
-        validate.probability(sampling_probability=sampling_probability)
         if sum(sizes) != design.dimension:
             raise InvalidValue(f"sizes add up to {sum(sizes)} and the canaries were drawn for {design.dimension}.")
         self.design, self.sizes = design, tuple(int(n) for n in sizes)
-        self._q = float(sampling_probability)
         self._contribution = self._per_parameter(contribution)
         edges = np.concatenate([[0], np.cumsum(self.sizes)])
         self._owner = np.searchsorted(edges, design.coordinates, side="right") - 1
         self._local = design.coordinates - edges[self._owner]
         self._starts = np.searchsorted(design.coordinates, edges)
-        self._scores = np.zeros(len(design))
-        self._steps = 0
+        self._scores = RunningScores(len(design), sampling_probability)
         self._index: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
@@ -150,7 +148,7 @@ class InRunCanaries:
     @property
     def steps(self) -> int:
         """Releases observed so far."""
-        return self._steps
+        return self._scores.steps
 
     def _per_parameter(self, contribution: float | Sequence[float]) -> NDArray[np.float64]:
         values = np.broadcast_to(np.asarray(contribution, dtype=np.float64), (len(self.sizes),))
@@ -205,10 +203,7 @@ class InRunCanaries:
             start, stop = self._starts[number], self._starts[number + 1]
             if start < stop:
                 values[start:stop] = self._read(release, number, start, stop) * (normaliser / bounds[number])
-        s = deviation / bounds[self._owner]
-        with np.errstate(divide="ignore"):
-            self._scores += np.logaddexp(np.log1p(-self._q), np.log(self._q) + (2 * values - 1) / (2 * s**2))
-        self._steps += 1
+        self._scores.add(values, (deviation / bounds[self._owner]) ** 2)
 
     def _read(self, release: Tensor, number: int, start: int, stop: int) -> NDArray[np.float64]:
         key = (number, release.device)
@@ -219,15 +214,12 @@ class InRunCanaries:
 
     def scores(self) -> NDArray[np.float64]:
         """Log-likelihood ratios (m,) so far, in nats; higher = member."""
-        return self._scores.copy()
+        return self._scores.values()
 
     def state(self) -> dict[str, Any]:
         """Accumulators for a resume. They belong in ``private/`` until the run has ended."""
-        return {"scores": self._scores.copy(), "steps": self._steps}
+        return self._scores.state()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        scores = np.asarray(state["scores"], dtype=np.float64)
-        if scores.shape != self._scores.shape:
-            raise InvalidValue(f"the state holds {scores.shape} scores and the run has {len(self.design)} canaries.")
-        self._scores, self._steps = scores.copy(), int(state["steps"])
+        self._scores.resume(state)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpaudit.attacks.canaries.running_scores import RunningScores
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.stage import Clip
@@ -42,8 +43,9 @@ class ScalarInRunCanaries:
 
     Notes
     -----
-    The score adds up log(1 − q + q exp((2x − 1)/(2s²))), where x is the mean over directions of sign · scalar in units
-    of the canary's own contribution, and s² the variance of noise and of the other canaries in it. Higher = member.
+    Scores add up as in :class:`~dpaudit.attacks.canaries.running_scores.RunningScores`, where x is the mean over
+    directions of sign · scalar in units of the canary's own contribution, and s² the variance of noise and of the other
+    canaries in it.
     """
 
     def __init__(
@@ -56,19 +58,17 @@ class ScalarInRunCanaries:
         releases_per_step: int,
         clip: Clip | str,
     ) -> None:
-        validate.probability(sampling_probability=sampling_probability)
         validate.positive(noise_multiplier=noise_multiplier)
         validate.integer_at_least(1, releases_per_step=releases_per_step)
         if coins.ndim != 1 or not len(coins):
             raise InvalidValue(f"coins of shape {coins.shape} must be (m,) with m of at least 1.")
         self.coins, self.key = coins.astype(np.bool_), int(key)
-        self._q, self._p = float(sampling_probability), int(releases_per_step)
+        self._p = int(releases_per_step)
         self._amplitude = self._p**-0.5 if Clip(clip) is Clip.JOINT else 1.0
         noise = (noise_multiplier / self._amplitude) ** 2 / self._p
-        self._variance = noise + self._q * len(coins) / 2 / self._p
+        self._scores = RunningScores(len(coins), sampling_probability)
+        self._variance = noise + sampling_probability * len(coins) / 2 / self._p
         self._members = np.flatnonzero(self.coins)
-        self._scores = np.zeros(len(coins))
-        self._steps = 0
 
     def __len__(self) -> int:
         return len(self.coins)
@@ -81,7 +81,7 @@ class ScalarInRunCanaries:
     @property
     def steps(self) -> int:
         """Releases observed so far."""
-        return self._steps
+        return self._scores.steps
 
     def signs(self, step: int) -> NDArray[np.int8]:
         """Public signs (P, m) of a step, each −1 or +1, from the key and the step's number alone."""
@@ -107,24 +107,19 @@ class ScalarInRunCanaries:
         if sums.shape != (self._p,):
             raise InvalidValue(f"step {step} released {sums.shape} scalars and the plan has {self._p}.")
         x = self.signs(step).T @ sums / (clipping_norm * self._amplitude * self._p)
-        with np.errstate(divide="ignore"):
-            self._scores += np.logaddexp(np.log1p(-self._q), np.log(self._q) + (2 * x - 1) / (2 * self._variance))
-        self._steps += 1
+        self._scores.add(x, self._variance)
 
     def scores(self) -> NDArray[np.float64]:
         """Scores (m,) so far, in nats; higher = member."""
-        return self._scores.copy()
+        return self._scores.values()
 
     def state(self) -> dict[str, Any]:
         """Accumulators for a resume. They belong in ``private/`` until the run has ended."""
-        return {"scores": self._scores.copy(), "steps": self._steps}
+        return self._scores.state()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        scores = np.asarray(state["scores"], dtype=np.float64)
-        if scores.shape != self._scores.shape:
-            raise InvalidValue(f"the state holds {scores.shape} scores and the run has {len(self)} canaries.")
-        self._scores, self._steps = scores.copy(), int(state["steps"])
+        self._scores.resume(state)
 
 
 def draw_scalar_coins(m: int) -> tuple[NDArray[np.bool_], int]:

@@ -12,7 +12,7 @@ import pytest
 
 import dpaudit.runs.control as control
 from dpaudit import InvalidEvidence, InvalidValue
-from dpaudit.auditing import AuditPlan, design
+from dpaudit.auditing import AuditPlan, Scores, design
 from dpaudit.runs.control import binding_of_run, read_control, too_few_controls, train_control
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.run_folder import RunFolder, write_json
@@ -52,7 +52,7 @@ def trained(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         rng = np.random.default_rng(len(made))
         coins = rng.integers(0, 2, 200)
         ids = tuple(f"control{len(made)}-{i}" for i in range(200))
-        return control._Scored(ids, rng.normal(size=200) + 20 * coins, coins)
+        return Scores(ids, rng.normal(size=200) + 20 * coins, coins)
 
     monkeypatch.setattr(control, "_one_control", one)
     some: Any = object()

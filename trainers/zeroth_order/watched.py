@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.privacy.stage import Mechanism, Sampling
+from dpaudit.privacy.stage import Mechanism
+from dpaudit.trainers.observer import Drawn, Members
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.log import StageEntry, ZOLog
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage
@@ -18,13 +19,8 @@ SCALARS = "scalars"
 """Name of the one block that a zeroth-order release has."""
 
 
-class ScalarCanaries(Protocol):
+class ScalarCanaries(Members, Protocol):
     """Fictitious records with known loss differences, drawn by the run's sampler."""
-
-    @property
-    def members(self) -> int:
-        """Canaries that are in the data set."""
-        ...
 
     def differences(self, step: int, drawn: Sequence[int], clipping_norm: float) -> Tensor:
         """Loss differences (P, len(drawn)) of the drawn members."""
@@ -35,7 +31,7 @@ class ScalarCanaries(Protocol):
         ...
 
 
-class Watched:
+class Watched(Drawn):
     """Observers of one stage.
 
     Parameters
@@ -61,29 +57,16 @@ class Watched:
         canaries: ScalarCanaries | None = None,
         recorder: ReleaseRecorder | None = None,
     ) -> None:
-        if canaries is not None and stage.plan.sampling not in (Sampling.POISSON, Sampling.NONE):
-            raise PrivacyRefusal(
-                f"sampling={str(stage.plan.sampling)!r} lets in-run canaries take the place of records; use"
-                " sampling='poisson', or leave the in-run audit out."
-            )
+        super().__init__(stage.plan, n_records, canaries)
         if (canaries is not None or recorder is not None) and stage.mechanism is not Mechanism.GAUSSIAN:
             raise PrivacyRefusal(
                 f"mechanism={str(stage.mechanism)!r} has no in-run audit; use mechanism='gaussian', or leave it out."
             )
-        self._plan, self._n, self._canaries, self._recorder = stage.plan, n_records, canaries, recorder
-
-    @property
-    def drawn_from(self) -> int:
-        """Records and member canaries: what the stage's sampler draws from."""
-        return self._n + (0 if self._canaries is None else self._canaries.members)
-
-    def records_of(self, indices: Sequence[int]) -> list[int]:
-        """Those of a draw's indices that are records."""
-        return [i for i in indices if i < self._n]
+        self._plan, self._canaries, self._recorder = stage.plan, canaries, recorder
 
     def joined(self, step: int, differences: Tensor, indices: Sequence[int]) -> Tensor:
         """Differences (P, B) of the records with those of the drawn canaries beside them."""
-        drawn = [i - self._n for i in indices if i >= self._n]
+        drawn = self.canaries_of(indices)
         if self._canaries is None or not drawn:
             return differences
         beside = self._canaries.differences(step, drawn, self._plan.clipping_norm)
