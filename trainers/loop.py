@@ -136,8 +136,8 @@ def train(
         clipped as one.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
-        releases' energy. With several processes a ``sampler`` has to draw the canaries too: that of
-        ``distributed_options`` draws records alone, and is refused beside canaries.
+        releases' energy. With several processes canaries are given to ``distributed_options``, whose rank 0 draws them,
+        and the recorder to rank 0's call alone.
     preflight : bool, sequence or None
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
         them is refused (see :func:`preflight`); or the made-up records to take. By default they do, unless a clipper is

@@ -167,7 +167,8 @@ def refuse_undrawn(sampler: Sampler, drawn_from: int, *, canaries: bool) -> None
     if sampler.n_records < drawn_from:
         raise PrivacyRefusal(
             f"the sampler draws from {sampler.n_records} records and leaves out {drawn_from - sampler.n_records} in-run"
-            " canaries, so that their audit would see nothing; leave canaries out where several processes train."
+            " canaries, so that their audit would see nothing; where several processes train, give canaries to"
+            " distributed_options()."
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import TrainOutput
@@ -29,3 +31,12 @@ def train_output(global_step: int, ledger: Ledger, delta: float) -> TrainOutput:
     """
     metrics: dict[str, Any] = {"steps_counted": ledger.steps, "epsilon": spent(ledger, delta), "delta": delta}
     return TrainOutput(global_step, math.nan, metrics)
+
+
+def weights_saved(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights in a saved model's folder, by its name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

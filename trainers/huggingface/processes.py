@@ -55,12 +55,16 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         """What the first process's work gives, or raises, in all processes."""
         return from_the_first(self.args, work)
 
-    def sampler(self, plan: PrivacyPlan, records: int) -> Sampler:
-        """This process's draws."""
+    def sampler(self, plan: PrivacyPlan, records: int, canaries: int = 0) -> Sampler:
+        """This process's draws; in-run canaries stand behind the records, and the first process alone draws them."""
         if self.args.world_size == 1:
-            return sampler_for(plan, records)
+            return sampler_for(plan, records + canaries)
         return ShardSampler(
-            records, plan.sampling_probability, rank=self.args.process_index, world=self.args.world_size
+            records,
+            plan.sampling_probability,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            canaries=canaries if self.leads else 0,
         )
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:

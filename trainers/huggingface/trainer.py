@@ -23,7 +23,7 @@ from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import Budget, Calibrate, FileJournal, seal_reason
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.distributed.examination import refuse_faulty_release
-from dpaudit.trainers.distributed.reduction import OneProcess, count_together
+from dpaudit.trainers.distributed.reduction import count_together
 from dpaudit.trainers.draw import SharedPasses, clipped_sum
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.heartbeat import Heartbeat
@@ -44,7 +44,7 @@ from dpaudit.trainers.huggingface.opening import (
     open_run_ledger,
     read_record,
 )
-from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output, weights_saved
 from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
 from dpaudit.trainers.huggingface.processes import ProcessesTrainer, refuse_other_records
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
@@ -376,7 +376,7 @@ class DPTrainer(ProcessesTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
         members = 0 if self._in_run is None else self._in_run.members
-        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count + members)
+        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count, members)
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
             WithMembers(self._units.placed) if members else self._units.placed,
@@ -463,16 +463,16 @@ class DPTrainer(ProcessesTrainer):
         return torch.tensor(shown, device=self.args.device)
 
     def _watch(self) -> None:
-        """Begin to watch releases, or go on from the checkpoint of the run; with several processes nobody watches.
+        """Begin to watch releases, or go on from the checkpoint of the run: the first process, where each has all.
 
         Raises
         ------
         PrivacyRefusal
-            If there are canaries and several processes, which would each draw them.
+            If there are canaries and the model is sharded: the first process does not own all their coordinates.
         """
-        if not isinstance(self._together, OneProcess):
-            if self._in_run is not None:
-                raise PrivacyRefusal("in_run canaries need one process in DPTrainer; train in one, or leave them out.")
+        if self.sharded and self._in_run is not None:
+            raise PrivacyRefusal("in_run canaries need whole copies of the model; train without shards, or leave them.")
+        if self.sharded or not self.leads:
             return
         if self._observed is None:
             count = self._units.drawn.count
@@ -566,6 +566,7 @@ class DPTrainer(ProcessesTrainer):
             "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
             "units": self._units.statement,
+            "weights": weights_saved(folder),
         }
         if isinstance(self._journal, FileJournal):
             self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at

@@ -23,7 +23,7 @@ from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refus
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
-from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output, weights_saved
 from dpaudit.trainers.huggingface.processes import from_the_first, refuse_engines, refuse_other_records
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, noise_statement
@@ -352,6 +352,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "noise": None if self._noise and self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
             "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
             "units": self._units.statement,
+            "weights": weights_saved(folder),
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 

@@ -31,8 +31,8 @@ def canaries_of(net: Any) -> InRunCanaries:
 
 def trainer_of(path: Path, **changes: Any) -> DPTrainer:
     net = model()
-    values = dict(privacy=PLAN, train_dataset=RECORDS, data_collator=collate, in_run=canaries_of(net))
-    return DPTrainer(model=net, args=arguments(path, save_steps=2, save_strategy="steps"), **{**values, **changes})
+    values = dict(model=net, privacy=PLAN, train_dataset=RECORDS, data_collator=collate, in_run=canaries_of(net))
+    return DPTrainer(args=arguments(path, save_steps=2, save_strategy="steps"), **{**values, **changes})
 
 
 def test_only_what_was_drawn_is_added_on_its_coordinate(tmp_path: Path) -> None:

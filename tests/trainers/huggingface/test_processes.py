@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,8 @@ from dpaudit.trainers.huggingface.processes import refuse_engines
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
 from tests.trainers.distributed.processes import shard, together
-from tests.trainers.huggingface.test_trainer import DRAWS, arguments, model, trainer
+from tests.trainers.huggingface.test_observed import canaries_of, trainer_of
+from tests.trainers.huggingface.test_trainer import DRAWS, N, arguments, model, trainer
 
 HOW = ("copies", "shards", "accelerate")
 
@@ -85,6 +88,35 @@ def test_two_processes_save_the_model_of_one(tmp_path, how):
     assert read_ledger(tmp_path / how / "privacy" / "ledger.jsonl").steps == 5
     record = json.loads((tmp_path / how / "out" / "privacy.json").read_text())
     assert record["ledger"]["stages"][0]["steps"] == 5 and record["status"] == "test"
+    weights = (tmp_path / how / "out" / "model.safetensors").read_bytes()
+    assert record["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+
+
+def watched(rank: int, path: Path, how: str) -> Any:
+    launched(rank)
+    net = shard(model(), "blocks") if how == "shards" else model()
+    mine = [[i for i in draw if (rank == 0 if i >= N else i % 2 == rank)] for draw in WITH_CANARIES]
+    one = trainer_of(path, model=net, in_run=canaries_of(model()), sampler=ScriptedSampler(mine), noise=NoNoise())
+    try:
+        one.train()
+    except PrivacyRefusal as refusal:
+        return str(refusal)
+    return whole(one.model), one._in_run.steps, one._in_run.scores()
+
+
+WITH_CANARIES = [[0, 1, N + 3, N + 7], [2], [N + 3, 5], [], [N]]
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_draws_adds_and_scores_in_run_canaries(tmp_path):
+    alone = trainer_of(tmp_path / "alone", sampler=ScriptedSampler(WITH_CANARIES), noise=NoNoise())
+    alone.train()
+    first, second = together(2, tmp_path / "work", watched, tmp_path / "copies", "copies")
+    for name, p in whole(alone.model).items():
+        assert torch.allclose(first[0][name], p, rtol=1e-5, atol=1e-6) and torch.equal(first[0][name], second[0][name])
+    assert (first[1], second[1]) == (5, 0)
+    assert np.allclose(first[2], alone._in_run.scores(), rtol=1e-4)
+    assert all("need whole copies" in told for told in together(2, tmp_path / "s", watched, tmp_path / "s", "shards"))
 
 
 class Crash(ScriptedSampler):
