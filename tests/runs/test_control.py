@@ -70,7 +70,7 @@ def read(folder: RunFolder, config: str = CONFIG, audited: tuple[str, ...] = ())
 
 def test_a_control_is_written_with_what_binds_it_and_read_back(trained: RunFolder) -> None:
     found = read(trained)
-    assert len(found.ids) == 400 and set(found.runs) == {"0", "1"} and "no noise" in found.fault
+    assert len(found.scores) == 400 and set(found.runs) == {"0", "1"} and "no noise" in found.fault
     frame = pd.read_parquet(trained.control_scores)
     assert set(frame) == {
         "id",
@@ -124,7 +124,7 @@ def test_a_file_that_names_two_runs_is_refused(trained: RunFolder) -> None:
 def test_too_few_controls_are_told_beforehand(trained: RunFolder) -> None:
     plan = plan_for()
     assert plan.control_canaries is not None and too_few_controls(plan, 1) is None
-    strict = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
+    strict = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record", errors=0)
     assert "--controls 17" in (too_few_controls(strict, 1) or "") and too_few_controls(strict, 17) is None
     with pytest.raises(InvalidValue, match="controls=0"):
         train_control(SimpleNamespace(folder=trained), trained.control_scores, CONFIG, runs=0)  # type: ignore[arg-type]
