@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from dpaudit.accounting.account import account as account
     from dpaudit.accounting.compare import compare as compare
     from dpaudit.certificates.bundle import bundle as bundle
-    from dpaudit.certificates.verify.verify import verify_certificate as verify
+    from dpaudit.certificates.verify.confined import verify_certificate as verify
     from dpaudit.runs.attack import attack as attack
     from dpaudit.runs.audit import audit as audit
     from dpaudit.runs.calibrate import calibrate as calibrate
@@ -92,7 +92,7 @@ _VERBS = {
     "exposure": ("runs.exposure", "exposure"),
     "init": ("runs.init", "init"),
     "train": ("runs.train", "train"),
-    "verify": ("certificates.verify.verify", "verify_certificate"),
+    "verify": ("certificates.verify.confined", "verify_certificate"),
 }
 """Function of each command: its module and its name there."""
 _PACKAGES = ("accounting", "attacks", "auditing", "certificates", "reports", "trainers")

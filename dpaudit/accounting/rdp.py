@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from dpaudit.accounting.accountant import Accountant, Bounds, Question, charged, resting_on
-from dpaudit.accounting.peer import peer_version, quiet
+from dpaudit.accounting.peer import peer_version, quiet, renyi_parts
 from dpaudit.accounting.relations import Charges, Component
 from dpaudit.accounting.tuning import Tuning
 from dpaudit.privacy.errors import UnsupportedStage
@@ -73,7 +73,7 @@ def _epsilons(event: Any, deltas: Sequence[float]) -> list[float]:
     """ε at each δ of a dp_accounting event; 0 where the ledger has no steps."""
     if event is None:
         return [0.0] * len(deltas)
-    import dp_accounting as dp
+    dp = renyi_parts()
 
     with quiet():
         accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
@@ -94,7 +94,7 @@ def _event(cost: Charges, relation: Relation, tuning: Tuning | None) -> Any:
         )
     if cost.infinite:
         return None
-    import dp_accounting as dp
+    dp = renyi_parts()
 
     events: list[Any] = []
     if cost.mu:
@@ -122,7 +122,7 @@ def _wide_enough(scale: float) -> None:
 
 
 def _step_event(component: Component) -> Any:
-    import dp_accounting as dp
+    dp = renyi_parts()
 
     match component:
         case Component(Mechanism.GAUSSIAN, sigma, (_, q), (_,)):

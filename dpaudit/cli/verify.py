@@ -28,7 +28,7 @@ def command(certificate: Path, policy: Path | None, max_seconds: float, max_mega
       dpaudit verify first.dpa.zip
       dpaudit verify certificate.json --policy policy.toml --json
     """
-    from dpaudit.certificates.verify.verify import verify_certificate
+    from dpaudit.certificates.verify.confined import verify_certificate
     from dpaudit.storage.confined import Limits
 
     limits = Limits(seconds=max_seconds, megabytes=max_megabytes)

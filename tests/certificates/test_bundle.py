@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit.certificates.bundle import bundle, is_bundle, unpack
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from tests.certificates.certificate_run import release
 from tests.runs.run_helpers import run_cli

@@ -13,7 +13,7 @@ from dpaudit import InvalidEvidence, InvalidValue, Ledger, PrivacyRefusal, Stage
 from dpaudit.accounting.events import from_event, to_event
 from dpaudit.certificates import Canaries, Claim
 from dpaudit.certificates.import_run import certify_run, read_manifest, write_manifest, write_plan
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.storage.journal import DiskJournal
 from tests import ROOT
 from tests.certificates import certificate_run as run

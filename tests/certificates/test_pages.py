@@ -15,8 +15,8 @@ from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.pages import bind_pages, page_steps
 from dpaudit.certificates.privacy_json import privacy_json
 from dpaudit.certificates.statement import Statement
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL
-from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.reports import model_card, render_report
 from tests.certificates import certificate_run as run
 

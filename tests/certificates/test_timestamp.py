@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit.certificates.timestamp import attach_timestamp, check_timestamp, timestamp_request, timestamp_steps
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from tests import DATA
 from tests.certificates.certificate_run import release

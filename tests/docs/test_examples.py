@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.storage.confined import Limits
 from tests import ROOT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.storage.confined import Limits
 from dpaudit.storage.journal import read_ledger
 from tests import ROOT

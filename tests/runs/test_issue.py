@@ -11,7 +11,7 @@ import pytest
 from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.privacy_json import privacy_json
 from dpaudit.certificates.sign import envelope_path, new_key_pair
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.runs.issue import issue, refuse_new_evidence
 from tests.certificates import certificate_run as run

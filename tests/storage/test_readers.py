@@ -18,7 +18,7 @@ from dpaudit.certificates.amend import read_amendments
 from dpaudit.certificates.import_run import read_manifest
 from dpaudit.certificates.policy import read_policy
 from dpaudit.certificates.sign import signature_steps
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.storage.journal import read_journal
 from dpaudit.storage.readers import MAX_DEPTH, inside, parse_json, read_bytes, read_toml
 from dpaudit.storage.tables import number, read_table

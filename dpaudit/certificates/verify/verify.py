@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 from dpaudit.certificates.amend import amendment_steps, read_amendments
-from dpaudit.certificates.bundle import opened
 from dpaudit.certificates.faults import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
@@ -36,7 +34,6 @@ from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.level import Level
 from dpaudit.privacy.rounding import exact_text
 from dpaudit.privacy.verdict import Verdict
-from dpaudit.storage.confined import LIMITS, Limits, call
 from dpaudit.storage.readers import read_bytes
 
 
@@ -82,48 +79,8 @@ def read_certificate(path: Path | str) -> Certificate:
     return Certificate(path, data, Statement.from_bytes(data, name=path.name))
 
 
-def verify_certificate(
-    path: Path | str, *, policy: Path | str | None = None, limits: Limits = LIMITS
-) -> VerificationReport:
-    """Re-derive every number of a certificate from its evidence, without the model, in a confined process.
-
-    Parameters
-    ----------
-    path : path
-        ``certificate.json``, the run folder or ``release/`` folder that holds it, or a bundle of it. Evidence beside
-        it (ledger, plan, scores, weights) is used where it is present.
-    policy : path, optional
-        TOML file with the reader's own rules; see the policy keys in the documentation.
-    limits : Limits, optional
-        Computing time and memory. What does not finish within them is not recomputed and supports nothing.
-
-    Returns
-    -------
-    VerificationReport
-        ``exit_code`` is the verdict's (0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid), and
-        3 when anything that was recomputed differs.
-
-    Raises
-    ------
-    InvalidEvidence
-        When the certificate cannot be read at all, or not within the limits.
-    """
-    try:
-        folder = os.getcwd()
-    except OSError:  # it was removed; an absolute path can be read all the same
-        folder = os.sep
-    with opened(Path(path), limits) as place:
-        arguments = {"path": str(place), "policy": None if policy is None else str(policy), "folder": folder}
-        return VerificationReport.from_plain(call(_verify_for_another_process, arguments, limits))
-
-
-def _verify_for_another_process(path: str, policy: str | None, folder: str) -> dict[str, Any]:
-    os.chdir(folder)
-    return verify_here(path, policy=policy).to_plain()
-
-
 def verify_here(path: Path | str, *, policy: Path | str | None = None) -> VerificationReport:
-    """The work of :func:`verify_certificate` in this process, with no limit on memory and none on time of its own."""
+    """The work of :func:`.confined.verify_certificate` in this process, with no limits of its own on time and memory."""
     rules = None if policy is None else read_policy(Path(policy))
     certificate = read_certificate(path)
     folder, body, subjects = certificate.folder, certificate.body, certificate.statement.subject

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.certificates.verify.report import VerificationReport
-from dpaudit.certificates.verify.verify import verify_certificate
 from tests.certificates.certificate_run import release
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.certificates.verify.report import ABSENT, EQUAL, UNFINISHED, Step, VerificationReport
-from dpaudit.certificates.verify.verify import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.confined import Limits

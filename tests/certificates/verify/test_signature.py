@@ -11,7 +11,7 @@ from dpaudit import InvalidValue
 from dpaudit.certificates.amend import amend, read_amendments
 from dpaudit.certificates.policy import Policy, read_policy
 from dpaudit.certificates.sign import envelope_path, key_id, new_key_pair, pre_authentication_encoding, sign
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from tests.certificates import certificate_run as run
 
 PRIVATE, PUBLIC = new_key_pair()

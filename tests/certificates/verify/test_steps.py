@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from dpaudit import InvalidEvidence
+from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.certificates.verify.report import DIFFERENT, EQUAL
-from dpaudit.certificates.verify.verify import verify_certificate, verify_here
+from dpaudit.certificates.verify.verify import verify_here
 from tests import ROOT
 from tests.certificates import certificate_run as run
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dpaudit import InvalidEvidence
-from dpaudit.certificates.verify.verify import verify_certificate
+from dpaudit.certificates.verify.confined import verify_certificate
 from tests.certificates import certificate_run as run
 
 NAMES = "certificate.json audit_plan.json ledger.jsonl scores.parquet examination.json model/model.safetensors"
