@@ -13,7 +13,7 @@ import math
 import numpy as np
 from scipy.special import betainc, gammaln
 
-from dpaudit.auditing.solve import largest_rejected
+from dpaudit.auditing.solve import largest_not_above
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -90,7 +90,13 @@ def _largest_average(r: int, v: int, epsilon: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _lower(m: int, r: int, v: int, delta: float, alpha: float, tol: float) -> float:
-    return largest_rejected(lambda eps: _p_value(m, r, v, eps, delta) <= alpha, start=2.0, limit=700.0, tol=tol)
+    def value(epsilon: float) -> float:
+        """log p − log α, nearly straight where it crosses zero, with the sign that the comparison of p with α has."""
+        p = _p_value(m, r, v, epsilon, delta)
+        over = math.log(max(p, 1e-300) / alpha)
+        return min(over, 0.0) if p <= alpha else max(over, 1e-300)
+
+    return largest_not_above(value, 0.0, start=2.0, limit=700.0, tol=tol)
 
 
 def snj_epsilon_lower(

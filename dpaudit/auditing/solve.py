@@ -1,8 +1,11 @@
-"""Bisection for the largest value that a monotone test still rejects."""
+"""The largest value that a monotone test still rejects, by bisection or by interpolation on the same grid."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+REPEATED = 5
+"""Interpolated points on one side of the answer, one after the other, before a step of bisection."""
 
 
 def largest_rejected(rejects: Callable[[float], bool], *, start: float = 1.0, limit: float = 1e3, tol: float) -> float:
@@ -34,3 +37,51 @@ def largest_rejected(rejects: Callable[[float], bool], *, start: float = 1.0, li
         else:
             high = mid
     return low
+
+
+def largest_not_above(
+    value: Callable[[float], float], bound: float, *, start: float = 1.0, limit: float = 1e3, tol: float
+) -> float:
+    """Largest x >= 0 with ``value(x) <= bound``, for a value that grows with x; 0 when none.
+
+    What :func:`largest_rejected` returns for the test ``value(x) <= bound``, in fewer evaluations: only points that its
+    bisection could visit are looked at, and they are chosen by interpolating the value between the ends of the bracket.
+
+    Parameters
+    ----------
+    value : callable
+    bound : float
+    start, limit, tol : float
+        As for :func:`largest_rejected`.
+    """
+    below = value(0.0)
+    if not below <= bound:
+        return 0.0
+    low, high, above = 0.0, start, value(start)
+    while above <= bound:
+        low, below = high, above
+        if high >= limit:
+            return limit
+        high = min(2 * high, limit)
+        above = value(high)
+    cells, width = 1, high - low
+    while width > tol:
+        cells, width = 2 * cells, 0.5 * width
+    first, last, same = 0, cells, 0
+    under, over = bound - below, above - bound
+    while last - first > 1:
+        middle = (first + last) // 2
+        if abs(same) < REPEATED and under + over > 0:
+            share = under / (under + over)
+            middle = min(max(first + round(share * (last - first)), first + 1), last - 1)
+        found = value(low + middle * width) - bound
+        # The Illinois rule: an end that stays counts half, so that the next point falls beyond the answer.
+        if found <= 0:
+            first, under, same = middle, -found, max(same, 0) + 1
+            over *= 0.5 if same > 1 else 1.0
+        else:
+            last, over, same = middle, found, min(same, 0) - 1
+            under *= 0.5 if same < -1 else 1.0
+        if abs(same) > REPEATED:
+            same = 0
+    return low + first * width

@@ -80,7 +80,7 @@ def read_certificate(path: Path | str) -> Certificate:
 
 
 def verify_here(path: Path | str, *, policy: Path | str | None = None) -> VerificationReport:
-    """The work of :func:`.confined.verify_certificate` in this process, with no limits of its own on time and memory."""
+    """The work of :func:`.confined.verify_certificate` in this process, with no limits of its own."""
     rules = None if policy is None else read_policy(Path(policy))
     certificate = read_certificate(path)
     folder, body, subjects = certificate.folder, certificate.body, certificate.statement.subject
