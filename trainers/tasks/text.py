@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.tasks.losses import IGNORED, classification_losses
-from dpaudit.trainers.tasks.padding import starting_left
-from dpaudit.trainers.zeroth_order.tasks import PROMPTS
+from dpaudit.trainers.tasks.prompts import PROMPTS, logits_at_the_mask
 
 Record = dict[str, Any]
 
@@ -105,17 +104,9 @@ class Infilling:
         return classification_losses(self.class_logits(model, batch), batch["labels"])
 
     def class_logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, classes) logits of the class words at the mask.
-
-        A row without a mask, which :meth:`encode` never makes, is read at its first position: no row stops a step.
-        """
-        inputs = starting_left({key: value for key, value in batch.items() if key != "labels"})
-        masked = inputs["input_ids"] == self.tokenizer.mask_token_id
-        if inputs.get("attention_mask") is not None:
-            masked = masked & (inputs["attention_mask"] != 0)
-        rows = torch.arange(len(masked), device=masked.device)
-        logits: Tensor = model(**inputs).logits[rows, masked.int().argmax(dim=1)]
-        return logits[:, list(self.label_tokens)]
+        """(B, classes) logits of the class words at the mask; see :func:`logits_at_the_mask`."""
+        mask = self.tokenizer.mask_token_id
+        return logits_at_the_mask(model, batch, mask_token=mask, words=list(self.label_tokens))
 
     def prompt(self, texts: Sequence[str]) -> str:
         """The template with its mask and these texts filled in, whole."""

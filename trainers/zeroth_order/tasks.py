@@ -7,7 +7,7 @@ by 2β and would show it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,50 +17,6 @@ from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.objective import Collate
 from dpaudit.trainers.tasks.losses import IGNORED, classification_losses, token_losses
 from dpaudit.trainers.tasks.padding import refuse_stretched, shifted_targets, starting_left
-
-# (template, label words) of the field's few-shot tasks (LM-BFF, MeZO); label words start with a space.
-PROMPTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "sst-2": ("{0} It was <mask>.", ("terrible", "great")),
-    "sst-5": ("{0} It was <mask>.", ("terrible", "bad", "okay", "good", "great")),
-    "mnli": ("{0}? <mask>, {1}", ("No", "Yes", "Maybe")),
-    "snli": ("{0}? <mask>, {1}", ("No", "Yes", "Maybe")),
-    "rte": ("{0}? <mask>, {1}", ("Yes", "No")),
-    "trec": ("<mask>: {0}", ("Description", "Entity", "Expression", "Human", "Location", "Number")),
-    "subj": ("{0} This is <mask>.", ("subjective", "objective")),
-}
-
-
-def masked_prompt_losses(
-    model: nn.Module, batch: Mapping[str, Tensor], *, mask_token: int, label_words: Sequence[int]
-) -> Tensor:
-    """Cross-entropy of each example's label word at its one mask.
-
-    Parameters
-    ----------
-    model : nn.Module
-        A masked language model in Hugging Face's calling convention.
-    batch : mapping
-        ``input_ids`` (B, T) with exactly one ``mask_token`` a row, ``labels`` (B,) as positions in ``label_words``,
-        and anything else the model takes.
-    label_words : sequence of int
-        Token id of each class's word.
-
-    Returns
-    -------
-    Tensor of shape (B,)
-        In nats, fp32, over the label words alone.
-    """
-    inputs = starting_left(batch)
-    labels = inputs.pop("labels")
-    at = inputs["input_ids"] == mask_token
-    if inputs.get("attention_mask") is not None:
-        at = at & (inputs["attention_mask"] != 0)
-    if not bool((at.sum(dim=1) == 1).all()):
-        raise InvalidValue(
-            f"every prompt must hold mask_token={mask_token} exactly once; shorten the text before the mask, not after."
-        )
-    logits = model(**inputs).logits[at][:, list(label_words)]
-    return classification_losses(logits, labels)
 
 
 def answer_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from dpaudit.trainers import causal_lm_losses, sequence_classification_losses
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.tasks.losses import classification_losses, token_losses
 from dpaudit.trainers.tasks.padding import decoder_labels, refuse_stretched, shifted_targets, starting_left
-from dpaudit.trainers.zeroth_order.tasks import answer_losses, masked_prompt_losses, option_losses
+from dpaudit.trainers.tasks.prompts import logits_at_the_mask
+from dpaudit.trainers.zeroth_order.tasks import answer_losses, option_losses
 from tests.trainers.ghost.test_families import build
 
 Losses = Callable[[nn.Module, dict[str, Tensor]], Tensor]
@@ -113,7 +114,8 @@ def test_prompts_and_options_do_not_see_padding(side: str) -> None:
         for row in range(len(ids)):
             ids[row, int(b["attention_mask"][row].nonzero()[0])] = mask_token
         ids = ids.masked_fill(b["attention_mask"] == 0, mask_token)  # a mask token among the padding is no prompt
-        return masked_prompt_losses(m, b | {"input_ids": ids}, mask_token=mask_token, label_words=[2, 9])  # type: ignore[no-any-return]
+        logits = logits_at_the_mask(m, b | {"input_ids": ids}, mask_token=mask_token, words=[2, 9])
+        return classification_losses(logits, b["labels"])
 
     records = [[5, 6, 7], [9, 4, 20, 12, 3, 2, 11], [13]]
     model = build("bert-mlm", torch.float64).eval()
