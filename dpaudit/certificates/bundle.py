@@ -137,7 +137,8 @@ def _certificate(path: Path) -> Path:
                 return candidate
         raise InvalidEvidence(f"{path} holds no certificate.json; give the certificate or a finished run folder.")
     if not path.is_file() or path.name != "certificate.json":
-        raise InvalidEvidence(f"{path} is no certificate.json; give the certificate or a finished run folder.")
+        state = "is no certificate.json" if path.exists() else "does not exist"
+        raise InvalidEvidence(f"{path} {state}; give the certificate or a finished run folder.")
     return path
 
 

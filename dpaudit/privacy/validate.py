@@ -51,7 +51,8 @@ def integer_at_least(bound: int, **values: int) -> None:
     """Require every value to be an integer >= bound, and below 2**63, which no run counts to."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-            raise InvalidValue(f"{name}={_shown(value)} must be an integer >= {bound}; give a whole number.")
+            hint = "give a larger number" if type(value) is int else "give a whole number"
+            raise InvalidValue(f"{name}={_shown(value)} must be an integer >= {bound}; {hint}.")
         if value >= 2**63:
             raise InvalidValue(f"{name}={_shown(value)} is beyond 64 bits; give a smaller number.")
 

@@ -174,6 +174,10 @@ def certify(
 
 
 def _job(source: Path, out: Path | None, device: str | None, tell: Callable[[str], None]) -> Job:
+    if not source.exists():
+        raise InvalidValue(
+            f"{source} does not exist; give a configuration ('dpaudit init' writes one) or a run folder."
+        )
     if source.is_dir():
         follow_the_first(None)
         if out is not None and out.resolve() != source.resolve():

@@ -13,6 +13,7 @@ from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.text import printable
 from dpaudit.storage.readers import parse_toml
+from dpaudit.storage.tables import format_of
 
 
 def _number(value: Any) -> Any:
@@ -409,6 +410,8 @@ def read_config(path: Path) -> Config:
     InvalidValue
         One sentence with the key, what is wrong, and the file.
     """
+    if Path(path).is_file() and format_of(Path(path)) is not None:
+        raise InvalidValue(f"{path} is data and no configuration; 'dpaudit init {path}' writes one for it.")
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:

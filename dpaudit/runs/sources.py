@@ -57,15 +57,38 @@ def load_tokenizer(config: Config, base: Path) -> Any:
     """Tokenizer of the configured model, with a padding token."""
     from transformers import AutoTokenizer
 
-    folder = resolve(config.model.path, base, key="model.path")
+    folder = _folder(config, base)
     options = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a damaged file raises depends on the format and its reader
         raise _not_a_model(config, error) from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # Where the folder has no tokenizer, transformers makes an empty one, which knows no word.
+        raise InvalidValue(
+            f"model.path={config.model.path!r} holds no tokenizer; save it there, with tokenizer.save_pretrained."
+        )
+    if tokenizer.eos_token_id is None and config.model.task == "causal-lm":
+        raise InvalidValue(
+            f"model.path={config.model.path!r} has a tokenizer without an end-of-text token, which ends every record;"
+            " set tokenizer.eos_token and save it again."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise InvalidValue(
+            f"model.path={config.model.path!r} has a tokenizer without a padding token; set tokenizer.pad_token and"
+            " save it again."
+        )
     return tokenizer
+
+
+def _folder(config: Config, base: Path) -> Path:
+    """The model's folder; a file in its place is refused."""
+    folder = resolve(config.model.path, base, key="model.path")
+    if not folder.is_dir():
+        raise InvalidValue(f"model.path={config.model.path!r} is a file; give the folder that it lies in.")
+    return folder
 
 
 def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = None) -> Any:
@@ -81,7 +104,7 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     torch.manual_seed(config.run.seed)  # public: initialisation of a new head only
-    folder = resolve(config.model.path, base, key="model.path")
+    folder = _folder(config, base)
     options: dict[str, Any] = {"gguf_file": config.model.gguf_file} if config.model.gguf_file else {}
     kind, more = AutoModelForCausalLM, {}
     if config.model.task == "sequence-classification":
@@ -90,7 +113,7 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
         kind, more = AutoModelForMaskedLM, _named(classes or ())
     try:
         model = kind.from_pretrained(folder, dtype=torch.float32, **more, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what a damaged file raises depends on the format and its reader
         raise _not_a_model(config, error) from error
     if config.model.task == "text-infilling":
         # Whoever loads the release needs them to read a class off the gap.

@@ -99,6 +99,8 @@ def _rows(reader: Any, header: list[str], name: str, limit: int) -> tuple[list[l
 
 
 def _check_header(header: list[str], name: str) -> None:
+    if not header:
+        raise InvalidEvidence(f"{name} is empty; it needs a header line and a row for each record.")
     if not any(header):
         raise InvalidEvidence(f"{name} needs a header line with unique column names; add one.")
     if len(header) == 1 or (len(header) == 2 and header[0].lower() == "sep="):

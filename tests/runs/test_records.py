@@ -193,7 +193,7 @@ def test_records_that_are_refused(tmp_path: Path, name: str, content: bytes, wor
 
 
 def test_plain_text_has_neither_labels_nor_sources(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValue, match="has no labels; sequence classification needs a table"):
+    with pytest.raises(InvalidValue, match="has no labels; classification needs a table"):
         read(tmp_path / "a.txt", "one\n", labels=True)
     with pytest.raises(InvalidValue, match=r"data.source chooses rows of a table and a.txt is plain text"):
         read(tmp_path / "a.txt", "one\n", source="x")
