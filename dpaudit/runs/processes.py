@@ -6,6 +6,7 @@ processes`` starts the others, or that of rank 0 under a launcher such as ``torc
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from dpaudit.runs.prepare import Prepared
 
 FOLLOWER = "dpaudit.runs.follower"
+LIMIT = datetime.timedelta(minutes=30)
+"""How long processes wait for one another: longer than the first one takes to evaluate and to write a checkpoint."""
 MEETING = "DPAUDITMEETING"
 """Names, in a process that this module started, the folder where all of them meet."""
 
@@ -185,9 +188,10 @@ def _group(place: Place, config: Config | None, meeting: str | None) -> Iterator
     device = "cpu" if config is None else config.optimizer.device
     backend = _backend(device, place)
     if meeting is None:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=LIMIT)
     else:
-        dist.init_process_group(backend, init_method=f"file://{meeting}/group", rank=place.rank, world_size=place.size)
+        start = f"file://{meeting}/group"
+        dist.init_process_group(backend, init_method=start, rank=place.rank, world_size=place.size, timeout=LIMIT)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))
     try:
         yield

@@ -135,3 +135,22 @@ def test_a_killed_process_stops_all_and_the_run_goes_on_later(tmp_path: Path, vi
     done = subprocess.run([*command, "--json"], env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["steps"] == 40 and released < 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["first", "other"])
+def test_a_signal_to_one_process_finishes_the_step_of_all(tmp_path: Path, told: str) -> None:
+    toml = write_toml(tmp_path / "c.toml", small_config(run__processes=2, privacy__steps=40))
+    command = [sys.executable, "-m", "dpaudit", "train", str(toml), "--out", str(tmp_path / "run")]
+    log = tmp_path / "run" / "private" / "steps.jsonl"
+    first = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    (other,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+    os.kill(first.pid if told == "first" else other, signal.SIGTERM)
+    _, said = first.communicate(timeout=120)
+    who = "SIGTERM" if told == "first" else "a signal to another process"
+    assert first.returncode == 143 and f"stopped by {who} after" in said, said
+    released = log.read_bytes().count(b"\n")
+    assert read_ledger(tmp_path / "run/release/ledger.jsonl").steps == released < 40

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpaudit.privacy.errors import UnsupportedModel
 from dpaudit.trainers.ghost.clipper import GhostClipping
@@ -20,8 +20,24 @@ APART = {("bert-mlm", "leaves"), ("roberta-mlm", "leaves")}
 """Their heads have a bias of their own beside layers, and run as a whole."""
 
 
+def built(family: str) -> nn.Module:
+    """A family's model; "+lora" with adapters on a frozen base, "+checkpointing" with activations computed again."""
+    kind, _, more = family.partition("+")
+    model: Any = build(kind, torch.float32)
+    if more == "checkpointing":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif more == "lora":
+        import peft
+
+        torch.manual_seed(1)
+        adapters = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules="all-linear")
+        model = peft.get_peft_model(model, adapters)
+    assert not more or more in ("lora", "checkpointing")
+    return model
+
+
 def one_process(family: str) -> tuple[dict[str, Tensor], Tensor, float]:
-    model = build(family, torch.float32)
+    model = built(family)
     losses = losses_of(model)
     with GhostClipping(model, 1e9) as clipper:
         bound = float(clipper.clipped_sum(losses(slice(0, 4))).norms.median())  # so that clipping is partial
@@ -43,7 +59,7 @@ def cases(rank: int, wanted: list[tuple[str, str, bool]], expected: dict[str, An
     rows = [slice(0, 1), slice(1, 4)] if world == 2 else [slice(r, r + 1) for r in range(world)]
     for family, layout, lean in wanted:
         sums, norms, bound = expected[family]
-        model = build(family, torch.float32)
+        model = built(family)
         names = [n for n, _ in model.named_parameters()]
         shard(model, layout)
         losses = losses_of(model)
@@ -83,6 +99,12 @@ def test_two_processes_of_a_tied_model_sum_what_one_does(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_layout_and_mode(tmp_path, family):
     check(tmp_path, [(family, layout, lean) for layout in LAYOUTS for lean in (False, True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2+lora", "llama+lora", "gpt2+checkpointing", "llama+checkpointing"])
+def test_adapters_on_a_frozen_base_and_activations_computed_again(tmp_path, family):
+    check(tmp_path, [(family, layout, lean) for layout in ("blocks", "accelerate") for lean in (False, True)])
 
 
 @pytest.mark.slow
