@@ -186,7 +186,7 @@ def train(
     modes = {module: module.training for module in model.modules()}
     objective = dataclasses.replace(objective, reduction=units_become, state=ModelState(model))
     trained = list(parameters.values())
-    if together.shares_passes and start_step < plan.steps:
+    if start_step < plan.steps:
         refuse_faulty_release(model, trained, together, source)
     with held:
         steps = Steps(

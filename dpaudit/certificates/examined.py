@@ -44,6 +44,9 @@ def examination_gaps(body: Predicate) -> tuple[str, ...]:
         gaps.append("the examination does not say which configuration it examined")
     elif examined != config:
         gaps.append("the examination is of another configuration than this run's")
+    processes = body.provenance.get("processes", 1)
+    if processes != 1:
+        gaps.append(f"the run trained in {str(processes)[:10]} processes and the examination saw one")
     for stage, ran in sorted(_by_stage(examination.get("tests")).items()):
         where = f" of {stage}" if stage else ""
         gaps += [

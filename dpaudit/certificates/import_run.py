@@ -167,6 +167,7 @@ def certify_run(
         provenance={
             "ledger_source": source or OWN_JOURNAL,
             "other_relation": other_relation(ledger, delta=claim.delta, accountants=tuple(accountants)),
+            **_told_processes(release),
             **(provenance or {}),
         },
         deviations=[*ledger_deviations(record.reasons), *deviations],
@@ -212,13 +213,23 @@ def _examination(path: Path, given: Any, config: Any) -> tuple[list[dict[str, An
 
 def _told_units(release: Path, claim: Claim) -> dict[str, Any]:
     """How a trainer of this package says that it told the units of privacy; without its record nothing told them."""
-    record = release / "model" / "privacy.json"
-    written = read_json(record) if record.exists() else None
-    if isinstance(written, dict) and written.get("schema") == "dpaudit.trainer/1":
-        units = written.get("units")
-        if isinstance(units, dict):
-            return units
+    units = _trainers_record(release).get("units")
+    if isinstance(units, dict):
+        return units
     return {"column": None, "drawn": "record", "max_records": claim.max_records_per_unit, "rule": "assumed"}
+
+
+def _trainers_record(release: Path) -> dict[str, Any]:
+    """What a trainer of this package wrote beside the model; empty without it."""
+    path = release / "model" / "privacy.json"
+    written = read_json(path) if path.exists() else None
+    return written if isinstance(written, dict) and written.get("schema") == "dpaudit.trainer/1" else {}
+
+
+def _told_processes(release: Path) -> dict[str, int]:
+    """How many processes the trainer says it ran in, where they were several."""
+    told = _trainers_record(release).get("processes", 1)
+    return {"processes": told} if isinstance(told, int) and told > 1 else {}
 
 
 def _ledger_of(path: Path, ledger: Ledger | None, source: str | None, plan_digest: str | None) -> JournalRecord:

@@ -156,6 +156,7 @@ def evidence_of(
             **owners_words(config, record),
             "config_sha256": record.config_sha256,
             "attempts": attempts_of(facts),
+            **({"processes": facts["processes"]} if facts.get("processes", 1) != 1 else {}),
             "data_hmac_sha256": read_json(folder.private / "data_commitment.json")["hmac_sha256"],
             "records": {
                 "declared": config.privacy.public_size,

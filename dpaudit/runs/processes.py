@@ -60,6 +60,12 @@ def launched() -> Place | None:
     return None if size == 1 else place
 
 
+def trains_in(config: Config) -> int:
+    """Processes that a run started now trains in."""
+    place = launched()
+    return config.run.processes if place is None else place.size
+
+
 class Team:
     """The processes of a run, seen from one of them.
 

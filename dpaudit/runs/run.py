@@ -13,7 +13,7 @@ from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.in_run.part import write_evidence
 from dpaudit.runs.issue import refuse_new_evidence
-from dpaudit.runs.processes import dismiss
+from dpaudit.runs.processes import dismiss, trains_in
 from dpaudit.runs.progress import progress, quiet_transformers
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
 from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
@@ -116,7 +116,11 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
                 record,
                 status="training",
                 error=None,
-                facts={"base": str(job.base), "planned": prepared.ledger.to_dict()["stages"]},
+                facts={
+                    "base": str(job.base),
+                    "planned": prepared.ledger.to_dict()["stages"],
+                    **_processes(record, job.config),
+                },
             )
             for note in before_training(prepared):
                 tell(note)
@@ -146,6 +150,12 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
                 update_record(folder, record, error=_told(error))
             raise
     return dataclasses.replace(job, record=record)
+
+
+def _processes(record: RunRecord, config: Config) -> dict[str, int]:
+    """The most processes that the run ever trained in, where they were several: an examination sees one."""
+    most = max(record.facts.get("processes", 1), trains_in(config))
+    return {} if most == 1 else {"processes": most}
 
 
 def _simulated_control(prepared: Prepared) -> tuple[ControlRun, ...]:

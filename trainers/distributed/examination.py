@@ -1,4 +1,4 @@
-"""The release path of a sharded run, examined before its first step on public numbers: sums, noise, copies, passes.
+"""The release path of several processes, examined before the first step on public numbers: sums, noise, copies, passes.
 
 What goes wrong between processes is silent: an average in place of a sum; noise that is missing from the last rows of
 a shard, scaled by the number of processes, or drawn from one stream; copies that drift apart; processes out of step.
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.trainers.distributed.reduction import Reduction
+from dpaudit.trainers.distributed.reduction import Reduction, Replicated
 from dpaudit.trainers.distributed.shards import Scatter, is_first_replica, local, replica_group
 from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.step import noisy_mean
@@ -62,19 +62,67 @@ def refuse_faulty_release(
 def examine_release(
     model: nn.Module, parameters: Sequence[nn.Parameter], together: Reduction, noise: Noise
 ) -> list[ShardFault]:
-    """Send known sums and noise alone through the release of a sharded run; every process calls it, and gets the same.
+    """Send known sums and noise alone through the processes' release; every process calls it, and gets the same.
 
     Parameters
     ----------
     parameters : sequence of nn.Parameter
-        The trained ones, sharded.
+        The trained ones: sharded, or whole in every process.
     noise : Noise
         The run's own source. A test's is not examined.
     """
+    if isinstance(together, Replicated):
+        return _copies(parameters[0].device, together, noise)
+    if not together.shares_passes:
+        return []
     faults = [*_passes(model, together), *_sums(parameters, together)]
     if not noise.is_test:
         faults += _noise(_some(parameters), parameters, together, noise)
     return faults
+
+
+def _copies(device: torch.device, together: Reduction, noise: Noise) -> list[ShardFault]:
+    """Faults where every process has the whole model: one alone may add noise, and all must get the same release."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    wanted, known = world * (world + 1) / 2, [torch.full((size,), float(rank + 1), device=device) for size in (3, 5)]
+    together.add_up(known)
+    worst = _largest((torch.cat(known).double() - wanted).abs().max())
+    faults = [ShardFault("sum_over_processes", f"sums of {wanted:g} arrive off by {worst:g}")] if worst else []
+    if noise.is_test:
+        return faults
+    squares = torch.zeros(2, 2, dtype=torch.float64, device=device)  # of all rows, and of the last one
+    apart, side = 0.0, math.isqrt(COORDINATES)
+    for _ in range(RELEASES):
+        (released,) = noisy_mean(
+            [torch.zeros(side, side, device=device)],
+            noise=noise,
+            noise_std=1.0,
+            normaliser=1.0,
+            reduce=together.add_up,
+            adds_noise=together.adds_noise,
+        )
+        rows = released.double()
+        for part, seen in enumerate((rows, rows[-1])):
+            squares[part] += torch.stack([seen.square().sum(), squares.new_tensor(float(seen.numel()))])
+        low = rows.clone()
+        dist.all_reduce(low, op=dist.ReduceOp.MIN)
+        apart = max(apart, _largest((rows - low).abs().max()))
+    if apart:
+        faults.append(ShardFault("copies_diverge", f"the processes' releases differ by {apart:g}"))
+    whole, last = squares.cpu()
+    if _largest(squares.new_tensor(float(_off(whole)))):
+        deviation = math.sqrt(float(whole[0] / whole[1]))
+        faults.append(ShardFault("noise_scale", f"noise has {deviation:.4f} times its declared deviation"))
+    if _largest(squares.new_tensor(float(_off(last)))):
+        faults.append(ShardFault("noise_on_part", "noise of the last rows is not the declared one"))
+    return faults
+
+
+def _largest(value: Tensor) -> float:
+    """The largest value in any process."""
+    found = value.clone()
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
 
 
 def _some(parameters: Sequence[nn.Parameter]) -> list[int]:

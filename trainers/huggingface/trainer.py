@@ -421,8 +421,7 @@ class DPTrainer(ProcessesTrainer):
             self._clipper = clipper_for(self.model, self.plan, group.get("clipping_norm"), rows=self._rows)
             self._release = Releaser(self.plan, self._clipper, self._noise, reduction=self._together)
             self._state = ModelState(self.model)
-            if self._together.shares_passes:
-                refuse_faulty_release(self.model, self.trained(), self._together, self._noise)
+            refuse_faulty_release(self.model, self.trained(), self._together, self._noise)
             self._watch()
         canaries = [r.number for r in inputs.records if isinstance(r, Member)]
         drawn = self._units.draw([r for r in inputs.records if not isinstance(r, Member)])
@@ -567,6 +566,7 @@ class DPTrainer(ProcessesTrainer):
             "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
             "units": self._units.statement,
             "weights": weights_saved(folder),
+            "processes": self.args.world_size,
         }
         if isinstance(self._journal, FileJournal):
             self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at

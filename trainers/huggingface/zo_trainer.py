@@ -353,6 +353,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
             "units": self._units.statement,
             "weights": weights_saved(folder),
+            "processes": self.args.world_size,
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 

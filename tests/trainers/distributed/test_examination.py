@@ -157,3 +157,54 @@ def begun(rank: int) -> str:
 def test_training_does_not_begin_with_a_fault(tmp_path):
     for said in together(2, tmp_path, begun):
         assert said.startswith("noise_scale: noise has 0.") and said.endswith(" 0")
+
+
+def every_process_adds(self: Any, device: Any) -> None:
+    self._device, self.leads, self.adds_noise = device, dist.get_rank() == 0, True
+
+
+def averaged(self: Any, sums: Any) -> None:
+    reduction.sum_over_processes(list(sums))
+    for total in sums:
+        total.div_(dist.get_world_size())
+
+
+def own_noise_afterwards(self: Any, sums: Any) -> None:
+    reduction.sum_over_processes(list(sums))
+    own = torch.Generator().manual_seed(dist.get_rank())
+    for total in sums:
+        total.add_(torch.randn(total.shape, generator=own), alpha=1e-3)
+
+
+COPIES: dict[str, tuple[str | None, Any, Any]] = {
+    "honest": (None, nullcontext, NoiseSource),
+    "average instead of sum": (
+        "sum_over_processes", lambda: patch.object(reduction.Replicated, "add_up", averaged), NoiseSource,
+    ),
+    "every process adds noise": (
+        "noise_scale", lambda: patch.object(reduction.Replicated, "__init__", every_process_adds), NoiseSource,
+    ),
+    "noise over the number of processes": ("noise_scale", nullcontext, Scaled),
+    "no noise on the last rows": ("noise_on_part", nullcontext, Padded),
+    "noise after the sum": (
+        "copies_diverge", lambda: patch.object(reduction.Replicated, "add_up", own_noise_afterwards), NoiseSource,
+    ),
+}  # fmt: skip
+
+
+def copies(rank: int) -> dict[str, list[str]]:
+    names = {}
+    for fault, (_, planted, source) in COPIES.items():
+        with planted():
+            model = nn.Linear(3, 2)
+            options: Any = distributed_options(model, plan(), 16, journal=MemoryJournal())
+            found = examination.examine_release(model, list(model.parameters()), options["reduction"], source())
+            names[fault] = [one.name for one in found]
+    return names
+
+
+def test_faults_between_whole_copies_are_found_by_name_in_every_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(examination, "COORDINATES", 2**14)
+    for names in together(2, tmp_path, copies):
+        for fault, (name, _, _) in COPIES.items():
+            assert name in names[fault] if name else names[fault] == []
