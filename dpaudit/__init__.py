@@ -32,6 +32,7 @@ from dpaudit.privacy.verdict import Verdict as Verdict
 
 __all__ = [
     # What a command does: one function each.
+    "AttackOptions",
     "account",
     "attack",
     "audit",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from dpaudit.accounting.compare import compare as compare
     from dpaudit.certificates.bundle import bundle as bundle
     from dpaudit.certificates.verify.confined import verify_certificate as verify
+    from dpaudit.runs.attack import AttackOptions as AttackOptions
     from dpaudit.runs.attack import attack as attack
     from dpaudit.runs.audit import audit as audit
     from dpaudit.runs.calibrate import calibrate as calibrate
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from dpaudit.runs.train import train as train
 
 _VERBS = {
+    "AttackOptions": ("runs.attack", "AttackOptions"),
     "account": ("accounting.account", "account"),
     "attack": ("runs.attack", "attack"),
     "audit": ("runs.audit", "audit"),
@@ -94,7 +97,7 @@ _VERBS = {
     "train": ("runs.train", "train"),
     "verify": ("certificates.verify.confined", "verify_certificate"),
 }
-"""Function of each command: its module and its name there."""
+"""Function of each command, and what else is loaded late: its module and its name there."""
 _PACKAGES = ("accounting", "attacks", "auditing", "certificates", "reports", "trainers")
 
 _parts.bind(

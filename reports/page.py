@@ -47,8 +47,8 @@ def render_report(certificate: Statement, series: Mapping[str, Any] | None = Non
         As made by ``dpaudit.certificates.build``.
     series : mapping, optional
         Arrays for figures, each optional: ``epsilon_over_steps`` (see ``budget``), ``roc``
-        (:func:`~dpaudit.reports.roc`), ``scores`` or ``exposure`` (:func:`~dpaudit.reports.histogram`) and ``tradeoff``
-        (:func:`~dpaudit.reports.tradeoff`).
+        (``roc``), ``scores`` or ``exposure`` (``histogram``) and ``tradeoff``
+        (``tradeoff``).
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """How many canaries to insert: more give more guesses, but each adds noise to the scores of all others.
 
-Inserted canaries are noise to one another. With gradients in d dimensions the jam is spread over d coordinates; with
-zeroth-order releases all canaries share the P scalars of a step, so that the useful number is small.
+Inserted canaries are noise to one another. With gradients in d dimensions this interference is spread over d
+coordinates; with zeroth-order releases all canaries share the P scalars of a step, so that the useful number is small.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def recommended_canaries_zeroth_order(
 
     Here σ is the multiplier of the whole step, σ/√P of each released scalar's (``per_direction``) or σ itself
     (``joint``). At this m the canaries that share a step add as much variance, m q / 2, to its scalars as the noise
-    does; beyond it more canaries only jam each other, and more runs or step-level tests are the way.
+    does; beyond it more canaries only interfere with each other, and more runs or step-level tests are the way.
 
     Parameters
     ----------

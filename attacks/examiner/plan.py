@@ -68,7 +68,7 @@ class ExamPlan:
     @property
     def clipping_norm(self) -> float:
         """C."""
-        assert self.stage.clipping_norm is not None  # checked at birth
+        assert self.stage.clipping_norm is not None  # checked when the plan was made
         return self.stage.clipping_norm
 
     @property

@@ -16,8 +16,6 @@ from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.accounting.events import to_event as to_event
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.opacus import register_with_opacus as register_with_opacus
-from dpaudit.accounting.prv.curves import delta_interval as delta_interval
-from dpaudit.accounting.prv.curves import epsilon_interval as epsilon_interval
 from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting.unit_sampling import compare_unit_sampling as compare_unit_sampling
@@ -33,10 +31,8 @@ __all__ = [
     "calibrate_sampling_probability",
     "calibrate_steps",
     "compare_unit_sampling",
-    # Curves and certified intervals.
-    "delta_interval",
+    # Curves.
     "epsilon_curve",
-    "epsilon_interval",
     "gaussian_dp",
     "tradeoff_curve",
     # Histories of other libraries.

@@ -17,6 +17,7 @@ from dpaudit.auditing.independent import independent_epsilon_lower as independen
 from dpaudit.auditing.one_run import snj_ceiling as snj_ceiling
 from dpaudit.auditing.one_run import snj_epsilon_lower as snj_epsilon_lower
 from dpaudit.auditing.one_run import snj_p_value as snj_p_value
+from dpaudit.auditing.plan import AlphaSplit as AlphaSplit
 from dpaudit.auditing.plan import AuditPlan as AuditPlan
 from dpaudit.auditing.rates import cp_epsilon_lower as cp_epsilon_lower
 from dpaudit.auditing.rates import gdp_epsilon_lower as gdp_epsilon_lower
@@ -29,6 +30,7 @@ from dpaudit.privacy.scores import Scores as Scores
 
 __all__ = [
     # An audit: its design, its plan, its result.
+    "AlphaSplit",
     "AuditPlan",
     "Control",
     "Finding",

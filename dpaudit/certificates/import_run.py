@@ -111,7 +111,7 @@ def certify_run(
         What in-run canaries saw, from :func:`commit_in_run` and the loop; ``in_run.json`` is written. The plan must
         have announced it, and ``canaries`` must be given.
     claim, mechanism, trust_model, release_scope, provenance, deviations, reproduction
-        As in :class:`CertificateEvidence`; the mechanism must state algorithm, clipping_norm, normaliser and
+        As in ``CertificateEvidence``; the mechanism must state algorithm, clipping_norm, normaliser and
         noise_source.
     findings : Findings, or sequence of findings or mappings
         What :func:`dpaudit.attacks.examine` returned, or its findings; witnesses stay out of the certificate. What ran

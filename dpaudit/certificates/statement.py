@@ -340,7 +340,7 @@ class Statement(_Model):
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str = "the certificate") -> Statement:
-        """The statement in the bytes of ``certificate.json``; raises :class:`InvalidEvidence` as the readers do."""
+        """Read the bytes of ``certificate.json``; raises :class:`~dpaudit.InvalidEvidence` as the readers do."""
         return cls.from_plain(parse_json(data, name=name))
 
     def to_bytes(self) -> bytes:

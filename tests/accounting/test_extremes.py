@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting import account, delta_interval, epsilon_interval
+from dpaudit.accounting import account
 from dpaudit.accounting.prv import participation
-from dpaudit.accounting.prv.curves import CrossedBounds, checked
+from dpaudit.accounting.prv.curves import CrossedBounds, checked, delta_interval, epsilon_interval
 from dpaudit.accounting.relations import Charges, charges
 from tests.accounting import log_domain_oracle
 

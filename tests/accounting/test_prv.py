@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import Ledger, Relation, Stage, UnsupportedStage
-from dpaudit.accounting import account, delta_interval, epsilon_interval
+from dpaudit.accounting import account
 from dpaudit.accounting.prv.compose import FFT_CONSTANT, Law, compose
+from dpaudit.accounting.prv.curves import delta_interval, epsilon_interval
 from dpaudit.accounting.prv.loss import UNIT, cells
 from dpaudit.accounting.relations import Component, Step, charges
 from dpaudit.privacy.gaussian import gaussian_epsilon

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import erfcx
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting import epsilon_interval
 from dpaudit.accounting.prv import inverse
 from dpaudit.accounting.prv.compose import Law, weigh
+from dpaudit.accounting.prv.curves import epsilon_interval
 from dpaudit.accounting.prv.saddle import aim_at_delta
 from dpaudit.accounting.prv.sides import with_gaussian
 from dpaudit.accounting.prv.spectrum import LEAST_DECAY, Spectrum, spectra

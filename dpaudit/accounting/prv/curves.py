@@ -56,8 +56,8 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
 
     Raises
     ------
-    CrossedBounds
-        Never, unless this code is wrong.
+    RuntimeError
+        When the two ends cross, which would be a defect of this code.
     """
     if cost.infinite:
         return Interval(math.inf, math.inf)
