@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
 from dpaudit.accounting.accountant import Accountant, CallableAccountant
 from dpaudit.privacy.errors import InvalidValue, UnsupportedStage
 
-BUILT_IN = ("prv", "rdp", "pld", "gdp", "gdp-clt")
+_BUILT_IN = {
+    "prv": "prv.accountant:PrvAccountant",
+    "rdp": "rdp:RdpAccountant",
+    "pld": "pld:PldAccountant",
+    "gdp": "gdp:GdpAccountant",
+    "gdp-clt": "clt:CltAccountant",
+}
+"""Module and class of every accountant of this package. A further one is a module here and a line in this table."""
+BUILT_IN = tuple(_BUILT_IN)
 GROUP = "dpaudit.accountants"
 
 
@@ -22,30 +31,12 @@ def accountant(name: str) -> Accountant[Any]:
     UnsupportedStage
         Its plug-in is installed but cannot be loaded.
     """
-    # One at a time, because a start of ``dpaudit account`` should not pay for the others' imports.
-    match name:
-        case "prv":
-            from dpaudit.accounting.prv.accountant import PrvAccountant
-
-            return PrvAccountant()
-        case "rdp":
-            from dpaudit.accounting.rdp import RdpAccountant
-
-            return RdpAccountant()
-        case "pld":
-            from dpaudit.accounting.pld import PldAccountant
-
-            return PldAccountant()
-        case "gdp":
-            from dpaudit.accounting.gdp import GdpAccountant
-
-            return GdpAccountant()
-        case "gdp-clt":
-            from dpaudit.accounting.clt import CltAccountant
-
-            return CltAccountant()
-        case _:
-            return _plug_in(name)
+    if name not in _BUILT_IN:
+        return _plug_in(name)
+    # Loaded by name, because a start of ``dpaudit account`` should not pay for the other accountants' imports.
+    module, _, kind = _BUILT_IN[name].partition(":")
+    made: Accountant[Any] = getattr(importlib.import_module(f"dpaudit.accounting.{module}"), kind)()
+    return made
 
 
 def _plug_in(name: str) -> Accountant[Any]:
