@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import json
 import re
 
@@ -32,6 +34,15 @@ def test_nothing_else_looks_public(package: str) -> None:
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("dpaudit.")
     }
     assert own <= set(module.__all__), own - set(module.__all__)
+
+
+@pytest.mark.parametrize("package", PINNED)
+def test_no_module_takes_the_place_of_a_public_name(package: str) -> None:
+    # Loading a module makes it an attribute of its package, which a name that is loaded late would then never replace.
+    same = [name for name in PINNED[package] if importlib.util.find_spec(f"{package}.{name}") is not None]
+    for name in same:
+        importlib.import_module(f"{package}.{name}")
+    assert not [name for name in same if inspect.ismodule(getattr(importlib.import_module(package), name))]
 
 
 def shown() -> list[tuple[str, str, str]]:

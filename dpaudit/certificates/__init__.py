@@ -38,15 +38,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from dpaudit.certificates.amend import amend as amend
+    from dpaudit.certificates.amendments import amend as amend
     from dpaudit.certificates.control_file import write_control as write_control
-    from dpaudit.certificates.export import export as export
+    from dpaudit.certificates.forms import export as export
     from dpaudit.certificates.import_run import certify_run as certify_run
     from dpaudit.certificates.import_run import read_manifest as read_manifest
     from dpaudit.certificates.import_run import write_manifest as write_manifest
     from dpaudit.certificates.import_run import write_plan as write_plan
     from dpaudit.certificates.in_run_loop import commit_in_run as commit_in_run
-    from dpaudit.certificates.privacy_json import privacy_json as privacy_json
+    from dpaudit.certificates.short_record import privacy_json as privacy_json
     from dpaudit.certificates.sign import new_key_pair as new_key_pair
     from dpaudit.certificates.sign import sign_file as sign_file
     from dpaudit.certificates.statement import json_schema as json_schema
@@ -63,15 +63,15 @@ if TYPE_CHECKING:
     from dpaudit.storage.journal import read_journal as read_journal
 
 _MODULES = {
-    "amend": "certificates.amend",
+    "amend": "certificates.amendments",
     "write_control": "certificates.control_file",
-    "export": "certificates.export",
+    "export": "certificates.forms",
     "certify_run": "certificates.import_run",
     "read_manifest": "certificates.import_run",
     "write_manifest": "certificates.import_run",
     "write_plan": "certificates.import_run",
     "commit_in_run": "certificates.in_run_loop",
-    "privacy_json": "certificates.privacy_json",
+    "privacy_json": "certificates.short_record",
     "new_key_pair": "certificates.sign",
     "sign_file": "certificates.sign",
     "json_schema": "certificates.statement",

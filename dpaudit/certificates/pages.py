@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpaudit._version import __version__
-from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.short_record import privacy_json
 from dpaudit.certificates.statement import Predicate, Statement, Subject
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Step, judge
 from dpaudit.privacy.errors import DpauditError, InvalidEvidence

@@ -26,7 +26,7 @@ def command(certificate: Path, kind: str, author: str, text: str, changes: tuple
       dpaudit amend runs/first --kind correction --author "A. Reviewer" --text "A page." --change claim.unit=page
       dpaudit amend runs/first --kind withdrawal --author owner --text "The loader was not Poisson."
     """
-    from dpaudit.certificates.amend import amend, parse_changes
+    from dpaudit.certificates.amendments import amend, parse_changes
     from dpaudit.certificates.verify.verify import find_certificate
 
     path = amend(find_certificate(certificate), kind=kind, author=author, text=text, changes=parse_changes(changes))

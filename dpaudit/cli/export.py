@@ -24,7 +24,7 @@ def command(certificate: Path, form: str, as_json: bool) -> None:
       dpaudit export runs/first --as registry > entry.yaml
     """
     from dpaudit.certificates import read_certificate
-    from dpaudit.certificates.export import export
+    from dpaudit.certificates.forms import export
 
     found = export(read_certificate(certificate).statement, form)
     if found.missing:

@@ -87,7 +87,7 @@ def publish(folder: RunFolder, config: Config, record: RunRecord, *, signing_key
     from dpaudit.accounting import account
     from dpaudit.auditing.exposure_summary import exposure_summary
     from dpaudit.certificates.build import build_certificate
-    from dpaudit.certificates.privacy_json import privacy_json
+    from dpaudit.certificates.short_record import privacy_json
     from dpaudit.reports import model_card, render_report
     from dpaudit.runs.issue import issue
 

@@ -13,7 +13,7 @@ import pytest
 
 from dpaudit.certificates.build import build_certificate
 from dpaudit.certificates.pages import bind_pages, page_steps
-from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.short_record import privacy_json
 from dpaudit.certificates.statement import Statement
 from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit.certificates.build import build_certificate
-from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.short_record import privacy_json
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.verdict import Verdict
 from dpaudit.reports import insert_model_card, log_to_mlflow, model_card

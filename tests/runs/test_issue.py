@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpaudit.certificates.build import build_certificate
-from dpaudit.certificates.privacy_json import privacy_json
+from dpaudit.certificates.short_record import privacy_json
 from dpaudit.certificates.sign import envelope_path, new_key_pair
 from dpaudit.certificates.verify.confined import verify_certificate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue

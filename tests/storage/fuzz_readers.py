@@ -91,7 +91,7 @@ def read_envelope(path: Path) -> Any:
 
 def read_amendment(path: Path) -> Any:
     """The amendments beside a certificate."""
-    from dpaudit.certificates.amend import read_amendments
+    from dpaudit.certificates.amendments import read_amendments
 
     return read_amendments(path.parent.parent / "certificate.json", b"x")
 
@@ -273,7 +273,7 @@ def verify_plan(path: Path) -> Any:
 
 def privacy_record(folder: Path) -> list[bytes]:
     """Seed: privacy.json of the certificate."""
-    from dpaudit.certificates.privacy_json import privacy_json
+    from dpaudit.certificates.short_record import privacy_json
     from dpaudit.certificates.statement import Statement
 
     statement = Statement.from_bytes((release(folder) / "certificate.json").read_bytes())
@@ -292,7 +292,7 @@ def run_record(folder: Path) -> list[bytes]:
 
 def amendment(folder: Path) -> list[bytes]:
     """Seed: an amendment to the certificate ``x``."""
-    from dpaudit.certificates.amend import amendment_bytes
+    from dpaudit.certificates.amendments import amendment_bytes
 
     return [amendment_bytes(b"x", [], kind="note", text="t", author="a")]
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpaudit import DpauditError, InvalidEvidence
-from dpaudit.certificates.amend import read_amendments
+from dpaudit.certificates.amendments import read_amendments
 from dpaudit.certificates.import_run import read_manifest
 from dpaudit.certificates.policy import read_policy
 from dpaudit.certificates.sign import signature_steps

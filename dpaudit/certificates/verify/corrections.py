@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dpaudit.certificates.amend import Amendment, Corrected, corrected
+from dpaudit.certificates.amendments import Amendment, Corrected, corrected
 from dpaudit.certificates.statement import Predicate, Statement
 from dpaudit.certificates.verify.accounting import recomputed_guarantees
 from dpaudit.certificates.verify.guard import MALFORMED, reason

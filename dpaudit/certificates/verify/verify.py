@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from dpaudit.certificates.amend import amendment_steps, read_amendments
+from dpaudit.certificates.amendments import amendment_steps, read_amendments
 from dpaudit.certificates.faults import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy

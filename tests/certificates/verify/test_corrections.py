@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpaudit.certificates.amend import amend
+from dpaudit.certificates.amendments import amend
 from tests.certificates.forgery import Forgery
 
 RULES = 'max_epsilon = 4.0\nunits = ["paragraph"]\nverdicts = ["inconclusive"]\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit import InvalidValue
-from dpaudit.certificates.amend import amend, read_amendments
+from dpaudit.certificates.amendments import amend, read_amendments
 from dpaudit.certificates.policy import Policy, read_policy
 from dpaudit.certificates.sign import envelope_path, key_id, new_key_pair, pre_authentication_encoding, sign
 from dpaudit.certificates.verify.confined import verify_certificate

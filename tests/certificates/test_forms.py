@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.certificates.export import contract_paragraph, registry_entry, yaml
+from dpaudit.certificates.forms import contract_paragraph, registry_entry, yaml
 from dpaudit.certificates.statement import Statement
 from dpaudit.privacy.errors import InvalidEvidence
 from tests.certificates.certificate_run import release
