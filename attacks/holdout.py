@@ -27,7 +27,7 @@ MARK, VERSION = b"dpaudit.holdout", b"1"
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """Real records put to the coin before training.
+    """Real records of which fair coins decided, before training, whether they are trained on.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Records as text to canaries: whole, distinct once tokenised, and scored on their tokens or on their label."""
+"""Turn text records into canaries: whole, distinct once tokenised, scored on their tokens or on their label."""
 
 from __future__ import annotations
 

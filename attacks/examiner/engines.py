@@ -1,4 +1,4 @@
-"""Engines that hang on a torch optimizer (fastDP, private-transformers), and Hugging Face trainers, as steps.
+"""Adapters for engines attached to a torch optimizer (fastDP, private-transformers) and for Hugging Face trainers.
 
 Nothing of those libraries is imported: the adapters call what their users call. What leaves the step is what the
 optimizer is handed, or the movement of the weights where the optimizer is plain SGD.

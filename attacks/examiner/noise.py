@@ -1,4 +1,4 @@
-"""Noise: its scale, law and independence over coordinates, parameters, steps and batches, and who could know it."""
+"""Tests of the noise: scale, law, independence over coordinates, parameters, steps and batches, and seeds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def noise(
 def _judged(
     probe: Probe, plan: ExamPlan, base: Footing, evidence: Evidence, each: float, untested: list[str]
 ) -> list[ExamFinding]:
-    """What the evidence says, the cause of all before what it brings with it."""
+    """The findings of all tests, the root cause before its consequences."""
     worth = _worth(evidence.rows, each)
     findings = list(_scale(probe, evidence, each, worth))
     if any(finding.name == "noise_missing" for finding in findings):
@@ -137,7 +137,7 @@ def _mean_square(values: Vector) -> float:
 
 
 def _worth(rows: Vector, alpha: float) -> float:
-    """What a value is worth for a mean square: 1, and less where the law has heavier tails than the Gaussian one.
+    """Effective number of observations per value for a mean square: 1, less where the law has heavier tails.
 
     The variance of a mean square grows with the fourth moment. Only noise whose shape is convicted is corrected, so
     that for Gaussian noise the laws of the tests are exact.
@@ -152,7 +152,7 @@ def _worth(rows: Vector, alpha: float) -> float:
 
 
 def _scale(probe: Probe, evidence: Evidence, alpha: float, worth: float) -> Iterator[ExamFinding]:
-    """Mean squares: all in all, by parameter, and by step."""
+    """Test the mean square of the noise: over everything, by parameter, and by step."""
     rows = evidence.rows
     steps, d = rows.shape
     ratio = _mean_square(rows)
@@ -214,7 +214,7 @@ def _standard(rows: Vector, blocks: list[tuple[str, slice]]) -> Vector:
 
 
 def _level(rows: Vector) -> Vector:
-    """Steps brought to one length, so that a scale that changes over time is no dependence.
+    """Scale every step to one length, so that a scale that changes over time does not look like dependence.
 
     With n the length of a Gaussian row and u its direction, E exp(λ n² u'Au) ≥ exp(λ E[n²] u'Au): a bound on a
     quadratic form's exponential moments for Gaussian rows holds for rows of one length. Where a row has few
@@ -256,7 +256,7 @@ def _same(first: Vector, other: Vector, alpha: float, clear: float) -> bool:
 
 
 def _steps(rows: Vector, level: Vector, alpha: float) -> Iterator[ExamFinding]:
-    """Noise of different steps is independent: every pair of steps, and every lag in time."""
+    """Test that the noise of different steps is independent: every pair of steps, and every lag in time."""
     steps, d = rows.shape
     if d >= 16:
         kept = rows[: min(steps, 400)]
@@ -304,7 +304,7 @@ def _low_rank(gram: Vector, lengths: Vector) -> str:
 
 
 def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
-    """Coordinates of one step are independent: their sum, and every lag along the vector."""
+    """Test that the coordinates of one step are independent: their sum, and every lag along the vector."""
     steps, d = rows.shape
     if d < 2:
         return
@@ -328,7 +328,7 @@ def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
 def _loaded(
     evidence: Evidence, plan: ExamPlan, alpha: float, worth: float, untested: list[str]
 ) -> Iterator[ExamFinding]:
-    """The noise on minibatches with records is that on empty ones."""
+    """Test that minibatches with records get the same noise as empty ones."""
     base, count = _mean_square(evidence.rows), evidence.rows.size
     tries = max(len(evidence.loaded), 1)
     for n, rows in evidence.loaded.items():
@@ -357,7 +357,7 @@ def _loaded(
 
 
 def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str], scale: float) -> Iterator[ExamFinding]:
-    """A step on an empty minibatch, after one with a record, shows nothing of that record."""
+    """Test that a step on an empty minibatch shows nothing of the record in the minibatch before it."""
     if not probe.has("clean"):
         return
     record = probe.adversaries.get("large loss", 0)
@@ -389,7 +389,7 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str], sc
 
 
 def _law(evidence: Evidence, rows: Vector, alpha: float, laplace: bool, untested: list[str]) -> Iterator[ExamFinding]:
-    """Kolmogorov's distance from the standard normal law (Laplace noise was mapped to it).
+    """Test the law by Kolmogorov's distance from the standard normal one (to which Laplace noise was mapped).
 
     Values are brought to the plan's scale where they are larger: more noise than planned is no other law. The distance
     from a law whose scale was taken from the values is smaller than from one given beforehand, so p-values hold.
@@ -415,7 +415,7 @@ def _law(evidence: Evidence, rows: Vector, alpha: float, laplace: bool, untested
 
 
 def _tails(values: Vector, law: str, alpha: float) -> Iterator[ExamFinding]:
-    """How many values lie beyond a few deviations: a law that is cut off has none."""
+    """Test how many values lie beyond a few standard deviations: a truncated law has none."""
     spread = math.sqrt(_mean_square(values))
     # values that were brought to one scale have it to within its error; neither tail is blamed for that
     slack = 4 / math.sqrt(2 * values.size)

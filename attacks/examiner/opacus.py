@@ -126,7 +126,7 @@ class OpacusAdapter(LoopAdapter):
         torch.autograd.backward(losses.mean() if rows else losses.sum())
 
     def _without_noise(self, indices: Batch) -> None:
-        """The same with a noise multiplier of zero."""
+        """Run the step with a noise multiplier of zero."""
         held, self.optimizer.noise_multiplier = self.optimizer.noise_multiplier, 0.0
         try:
             self._run(indices)

@@ -1,4 +1,4 @@
-"""The torch optimizers behind a loop: found, watched, and put back with the weights."""
+"""Find a loop's torch optimizers, note what they are handed, and restore their state with the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPEATS = 3
 
 
 class MovesMore(Exception):
-    """The weights do not move as their optimizer would move them on the gradients that it was handed."""
+    """Raised when weights move in another way than their optimizer moves them on the gradients it was handed."""
 
 
 class Optimizers:
@@ -122,7 +122,7 @@ def _is_plain(optimizer: Any) -> bool:
 
 
 def _alive(kind: str) -> list[Any]:
-    """Objects of a torch optimizer class, or of one derived from it, that the process holds."""
+    """All torch optimizers that the process holds."""
     base = torch.optim.Optimizer if kind == "Optimizer" else torch.optim.lr_scheduler.LRScheduler
     return [each for each in gc.get_objects() if issubclass(type(each), base)]
 

@@ -1,4 +1,4 @@
-"""A step that is random without its noise, as under dropout or fresh directions: what can be tested all the same."""
+"""Tests of a step that is random even without noise, as under dropout or with fresh directions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPEATS = 3
 
 
 def random_step(seen: Sums) -> list[ExamFinding]:
-    """Every replay of one record has norm at most C, and two large records release more than one does."""
+    """Test that every replay of one record has norm at most C, and that two large records release more than one."""
     adversaries = {name: i for name, i in seen.probe.adversaries.items() if name not in UNDEFINED}
     candidates = adversaries | {f"record {i}": i for i in seen.base}
     norms: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Replay: neighbouring minibatches with the noise off, and what one record moves.
+"""Tests on neighbouring minibatches with the noise off: how far one record moves the release.
 
 With g the clipped sum, a record may move it by at most the sensitivity, ‖g(D) − g(D∖i)‖ ≤ C, for every record and
 every batch, and the other records' contributions must stay as they are. Both are checked on ordinary and on
@@ -30,7 +30,7 @@ ALONE = 16
 
 
 def released_numbers(probe: Probe, plan: ExamPlan, base: Footing) -> list[ExamFinding]:
-    """A step releases as many numbers as the plan has directions, where it has any."""
+    """Test that a step releases as many numbers as the plan has directions, where it has any."""
     if plan.stage.clip is None:
         return []
     size = probe.release(base.usual).size
@@ -66,7 +66,7 @@ def replay(probe: Probe, plan: ExamPlan, base: Footing) -> tuple[list[ExamFindin
 def _parts(
     seen: Sums, findings: list[ExamFinding], untested: list[str]
 ) -> list[tuple[str, Callable[[], list[ExamFinding]]]]:
-    """The tests in order, each with its name; records come before the empty minibatch, which some steps die of."""
+    """The tests in order, each with its name; the empty minibatch, on which some steps raise, comes last."""
     if not (seen.footing.exact or seen.footing.aligned):
         how = "follows the position of a record" if seen.footing.repeats == "seeded" else "is random"
         untested.append(
@@ -131,7 +131,7 @@ def _test(seen: Sums) -> ExamTest:
 
 
 def remembered(seen: Sums) -> list[ExamFinding]:
-    """A minibatch replayed after another one and after itself gives the same; steps that are random give no answer."""
+    """Test that a minibatch gives the same after another one as after itself; random steps are not tested."""
     record = seen.probe.adversaries.get("large loss", 0)
     one = seen.base[-1] if seen.base else 1
     if record == one:
@@ -152,7 +152,7 @@ def remembered(seen: Sums) -> list[ExamFinding]:
 
 
 def kept(seen: Sums) -> list[ExamFinding]:
-    """Without noise an empty minibatch releases nothing, whatever ran before it."""
+    """Test that without noise an empty minibatch releases zeros, whatever ran before it."""
     if seen.footing.empty not in ("usable", "unusable"):
         return []
     record, still, largest = seen.probe.adversaries.get("large loss", 0), [], 0.0
@@ -173,7 +173,7 @@ def kept(seen: Sums) -> list[ExamFinding]:
 
 
 def _undefined(seen: Sums) -> list[ExamFinding]:
-    """Records with infinite or undefined losses leave the release finite, and raise nothing."""
+    """Test that records with infinite or undefined losses leave the release finite and raise no error."""
     first = seen.base[0] if seen.base else 0
     for name in UNDEFINED:
         if (index := seen.probe.adversaries.get(name)) is None:

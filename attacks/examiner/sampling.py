@@ -1,4 +1,4 @@
-"""Sampler: who takes part how often, how large the minibatches are, and what they have in common."""
+"""Tests of the sampler: how often each record is drawn, sizes of minibatches, and records they share."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _rate(draws: Draws, n: int, q: float, alpha: float) -> Iterator[ExamFinding]
 
 
 def _why_rate(draws: Draws, n: int, alpha: float) -> list[ExamFinding]:
-    """Why the rate is off, judged at the realised rate: some records favoured, or minibatches cut to a size."""
+    """Name why the sampling rate is off: some records are favoured, or minibatches are cut to a size."""
     realised = float(_counts(draws, n).sum()) / (n * len(draws))
     if not 0 < realised < 1:
         return []

@@ -1,4 +1,4 @@
-"""Seeds that a step sets by itself: noted, and set again, to see whether its noise follows them."""
+"""Find noise that follows seeds which the step sets itself: the seeds are noted and set again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _forced(seeds: list[int]) -> Any:
 
 @contextmanager
 def _through(change: Callable[[Any], Any]) -> Iterator[None]:
-    """Every seed that is set passes through a function."""
+    """Let every seed that is set pass through a function."""
     held = torch.manual_seed, np.random.seed, random.seed
 
     def wrapped(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""State that is released with the weights, such as running statistics: it must not follow the records without noise."""
+"""Test tensors released with the weights, such as running statistics: they must not follow records without noise."""
 
 from __future__ import annotations
 

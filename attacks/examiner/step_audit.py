@@ -39,7 +39,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepAudit:
-    """What the coins showed.
+    """Result of a step audit: right guesses of the coins and the lower bound on μ.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class StepAudit:
 
 
 def step_audit(probe: Probe, plan: ExamPlan, base: Footing, alpha: float) -> StepAudit | str:
-    """Coins for one canary; a sentence where the budget does not reach or the canary has nothing to show."""
+    """Audit the step with one canary and a coin per step; a sentence where budget or canary do not suffice."""
     canary = probe.adversaries.get("large loss", (probe.size or 1) - 1)
     rest = tuple(i for i in range(min(4, probe.size or 4)) if i != canary)
     whole, planned = (*rest, canary), plan.mu

@@ -27,7 +27,7 @@ ORDINARY = 6
 
 
 class OutOfTime(Exception):
-    """The group's part of the budget is used up."""
+    """Raised when a test group's part of the budget is used up."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -55,7 +55,7 @@ class Sums:
 
     @property
     def swaps(self) -> bool:
-        """Whether records take the place of fillers."""
+        """Whether records replace fillers, since the minibatch has a fixed size."""
         return self.footing.fixed or not self.footing.single
 
     @property
@@ -75,7 +75,7 @@ class Sums:
         return self.cache[batch]
 
     def fresh(self, batch: Sequence[int]) -> Vector:
-        """The same, run again."""
+        """The release of a minibatch, run again instead of looked up."""
         if self.probe.left() < max(self.probe.cost, self.cost):
             raise OutOfTime
         begun = self.probe.used()
@@ -87,7 +87,7 @@ class Sums:
         return released * (self.plan.normaliser / self.plan.sensitivity)
 
     def sum(self, *indices: int) -> Vector:
-        """g of some records: their contributions, or those less their fillers'."""
+        """Clipped sum of some records; where they replace fillers, less the fillers' contributions."""
         whole = self.raw(self.batch(indices))
         if self.swaps:
             return whole - self.raw(self.fillers)

@@ -1,4 +1,4 @@
-"""Records in one minibatch: their shares add up, with one divisor and one clip for each."""
+"""Tests on several records in one minibatch: contributions add up, one divisor, one clip for each record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SINGLE = 2.0**-23
 
 
 def together(seen: Sums, base: list[int], *, excess: bool) -> list[ExamFinding]:
-    """Records added to others: one clip for each, one divisor whatever the batch, and shares that add up.
+    """Test records added to others: one clip for each, one divisor whatever the batch, and contributions that add up.
 
     Parameters
     ----------

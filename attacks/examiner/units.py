@@ -1,4 +1,4 @@
-"""A release in other units than the plan's: noise and contributions off by one factor, which is no fault of the step.
+"""Refuse a release in other units than the plan's: noise and contributions are then off by one common factor.
 
 μ of a step is the ratio of both. Where the bound that contributions reach and the noise are κ times what the plan says,
 the rate or the normaliser that the adapter reads by is not the step's own, and nothing is said about the step.

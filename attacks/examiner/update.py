@@ -1,4 +1,4 @@
-"""Update: the weights move as the release says. A departure costs utility and no privacy, so it is a note.
+"""Test that the weights move as the release says; a departure costs utility and no privacy, so it is a note.
 
 A step that perturbs along public directions is post-processing once its numbers are released: the movement of the
 weights can be predicted from public values alone. The adapter shows two consecutive steps and what they should do.

@@ -1,4 +1,4 @@
-"""What an examination says: findings with their witnesses, the tests that ran, and those that could not."""
+"""Results of an examination: findings with their witnesses, the tests that ran, and those that could not."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Excluded:
         )  # fmt: skip
 
     def worst(self, other: Excluded) -> Excluded:
-        """What both exclude: the examination of several stages is that of its worst."""
+        """The larger fault sizes of two examinations: several stages exclude what the weakest of them excludes."""
         return Excluded(
             noise=_both(min, self.noise, other.noise),
             contribution=_both(max, self.contribution, other.contribution),

@@ -21,7 +21,7 @@ ENOUGH_FOR_OWN_VARIANCE = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShadowSignals:
-    """What the shadow models showed.
+    """Signals of the shadow models, with who was in whose training set.
 
     Attributes
     ----------

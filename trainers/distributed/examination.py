@@ -30,7 +30,7 @@ _CHANCE, _Z = 1e-9, 6.1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardFault:
-    """One thing that is wrong between the processes.
+    """One fault of the release path between the processes, by name.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _distance(flat: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def _correlated(mine: Tensor, first: bool) -> bool:
-    """Whether two owners' noise goes together, over the coordinates that they have in number."""
+    """Whether the noise of two owners is correlated, over as many coordinates as both have."""
     length = torch.tensor(len(mine) if first else 2**40, device=mine.device)
     dist.all_reduce(length, op=dist.ReduceOp.MIN)
     head = mine[: int(length)] if first else mine.new_zeros(int(length))

@@ -153,7 +153,7 @@ class Scatter:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Wait for the sum that is under way."""
+        """Wait for the sum that is being added up."""
         if self._under_way is None:
             return
         parameter, mine, work, _ = self._under_way
@@ -167,7 +167,7 @@ class Scatter:
 
 
 class InOrder:
-    """Hands things on in a fixed order, however they arrive; what comes early waits.
+    """Passes items on in a fixed order, whatever the order in which they arrive.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alone:
-    """What records give by themselves: every record's loss, and the gradients of the records that are replayed."""
+    """Losses of records evaluated alone, and the gradients of those that are replayed."""
 
     losses: Tensor
     gradients: list[Gradient]

@@ -15,7 +15,7 @@ _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "de
 
 
 class CannotMake(Exception):
-    """A record is of a kind that cannot be made up; the message says which."""
+    """Raised for a kind of record that cannot be made up; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

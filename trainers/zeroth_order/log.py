@@ -92,7 +92,7 @@ class ZOLogWriter:
         self._append({"step": entry.step, "g": list(entry.values)})
 
     def rewind(self, steps: int) -> None:
-        """Say that the weights went back to the state after ``steps`` updates (a checkpoint was restored).
+        """Note in the log that the weights went back to the state after ``steps`` updates (a checkpoint was restored).
 
         Raises
         ------
@@ -113,7 +113,7 @@ class ZOLogWriter:
         return _parse(self._lines)
 
     def flush(self) -> None:
-        """Write what an earlier failure kept back; lines are never lost by it, and never written twice.
+        """Write the lines that an earlier failure left unwritten, each exactly once.
 
         Raises
         ------
