@@ -94,10 +94,10 @@ def heard(folder: Any, *, charged: int | None = None) -> Row:
     from dpaudit.auditing.in_run.evidence import InRunEvidence
     from dpaudit.auditing.roc import rank_sum_p_value
     from dpaudit.certificates.curve import declared_curve, declared_deltas
-    from dpaudit.runs.evidence import read_scores
     from dpaudit.runs.in_run.planning import in_run_of, read_fixed
     from dpaudit.storage.journal import read_journal
     from dpaudit.storage.run_folder import read_json
+    from dpaudit.storage.scores import scores_of
 
     plan = AuditPlan.from_dict(read_json(folder.audit_plan))
     inside = in_run_of(plan)
@@ -112,8 +112,8 @@ def heard(folder: Any, *, charged: int | None = None) -> Row:
     found = in_run_audit(
         inside, evidence, stages=ledger.stages, deltas=declared_deltas(ledger, inside.epsilons), accounted_upper=upper
     )
-    by_id = read_scores(folder.scores)
-    scores, coins = np.asarray([by_id[i] for i in tokens.ids]), np.asarray(tokens.coins)
+    scores = scores_of(folder.scores, tokens.ids, attack=plan.attack)
+    coins = np.asarray(tokens.coins)
     curve = declared_curve(ledger, plan.delta, plan.copies)
     seen = audit(Scores(tokens.ids, scores, coins), plan, coins="verified", accounted_upper=upper, curve=curve)
     return {

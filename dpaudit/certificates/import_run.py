@@ -33,8 +33,7 @@ from dpaudit.storage.files import PRIVATE_MODE, write_atomically
 from dpaudit.storage.journal import DiskJournal, JournalRecord, read_journal
 from dpaudit.storage.plain import plain
 from dpaudit.storage.readers import read_json
-from dpaudit.storage.scores import read_coins
-from dpaudit.storage.tables import number, read_table
+from dpaudit.storage.scores import read_coins, scores_of
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan, Control
@@ -304,14 +303,7 @@ def _audit(
         raise InvalidEvidence(
             f"the manifest does not open the commitment in {plan_path.name}; give the manifest that was committed."
         )
-    table = read_table(scores_path, columns=("id", "score"))
-    scores = {str(i): number(s, name=f"score of {i}") for i, s in zip(table["id"], table["score"], strict=True)}
-    if len(scores) != len(table["id"]) or set(scores) != set(canaries.ids):
-        raise InvalidEvidence(
-            f"{scores_path.name} holds {len(table['id'])} scores and the manifest {len(canaries.ids)} canaries; give"
-            " exactly one score for each canary."
-        )
-    scored = Scores(canaries.ids, [scores[i] for i in canaries.ids], canaries.coins)
+    scored = Scores(canaries.ids, scores_of(scores_path, canaries.ids, attack=plan.attack), canaries.coins)
     control = _control(release, stated, config_sha256, canaries.ids)
     try:
         curve = declared_curve(ledger, plan.delta, canaries.copies)

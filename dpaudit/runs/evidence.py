@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit import Guarantee, Ledger
@@ -18,6 +17,7 @@ from dpaudit.runs.units import draws_units, units_statement
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.journal import JournalRecord, read_journal
 from dpaudit.storage.run_folder import RunFolder, RunRecord, folder_digests, read_json
+from dpaudit.storage.scores import scores_of
 
 if TYPE_CHECKING:
     from dpaudit.auditing import AuditPlan
@@ -55,10 +55,8 @@ class Recorded:
             raise InvalidEvidence(
                 f"{folder.canaries} does not open the commitment in audit_plan.json; restore the file."
             )
-        by_id = read_scores(folder.scores)
-        if set(by_id) != set(secret.ids):
-            raise InvalidEvidence(f"{folder.scores} does not hold one score for each of {len(secret.ids)} canaries.")
-        scores = Scores(secret.ids, [by_id[i] for i in secret.ids], secret.coins)
+        values = scores_of(folder.scores, secret.ids, attack=plan.attack)
+        scores = Scores(secret.ids, values, secret.coins)
         journal = read_journal(folder.ledger)
         return cls(
             folder=folder,
@@ -102,20 +100,6 @@ class Recorded:
         guesses = guess(self.scores.ids, self.scores.values, self.plan)
         rows = zip(self.scores.ids, self.scores.members, guesses, strict=True)
         return [{"id": i, "coin": int(c), "guess": int(g)} for i, c, g in rows]
-
-
-def read_scores(path: Path) -> dict[str, float]:
-    """Scores by id."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=["id", "score"])
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidEvidence(
-            f"scores {path} cannot be read ({str(error).splitlines()[0]}); run the attack again."
-        ) from error
-    return dict(zip(table.column("id").to_pylist(), table.column("score").to_pylist(), strict=True))
 
 
 def evidence_of(

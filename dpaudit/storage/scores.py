@@ -71,6 +71,42 @@ def read_scores(path: Path, *, attack: str | None = None, needs_member: bool = T
     )
 
 
+def scores_of(path: Path, ids: Sequence[str], *, attack: str) -> NDArray[np.float64]:
+    """Scores of a run's canaries by its pre-registered attack, in the order of their ids.
+
+    Parameters
+    ----------
+    path : Path
+        Table ``id, score[, attack]``.
+    ids : sequence of str
+        The canaries.
+    attack : str
+        What the audit plan names; "unspecified" takes every row.
+
+    Raises
+    ------
+    InvalidEvidence
+        When the file does not hold exactly one score of that attack for each canary.
+    """
+    table = read_table(path, columns=("id", "score"), optional=("attack",))
+    rows = list(range(len(table["id"])))
+    if "attack" in table and attack != "unspecified":
+        rows = [i for i in rows if table["attack"][i] == attack]
+        if not rows:
+            held = ", ".join(sorted({str(a) for a in table["attack"]}))[:100]
+            raise InvalidEvidence(
+                f"{path.name} holds scores of {held} and the plan pre-registered {attack!r}; restore the file."
+            )
+    names = [str(table["id"][i]) for i in rows]
+    values = numbers([table["score"][i] for i in rows], name="score", ids=names)
+    by_id = dict(zip(names, values, strict=True))
+    if len(by_id) != len(names) or set(by_id) != set(ids):
+        raise InvalidEvidence(
+            f"{path.name} does not hold exactly one score for each of {len(ids)} canaries; score each of them once."
+        )
+    return np.array([by_id[i] for i in ids])
+
+
 def _one_attack(table: dict[str, list[Any]], path: Path, wanted: str | None) -> dict[str, list[Any]]:
     """Rows of one attack; several without a choice are refused, since choosing afterwards is not an audit."""
     if "attack" not in table:

@@ -11,7 +11,7 @@ import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.storage.commitment import commitment, manifest
-from dpaudit.storage.scores import read_coins, read_scores
+from dpaudit.storage.scores import read_coins, read_scores, scores_of
 
 NONCE = bytes(range(32))
 
@@ -111,3 +111,14 @@ def test_coin_tables_that_are_refused(tmp_path: Path, text: str, words: str) -> 
     path.write_text(text)
     with pytest.raises(InvalidEvidence, match=words):
         read_coins(path)
+
+
+def test_scores_of_a_run_are_one_for_each_canary_by_the_planned_attack(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("id,score,attack\nb,2.0,loss\na,1.0,loss\na,9.0,zlib\n")
+    assert scores_of(path, ["a", "b"], attack="loss").tolist() == [1.0, 2.0]
+    with pytest.raises(InvalidEvidence, match="holds scores of loss, zlib and the plan pre-registered 'min-k'"):
+        scores_of(path, ["a", "b"], attack="min-k")
+    for ids, attack in ((["a", "b"], "unspecified"), (["a"], "loss"), (["a", "b", "c"], "loss")):
+        with pytest.raises(InvalidEvidence, match="exactly one score for each"):
+            scores_of(path, ids, attack=attack)

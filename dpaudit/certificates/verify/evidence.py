@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dpaudit.certificates.control_file import binding_of, foreign_control, read_control_file
 from dpaudit.certificates.statement import Audit
 from dpaudit.certificates.verify.report import ABSENT, DIFFERENT, EQUAL, Outcome, Step
-from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.storage.commitment import sha256_file
 from dpaudit.storage.readers import beside
-from dpaudit.storage.tables import MAX_TABLE_BYTES, number, read_table
+from dpaudit.storage.scores import scores_of
+from dpaudit.storage.tables import MAX_TABLE_BYTES
 
 if TYPE_CHECKING:
     from dpaudit.auditing import Control
@@ -68,22 +68,8 @@ def read_scores_beside(folder: Path, audit: Audit) -> ScoresRead:
     step = Step("audit.scores", EQUAL, f"SHA-256 {audit.scores_digest[:12]}…")
     if audit.plan is None or not audit.canaries:
         return ScoresRead(None, step)
-    return ScoresRead(_scores(path, audit), step)
-
-
-def _scores(path: Path, audit: Audit) -> list[float]:
-    table = read_table(path, columns=("id", "score"), optional=("attack",))
-    rows, planned = list(range(len(table["id"]))), (audit.plan or {}).get("attack")
-    if "attack" in table and planned != "unspecified":
-        rows = [i for i in rows if table["attack"][i] == planned]
-        if not rows:
-            held = ", ".join(sorted({str(a) for a in table["attack"]}))[:100]
-            raise InvalidEvidence(f"{path.name} holds scores of {held} and the plan pre-registered {planned!r}")
-    scores = {str(table["id"][i]): number(table["score"][i], name=f"score of {table['id'][i]}") for i in rows}
-    ids = audit.ids
-    if len(scores) != len(rows) or set(scores) != set(ids):
-        raise InvalidEvidence(f"{path.name} does not hold exactly one score for each certified canary")
-    return [scores[i] for i in ids]
+    attack = str(audit.plan.get("attack", "unspecified"))
+    return ScoresRead(scores_of(path, audit.ids, attack=attack).tolist(), step)
 
 
 def read_control_beside(folder: Path, audit: Audit, provenance: Mapping[str, Any]) -> ControlRead:
