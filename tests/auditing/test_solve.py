@@ -24,7 +24,7 @@ def test_interpolation_ends_where_bisection_does(
     def value(x: float) -> float:
         if step:
             return 1.0 if x > root else -1.0
-        return x**power - root**power
+        return float(x**power - root**power)
 
     found = largest_not_above(value, 0.0, start=start, limit=700.0, tol=tol)
     assert found == largest_rejected(lambda x: value(x) <= 0.0, start=start, limit=700.0, tol=tol)

@@ -15,8 +15,11 @@ import math
 
 import numpy as np
 
-from dpaudit.accounting.prv.loss import UNIT
+from dpaudit.accounting.prv.loss import UNIT, Array
 from dpaudit.accounting.prv.pair import Pair, log_less
+
+_PART = 8192
+"""Points looked at together."""
 
 
 def _scaled(log_value: float, pair: Pair) -> float:
@@ -32,6 +35,12 @@ def _log_scales(pair: Pair) -> tuple[float, float]:
     return first.log_scale - second.log_scale, margin
 
 
+def _first_at_most_zero(falling: Array) -> int:
+    """First place where an array that never rises, leading NaN aside, is 0 or less; its length if there is none."""
+    found = falling <= 0
+    return int(found.argmax()) if found.any() else len(falling)
+
+
 def epsilon_above(pair: Pair, log_delta: float) -> float:
     """Upper bound on ε at δ from the dominating pair; at least the window's first loss, never below 0."""
     log_budget = log_less(log_delta + pair.log_mass_factor - pair.first.scale_error, pair.log_infinite)
@@ -41,20 +50,29 @@ def epsilon_above(pair: Pair, log_delta: float) -> float:
     with np.errstate(invalid="ignore"):
         top = np.fmin.accumulate(pair.first.value + pair.first.error) - _scaled(log_budget, pair)
     bottom = np.fmax.accumulate((pair.second.value - pair.second.error)[::-1])[::-1]
-    met, unknown = top <= 0, ~(bottom > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.log(top) - np.log(bottom)
-    each[unknown | np.isnan(each)] = np.inf
-    each[met] = -np.inf
-    # δ(ε) depends only on tails at losses above ε. So an ε is valid if it is at least the loss of point j and at least
-    # the bound of every point i ≥ j: hence the running maximum from the right.
-    from_here = np.maximum.accumulate(each[::-1])[::-1]
     scale, margin = _log_scales(pair)
-    from_here += scale
-    losses = np.arange(len(each), dtype=np.float64)
-    losses *= pair.h
-    losses += pair.start
-    return max(0.0, float(np.maximum(from_here, losses).min()) + pair.shift_error + margin)
+    # δ(ε) depends only on tails at losses above ε. So an ε is valid if it is at least the loss of point j and at least
+    # the bound of every point i ≥ j: hence the running maximum from the right. It is -inf from the first point on where
+    # nothing of the budget is missing, whose loss is therefore valid, and once it passes the loss of its own point no
+    # point further left is better: a few parts from the right are enough.
+    end = _first_at_most_zero(top)
+    best = end * pair.h + pair.start if end < len(top) else math.inf
+    most = -math.inf
+    for stop in range(end, 0, -_PART):
+        part = slice(max(0, stop - _PART), stop)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = np.log(top[part]) - np.log(bottom[part])
+        each[~(bottom[part] > 0) | np.isnan(each)] = np.inf
+        from_here = np.maximum(np.maximum.accumulate(each[::-1])[::-1], most)
+        most = float(from_here[0])
+        from_here += scale
+        losses = np.arange(part.start, part.stop, dtype=np.float64)
+        losses *= pair.h
+        losses += pair.start
+        best = min(best, float(np.maximum(from_here, losses).min()))
+        if from_here[0] >= losses[0]:
+            break
+    return max(0.0, best + pair.shift_error + margin)
 
 
 def epsilon_below(pair: Pair, log_delta: float) -> float:
@@ -63,11 +81,19 @@ def epsilon_below(pair: Pair, log_delta: float) -> float:
     with np.errstate(invalid="ignore"):
         top = known - _scaled(log_delta + pair.first.scale_error, pair)
     bottom = np.fmin.accumulate(pair.second.value + pair.second.error)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where((top > 0) & (bottom < np.inf), np.log(top) - np.log(bottom), -np.inf)
+    end = _first_at_most_zero(top)
+    if not end:
+        return 0.0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = top[:end] / bottom[:end]  # not a number, or zero, where nothing is known
+    ratio[np.isnan(ratio)] = 0.0
+    place = int(ratio.argmax())
+    if not ratio[place] > 0:
+        return 0.0
+    if bottom[place] == 0:
+        return math.inf
     scale, margin = _log_scales(pair)
-    best = float(np.fmax.reduce(each))
-    return max(0.0, best + scale - margin) if best > -math.inf else 0.0
+    return max(0.0, math.log(top[place]) - math.log(bottom[place]) + scale - margin)
 
 
 def delta_above(pair: Pair, epsilon: float) -> float:

@@ -42,7 +42,7 @@ def one_token_each(m: int) -> CanarySet:
     truth = np.arange(m) % 2
     texts, rows = [f"record {i}" for i in range(m)], [[i] for i in range(m)]
     return from_rows(
-        texts, rows, [()] * m, kind="label_substitution", params={}, labels=1 - truth, others=truth.tolist()
+        texts, rows, [()] * m, kind="label_substitution", params={}, labels=(1 - truth).tolist(), others=truth.tolist()
     )
 
 

@@ -80,8 +80,9 @@ def mixed(each: Tensor, of: Tensor, count: int) -> Tensor:
     ids=["rows for units", "unit in two micro-batches", "one unit for all", "sorted rows", "loss of others"],
 )
 def test_rows_of_another_unit_are_refused(fault: Any, told: str) -> None:
+    clipped_sum, records = fault
     with pytest.raises(PrivacyRefusal, match=told):
-        preflight_units(*fault, NAMES, max_grad_norm=C)
+        preflight_units(clipped_sum, records, NAMES, max_grad_norm=C)
 
 
 def test_records_that_can_show_nothing_are_refused() -> None:
