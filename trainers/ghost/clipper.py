@@ -25,82 +25,15 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedMode
 from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers.contribution import ClippedSum
 from dpaudit.trainers.distributed.shards import InOrder, Scatter, any_process, first_process, gather_nothing, has_shards
-from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.axis import BatchAxis
 from dpaudit.trainers.ghost.book import Book, Phase
 from dpaudit.trainers.ghost.cross import Use
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
+from dpaudit.trainers.ghost.recording import JointRecord, LinearRecord, Record
 from dpaudit.trainers.ghost.rules import sites_of
 from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site
 from dpaudit.trainers.ghost.units import UnitRows
 from dpaudit.trainers.refusals import refuse_model
-
-
-class _Record(torch.autograd.Function):
-    """The identity; its backward hands the gradient and the saved tensors to ``record``."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, output: Tensor, record: Callable[..., None], *saved: Tensor) -> Tensor:
-        ctx.record = record
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*saved)
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        (gradient,) = gradients
-        if gradient is not None:
-            ctx.record(gradient.detach(), *ctx.saved_tensors)
-        return (None, gradient, None, *([None] * (len(ctx.needs_input_grad) - 3)))
-
-
-class _LinearRecord(torch.autograd.Function):
-    """The backward of s = x W, whose output was computed without a graph: a data gradient and a record."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        x: Tensor,
-        output: Tensor,
-        weight: Tensor,
-        transposed: bool,
-        record: Any,
-        needs_x: bool,
-    ) -> Tensor:
-        ctx.record, ctx.transposed, ctx.dtype, ctx.needs_x = record, transposed, x.dtype, needs_x
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*([weight, x] if needs_x else [weight]))
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        (gradient,) = gradients
-        back = None
-        if gradient is not None:
-            weight, *x = ctx.saved_tensors
-            ctx.record(gradient.detach(), *x)
-            if ctx.needs_input_grad[1]:
-                weight = weight.detach().to(gradient.dtype)
-                back = products.right(gradient, weight, transposed=ctx.transposed).to(ctx.dtype)
-        return (None, back, None, None, None, None, None)
-
-
-class _JointRecord(torch.autograd.Function):
-    """Several outputs recorded together: their gradients arrive in one call."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, record: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.record = record
-        ctx.save_for_backward(*tensors[count:], *(t.detach() for t in tensors[:count]))
-        return tuple(t.detach() for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        count = len(gradients)
-        ctx.record(gradients, saved[: len(saved) - count], saved[len(saved) - count :])
-        return (None, None, None, *gradients, *([None] * (len(saved) - count)))
 
 
 class GhostClipping:
@@ -254,7 +187,7 @@ class GhostClipping:
 
     def recorded(self, output: Tensor, saved: tuple[Tensor, ...], record: Callable[..., None]) -> Tensor:
         """The output, unchanged, whose gradient will be given to ``record``."""
-        joined: Tensor = _Record.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
+        joined: Tensor = Record.apply(self.anchor, output, record, *saved)  # type: ignore[no-untyped-call]
         return joined
 
     def recorded_linear(
@@ -268,12 +201,12 @@ class GhostClipping:
         record: Callable[..., None],
     ) -> Tensor:
         """The output of s = x W, joined to x by a backward of our own."""
-        joined: Tensor = _LinearRecord.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
+        joined: Tensor = LinearRecord.apply(self.anchor, x, output, weight.detach(), transposed, record, needs_x)  # type: ignore[no-untyped-call]
         return joined
 
     def gather(self, outputs: list[Tensor], saved: list[Tensor], record: Callable[..., None]) -> tuple[Tensor, ...]:
         """Several outputs recorded together: ``record(gradients, saved, outputs)``."""
-        return _JointRecord.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
+        return JointRecord.apply(self.anchor, record, len(outputs), *outputs, *saved)  # type: ignore[no-any-return, no-untyped-call]
 
     def recorded_head(
         self,

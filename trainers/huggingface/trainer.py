@@ -51,7 +51,7 @@ from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, NoiseSource, noise_statement
 from dpaudit.trainers.objective import LossFunction, Objective
-from dpaudit.trainers.observer import Canaries
+from dpaudit.trainers.observer import Canaries, refuse_undrawn
 from dpaudit.trainers.optimizers import DPOptimizer
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -376,7 +376,10 @@ class DPTrainer(ProcessesTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One Poisson draw an item, as a list of records; handed to no other library for preparation."""
         members = 0 if self._in_run is None else self._in_run.members
-        sampler = self._given_sampler or self.sampler(self.plan, self._units.drawn.count, members)
+        count = self._units.drawn.count
+        sampler = self._given_sampler or self.sampler(self.plan, count, members)
+        if self._given_sampler is not None:
+            refuse_undrawn(sampler, count + members, canaries=bool(members))
         steps = max(1, round(1 / self.plan.sampling_probability))
         return DataLoader(
             WithMembers(self._units.placed) if members else self._units.placed,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from dpaudit import InvalidEvidence
+from dpaudit import InvalidEvidence, PrivacyRefusal
 from dpaudit.attacks import InRunCanaries, draw_in_run_canaries
 from dpaudit.trainers.huggingface.trainer import DPTrainer
 from dpaudit.trainers.noise import NoNoise
-from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.sampling import PoissonSampler, ScriptedSampler
 from dpaudit.trainers.step import trainable
 from tests.trainers.huggingface.test_trainer import PLAN, RECORDS, N, arguments, collate, model
 
@@ -38,7 +38,8 @@ def trainer_of(path: Path, **changes: Any) -> DPTrainer:
 def test_only_what_was_drawn_is_added_on_its_coordinate(tmp_path: Path) -> None:
     """Without noise and without records, a step's release is C/L on the drawn canaries' coordinates and 0 elsewhere."""
     draws = [[N + 3, N + 7], [], [N + 3], [], [N]]
-    trainer = trainer_of(tmp_path, sampler=ScriptedSampler(draws), noise=NoNoise())
+    sampler = ScriptedSampler(draws, n_records=N + canaries_of(model()).members)
+    trainer = trainer_of(tmp_path, sampler=sampler, noise=NoNoise())
     before = torch.cat([p.detach().flatten() for p in trainable(trainer.model).values()]).clone()
     trainer.train()
     after = torch.cat([p.detach().flatten() for p in trainable(trainer.model).values()])
@@ -50,6 +51,13 @@ def test_only_what_was_drawn_is_added_on_its_coordinate(tmp_path: Path) -> None:
     # weight decay is 0 there: what no canary owned did not move, and all three coordinates did
     assert ((after - before).abs() > 0).equal(moved)
     assert set(np.argsort(canaries.scores())[-3:]) == set(canaries.design.members[[0, 3, 7]])
+
+
+def test_a_sampler_that_leaves_canaries_out_is_refused_before_a_step_is_counted(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, sampler=PoissonSampler(N, PLAN.sampling_probability))
+    with pytest.raises(PrivacyRefusal, match="in-run canaries, so that their audit would see nothing"):
+        trainer.train()
+    assert not trainer.ledger.steps
 
 
 class _StopAtTwo(TrainerCallback):  # type: ignore[misc]

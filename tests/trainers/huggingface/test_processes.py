@@ -96,7 +96,9 @@ def watched(rank: int, path: Path, how: str) -> Any:
     launched(rank)
     net = shard(model(), "blocks") if how == "shards" else model()
     mine = [[i for i in draw if (rank == 0 if i >= N else i % 2 == rank)] for draw in WITH_CANARIES]
-    one = trainer_of(path, model=net, in_run=canaries_of(model()), sampler=ScriptedSampler(mine), noise=NoNoise())
+    canaries = canaries_of(model())
+    sampler = ScriptedSampler(mine, n_records=N + canaries.members)
+    one = trainer_of(path, model=net, in_run=canaries, sampler=sampler, noise=NoNoise())
     try:
         one.train()
     except PrivacyRefusal as refusal:
@@ -109,7 +111,8 @@ WITH_CANARIES = [[0, 1, N + 3, N + 7], [2], [N + 3, 5], [], [N]]
 
 @pytest.mark.slow
 def test_the_first_process_alone_draws_adds_and_scores_in_run_canaries(tmp_path):
-    alone = trainer_of(tmp_path / "alone", sampler=ScriptedSampler(WITH_CANARIES), noise=NoNoise())
+    sampler = ScriptedSampler(WITH_CANARIES, n_records=N + canaries_of(model()).members)
+    alone = trainer_of(tmp_path / "alone", sampler=sampler, noise=NoNoise())
     alone.train()
     first, second = together(2, tmp_path / "work", watched, tmp_path / "copies", "copies")
     for name, p in whole(alone.model).items():
