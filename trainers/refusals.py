@@ -66,12 +66,16 @@ def refuse_wrapped(model: nn.Module) -> None:
 def refuse_compiled(model: nn.Module) -> None:
     """Refuse modules compiled by ``torch.compile``, before anything is compiled, and TorchScript.
 
+    A compiled part without a trained parameter hides nothing from the clipper, and passes where its graph may be walked
+    more than once.
+
     Raises
     ------
     UnsupportedModel
         For a compiled model or part, whether wrapped, compiled in place, or with a compiled forward.
     """
     for name, module in model.named_modules():
+        frozen = not any(p.requires_grad for p in module.parameters())
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModel(
                 f"module {name or type(model).__name__} is TorchScript (torch.jit), which hides layers from the"
@@ -83,10 +87,25 @@ def refuse_compiled(model: nn.Module) -> None:
             or getattr(module, "_compiled_call_impl", None) is not None
             or hasattr(forward, "_torchdynamo_orig_callable")
         ):
+            if frozen and not _gives_its_buffers_away():
+                continue
+            if frozen:
+                raise UnsupportedModel(
+                    f"module {name} is frozen and compiled, and its graph could be walked once alone, where the"
+                    " preflight and the lean mode walk it again; set torch._functorch.config.donated_buffer = False"
+                    " before its first call."
+                )
             raise UnsupportedModel(
                 f"module {name or type(model).__name__} is compiled by torch.compile, which hides layers from the"
                 " clipper; pass the eager model."
             )
+
+
+def _gives_its_buffers_away() -> bool:
+    """Whether what torch.compile compiles now frees what a second backward pass would need."""
+    from torch._functorch import config
+
+    return bool(getattr(config, "donated_buffer", False))
 
 
 def refuse_computed_weights(model: nn.Module) -> None:

@@ -222,3 +222,37 @@ def half_precision():
 def test_fp16_weights_are_refused_with_the_argument_that_loads_fp32(road):
     with pytest.raises(UnsupportedModel, match=r"dtype=torch\.float32"):
         roads(half_precision(), "linear")[road]()
+
+
+def half_frozen() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU()), nn.Linear(8, 3))
+    model[1].requires_grad_(False)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_frozen_part_may_be_compiled(lean):
+    from torch._functorch import config
+
+    rows = {"x": torch.randn(4, 6), "y": torch.tensor([0, 1, 2, 1])}
+
+    def losses(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+    eager, model = half_frozen(), half_frozen()
+    model[1] = torch.compile(model[1], backend="aot_eager")
+    with pytest.raises(UnsupportedModel, match="donated_buffer = False before its first call"):
+        GhostClipping(model, 0.5)
+    sums = []
+    with config.patch(donated_buffer=False):
+        preflight(model, rows, loss_fn=losses)
+        for net in (eager, model):
+            with GhostClipping(net, 0.5, lean=lean) as clipper:
+                found = clipper.clipped_sum(losses(net, rows))
+                sums.append([found.norms, *found.sums.values()])
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(*sums, strict=True))
+    model[1].requires_grad_(True)
+    with pytest.raises(UnsupportedModel, match="pass the eager model"):
+        GhostClipping(model, 0.5)
