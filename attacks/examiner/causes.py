@@ -104,7 +104,8 @@ TABLE: dict[str, Cause] = {
     ),
     "norm_underestimated": Cause(
         "The clip bounds a norm that is smaller than the contribution's true norm.",
-        "Take the norm over all parameters together, tied ones once with all their uses, in float32 or wider.",
+        "Clip at the plan's C, and take the norm over all parameters together, tied ones once with all their uses, in"
+        " float32 or wider.",
         "tied embeddings under ghost norms", ("sensitivity", "step_audit"),
     ),
     "coupled_examples": Cause(

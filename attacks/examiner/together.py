@@ -24,7 +24,10 @@ def together(seen: Sums, base: list[int], *, excess: bool) -> list[ExamFinding]:
     excess : bool
         Whether a record alone exceeds C: what records do together then only repeats it, unless it explains it.
     """
-    findings = [each for each in (_one_clip(seen, base), _divisor(seen, base)) if each is not None]
+    joint, divisor = _one_clip(seen, base), _divisor(seen, base)
+    if joint is None and divisor is None:
+        joint = _one_bound(seen, base)
+    findings = [each for each in (joint, divisor) if each is not None]
     return findings if findings or excess else _coupling(seen, base)
 
 
@@ -65,6 +68,27 @@ def _one_clip(seen: Sums, base: list[int]) -> ExamFinding | None:
                 "clipped_after_averaging", words, records=(chosen, loud), without=(loud,), measured=left, bound=own,
             )  # fmt: skip
     return None
+
+
+def _one_bound(seen: Sums, base: list[int]) -> ExamFinding | None:
+    """Whether records alone, and all together, release vectors of one same norm that do not add up.
+
+    This is one clip for all of them, told without a record of a huge loss.
+    """
+    if seen.swaps or len(base) < 3:
+        return None
+    alone = [norm(seen.share(i)) for i in base]
+    bound = sum(alone) / len(alone)
+    near = 0.01 * bound + seen.slack(2)
+    if not near < bound < math.inf or max(alone) - min(alone) > near:
+        return None
+    for group in (base[:2], base):
+        whole, shares = seen.sum(*group), seen.shares(group)
+        if abs(norm(whole) - bound) > near or norm(whole - shares) <= 0.1 * bound + seen.slack(len(group) + 2):
+            return None
+    words = f"{len(base)} records release {bound:.3g} C together, as each does alone, and not the sum of their shares"
+    witness: dict[str, Any] = {"records": tuple(base), "without": ()}
+    return found("clipped_after_averaging", words, measured=bound, bound=norm(seen.shares(base)), **witness)
 
 
 def _coupling(seen: Sums, base: list[int]) -> list[ExamFinding]:

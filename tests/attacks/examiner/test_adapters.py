@@ -42,6 +42,15 @@ def test_a_pure_function_of_arrays_is_a_step():
     assert examine(half, PLAN, budget="150 steps", groups=("noise",)).names == ("noise_scale",)
 
 
+def test_one_clip_for_all_records_is_named_without_a_record_of_a_huge_loss():
+    def step(state: Any, indices: Any, noisy: bool) -> Any:
+        mean = ROWS[list(indices)].reshape(-1, 12).sum(axis=0) / max(len(indices), 1)
+        return state, mean / max(1.0, float(np.linalg.norm(mean)))
+
+    adapter = ArrayAdapter(step, {}, lambda: [0, 1], size=40)
+    assert examine(adapter, PLAN, budget="150 steps", groups=("replay",)).names[:1] == ("clipped_after_averaging",)
+
+
 def test_leaves_are_arrays():
     assert [name for name, _ in leaves({"b": np.ones(2), "a": (1.0, 2.0)})] == ["a.0", "a.1", "b"]
     with pytest.raises(InvalidValue, match="no array"):
