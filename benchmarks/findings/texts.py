@@ -62,19 +62,34 @@ class Verses:
     test: tuple[tuple[str, int], ...]
 
 
+FIXED = 100
+"""Seed of the part that is declared public, one for all runs."""
+
+
 def verses(seed: int, *, private: int = 5000, public: int = 1200, validation: int = 400, test: int = 1200) -> Verses:
-    """A balanced split by a public seed."""
+    """Balanced parts: the public ones are the same for every seed, private and test ones are split by the seed.
+
+    Were the public part drawn anew by each seed, what one run searches on would be private in the next.
+    """
     bible = lines("kjv.txt.xz")
     turn = bible.index(NEW_TESTAMENT)
-    rng = random.Random(seed)
-    old = [(text, 0) for i, text in enumerate(bible) if i % 2 and i < turn]
-    new = [(text, 1) for i, text in enumerate(bible) if i % 2 and i >= turn]
-    rng.shuffle(old)
-    rng.shuffle(new)
-    parts, at = [], 0
-    for size in (private, public, validation, test):
-        part = [*old[at : at + size // 2], *new[at : at + size // 2]]
+    fixed, rng = random.Random(FIXED), random.Random(seed)
+    labels = ([(t, 0) for t in bible[1:turn:2]], [(t, 1) for i, t in enumerate(bible) if i % 2 and i >= turn])
+    parts: list[list[tuple[str, int]]] = [[], [], [], []]
+    for own in labels:
+        fixed.shuffle(own)
+    for own in labels:
+        cuts = [private // 2, private // 2 + public // 2, private // 2 + public // 2 + validation // 2]
+        rest = own[: cuts[0]] + own[cuts[2] :]
+        rng.shuffle(rest)
+        halves = (
+            rest[: private // 2],
+            own[cuts[0] : cuts[1]],
+            own[cuts[1] : cuts[2]],
+            rest[private // 2 :][: test // 2],
+        )
+        for part, half in zip(parts, halves, strict=True):
+            part.extend(half)
+    for part in parts:
         rng.shuffle(part)
-        parts.append(tuple(part))
-        at += size // 2
-    return Verses(*parts)
+    return Verses(*(tuple(part) for part in parts))
