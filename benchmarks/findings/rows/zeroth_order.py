@@ -65,8 +65,11 @@ OTHERS = ("dp-adam", "pazo", "charged layers", "public only")
 NOISELESS = ("mezo K=16", "public only")
 SCHEDULES = tuple(itertools.product((1.0, 2.0), (0.4, 0.7)))
 """Growth of the steps and decay of the rate, searched for "stages searched"."""
-START = {1: (3e-3, 2.0), 16: (2e-2, 8.0)}
-"""Rate around which the search looks, and clipping norm, for P = 1 and P = 16."""
+START = {
+    "small": {1: (3e-3, 2.0), 16: (2e-2, 8.0)},
+    "smollm2": {1: (1e-5, 30.0), 16: (1e-4, 120.0)},
+}
+"""Rate around which the search looks, and clipping norm, for P = 1 and P = 16: 134 million parameters bear less."""
 
 
 def plan_for(recipe: Recipe, size: int, *, epsilon: float | None, rate: float, norm: float, options: Options,
@@ -126,7 +129,7 @@ def trained(task: prompts.Task, rows: list[Any], plan: Any, name: str, seed: int
 @remembered
 def searched(directions: int, options: Options) -> dict[str, Any]:
     """Rate and schedule with the least loss on public validation records, at the noise of ε = 4, two runs a setting."""
-    rate, norm = START[directions]
+    rate, norm = START.get(options.backbone, START["small"])[directions]
     if options.steps is not None:
         return {"rate": rate, "norm": norm, "schedule": SCHEDULES[0], "runs": 0}
     task, recipe = prompts.task(100, options), Recipe(directions)
@@ -184,7 +187,7 @@ def measured(name: str, epsilon: float | None, seed: int, options: Options) -> d
     return {**told, "accuracy": task.accuracy(model, task.test), "before": task.accuracy(task.model(), task.test)}
 
 
-ADAM_RATES = (1e-3, 4e-3, 1.6e-2)
+ADAM_RATES = {"small": (1e-3, 4e-3, 1.6e-2), "smollm2": (3e-5, 1e-4, 3e-4)}
 BUDGET = Budget(PASSES, BATCH, DELTA)
 GUIDED = {"pazo": public_subspace, "charged layers": charged_layers}
 
@@ -200,14 +203,15 @@ def guided_rate(name: str, options: Options) -> float:
         run = functools.partial(GUIDED[name], task, 4.0, options=options, rate=rate, budget=BUDGET, public=True)
         return twice(task, lambda turn: run(seed=100 + turn)[0])
 
-    return min(GUIDED_RATES[name], key=loss)
+    scale = 1e-2 if options.backbone == "smollm2" and name == "charged layers" else 1.0
+    return min((scale * rate for rate in GUIDED_RATES[name]), key=loss)
 
 
 @remembered
 def adam_rate(options: Options) -> float:
     """DP-Adam's rate: the best on public records at the noise of ε = 4."""
     if options.steps is not None:
-        return ADAM_RATES[0]
+        return 1e-4
     task = prompts.task(100, options)
 
     def after(rate: float) -> Any:
@@ -218,7 +222,7 @@ def adam_rate(options: Options) -> float:
         )  # fmt: skip
         return model
 
-    return min(ADAM_RATES, key=lambda rate: twice(task, lambda _: after(rate)))
+    return min(ADAM_RATES[options.backbone], key=lambda rate: twice(task, lambda _: after(rate)))
 
 
 def other(
