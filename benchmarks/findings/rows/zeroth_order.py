@@ -238,12 +238,12 @@ def other(
         )  # fmt: skip
         return model, {**told, "rate": rate}
     if name == "public only":
-        model = task.model()
-        steps = options.at_most(60)
+        model, rate = task.model(), 5e-5 if options.backbone == "smollm2" else 2e-3
         language.ordinary(
-            model, task.public, collate=task.collate, loss_fn=task.losses, batch=64, steps=steps, rate=2e-3, seed=seed
-        )
-        return model, {"epsilon_upper": 0.0, "rate": 2e-3}
+            model, task.public, collate=task.collate, loss_fn=task.losses, batch=64, steps=options.at_most(60),
+            rate=rate, seed=seed,
+        )  # fmt: skip
+        return model, {"epsilon_upper": 0.0, "rate": rate}
     assert epsilon is not None
     return GUIDED[name](task, epsilon, seed, options, rate=guided_rate(name, options), budget=BUDGET)
 
