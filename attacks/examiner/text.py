@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dpaudit.attacks.examiner.values import Findings
+from typing import TYPE_CHECKING
+
 from dpaudit.privacy.rounding import lower_text, upper_text
 from dpaudit.privacy.text import printable
+
+if TYPE_CHECKING:
+    from dpaudit.attacks.examiner.values import Findings
 
 
 def examination_text(found: Findings) -> str:

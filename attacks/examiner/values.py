@@ -221,6 +221,11 @@ class Findings:
         known = (self.excluded.noise, self.excluded.contribution, self.excluded.sampling)
         return not self.partial and None not in known
 
+    def __str__(self) -> str:
+        from dpaudit.attacks.examiner.text import examination_text
+
+        return examination_text(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
         return {

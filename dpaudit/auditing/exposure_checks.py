@@ -9,6 +9,8 @@ from dpaudit.auditing.exposure import rank_sum_test
 from dpaudit.auditing.liveness import REVERSED_P_VALUE
 from dpaudit.privacy.errors import InvalidEvidence
 
+LEVEL = 0.05
+"""Level at which a group of canaries is said to stand out, after Bonferroni's correction for the number of groups."""
 FEW = 3
 """Fewer equal losses than this may be chance."""
 

@@ -21,16 +21,12 @@ from dpaudit.auditing.exposure import (
     mean_exposure_without_leakage,
     rank_sum_test,
 )
-from dpaudit.auditing.exposure_checks import REVERSED_WORDS, look_reversed, refuse_own_references
+from dpaudit.auditing.exposure_checks import LEVEL, REVERSED_WORDS, look_reversed, refuse_own_references
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.scores import check_ids, check_scores, refuse_unequal
 from dpaudit.privacy.validate import name_some
 
 EXPOSURE_SCHEMA = "dpaudit.exposure/1"
-
-LEVEL = 0.05
-"""Level at which a group of canaries is said to stand out, after Bonferroni's correction for the number of groups."""
-
 
 NOTE = (
     "Exposure is evidence of memorisation, not a bound on epsilon: no theorem covers many canaries of one run. Canaries"
@@ -57,6 +53,11 @@ class ExposureReport:
     under_claim: NDArray[np.float64] | None
     looks_reversed: bool = False
     """Whether scores were probably given for losses; a remark, never a reason to turn them round."""
+
+    def __str__(self) -> str:
+        from dpaudit.auditing.text import exposure_text
+
+        return exposure_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.exposure/1``."""

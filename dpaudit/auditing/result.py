@@ -103,6 +103,11 @@ class AuditResult:
         """0 consistent, 1 violated or accounting_mismatch, 2 inconclusive, 3 invalid_audit."""
         return self.verdict.exit_code
 
+    def __str__(self) -> str:
+        from dpaudit.auditing.text import audit_text
+
+        return audit_text(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value with schema ``dpaudit.audit/1``."""
         return {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dpaudit.auditing.exposure import mean_exposure_without_leakage
-from dpaudit.auditing.exposure_checks import REVERSED_WORDS
-from dpaudit.auditing.exposure_report import LEVEL, ExposureReport
-from dpaudit.auditing.result import AuditResult
+from dpaudit.auditing.exposure_checks import LEVEL, REVERSED_WORDS
 from dpaudit.privacy.rounding import ABSENT, exact_text, lower_text, nearest_text, percent_lower, upper_text
 from dpaudit.privacy.text import printable, table
+
+if TYPE_CHECKING:
+    from dpaudit.auditing.exposure_report import ExposureReport
+    from dpaudit.auditing.result import AuditResult
 
 
 def audit_text(result: AuditResult) -> str:

@@ -20,7 +20,13 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
     return [cell for cell in value["cells"] if cell["cell_type"] == kind]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = {"certify", "examine"}  # trains and examines: tens of seconds
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem) for path in NOTEBOOKS],
+)
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     space: dict[str, Any] = {}
@@ -37,6 +43,17 @@ def test_what_the_notebooks_say_of_their_results(
     for cell in cells(ROOT / "examples" / "notebooks" / "audit.ipynb", "code"):
         exec("".join(cell["source"]), space)
     assert space["result"].verdict == "violated" and space["larger"].verdict == "inconclusive"
+
+
+@pytest.mark.slow
+def test_what_the_longer_notebooks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    spaces: dict[str, dict[str, Any]] = {name: {} for name in sorted(LONG)}
+    for name, space in spaces.items():
+        for cell in cells(ROOT / "examples" / "notebooks" / f"{name}.ipynb", "code"):
+            exec("".join(cell["source"]), space)
+    assert spaces["certify"]["report"].exit_code == 2 and spaces["certify"]["changed"].exit_code == 3
+    assert not spaces["examine"]["correct"].violated and spaces["examine"]["broken"].violated
 
 
 def test_notebooks_show_public_names_only() -> None:

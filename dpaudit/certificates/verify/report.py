@@ -218,6 +218,9 @@ class VerificationReport:
         rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in own}
         return cls(steps=steps, lines=lines, **rest)
 
+    def __str__(self) -> str:
+        return self.to_text()
+
     def to_text(self) -> str:
         """The report as lines for a terminal; whatever the certificate's maker wrote stays on its line."""
         mark = {EQUAL: "=", DIFFERENT: "X", ABSENT: "?", RECORDED: "."}
