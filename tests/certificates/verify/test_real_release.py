@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dpaudit.auditing.in_run.arrays import numbers_of, numbers_text
 from dpaudit.storage.commitment import canonical_json, sha256_bytes
 from tests.certificates.forgery import Forgery
 from tests.runs.run_helpers import run_cli, small_config, write_toml
@@ -87,7 +88,17 @@ def edited_score(f: Forgery) -> None:
 
 
 def edited_energy(f: Forgery) -> None:
-    in_file(f, lambda value: value["energy"].update(step_squares="AAAA" + value["energy"]["step_squares"][4:]))
+    """A step and a block with a tenth more energy, as noise that was missing would need."""
+
+    def change(value: dict[str, Any]) -> None:
+        energy = value["energy"]
+        steps, blocks = (numbers_of(energy[n], width=8, name=n).copy() for n in ("step_squares", "block_squares"))
+        more = 0.1 * steps[0]
+        steps[0] += more
+        blocks[0] += more
+        energy.update(step_squares=numbers_text(steps, width=8), block_squares=numbers_text(blocks, width=8))
+
+    in_file(f, change)
 
 
 def failed_control(f: Forgery) -> None:
@@ -135,10 +146,10 @@ def earlier_rules(f: Forgery) -> None:
     del f.body["level"], f.body["lines"]
 
 
-AS_IT_IS = [without_noise_test, failed_control, rewritten_line, another_examination, earlier_rules]
+AS_IT_IS = [without_noise_test, failed_control, rewritten_line, another_examination]
 """Left with the verdict that the run had."""
 MADE_TO_FIT = [
-    without_noise_test, flipped_coins, edited_score, edited_energy, no_observer, lowered_bound, no_findings, more_noise,
+    flipped_coins, edited_score, edited_energy, no_observer, lowered_bound, no_findings, more_noise,
     typed_power, harder_fault,
 ]  # fmt: skip
 """With verdict, lines and level derived anew from the change."""
@@ -178,3 +189,19 @@ def test_a_change_with_all_else_made_to_fit_is_a_difference(
     forgery = Forgery(real.examined, tmp_path / "release")
     change(forgery)
     assert differing(forgery.seal())
+
+
+def test_an_examination_without_its_noise_test_carries_nobody_to_level_three(real: Releases, tmp_path: Path) -> None:
+    """Its owner alone knows what it tested: verdict and lines made to fit no longer call the implementation shown."""
+    forgery = Forgery(real.examined, tmp_path / "release")
+    without_noise_test(forgery)
+    report = forgery.seal().verify(POLICY)
+    assert report.exit_code == 3 and report.level_reached < 2
+    assert {line.name: line.standing for line in report.lines}["implementation"] == "not shown"
+
+
+def test_a_release_that_calls_itself_older_is_a_difference_and_gains_nothing(real: Releases, tmp_path: Path) -> None:
+    forgery = Forgery(real.examined, tmp_path / "release")
+    earlier_rules(forgery)
+    report = forgery.seal(verdict=False).verify(POLICY)
+    assert report.exit_code == 3 and report.level_reached <= 3  # its pages are not those of its rules
