@@ -89,7 +89,11 @@ class InRunResult:
     control : ControlPower or None
         Power against the plan's named shortfall of noise.
     visible_by_energy, visible_by_canaries : float or None
-        Smallest relative shortfall of noise in the whole run that would have been refuted with probability 0.95.
+        Smallest relative shortfall of noise in the whole run that would have been refuted with probability 0.95, with
+        what records hid in this run at its upper confidence limit.
+    hidden : bool
+        Whether records hid more of the noise in this run than the control's fault lacks, from both witnesses. The
+        control has no records, so that its power is then not the run's.
     findings : tuple of Finding
         What they say about the verdict.
     """
@@ -107,6 +111,7 @@ class InRunResult:
     control: ControlPower | None = None
     visible_by_energy: float | None = None
     visible_by_canaries: float | None = None
+    hidden: bool = False
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -116,8 +121,8 @@ class InRunResult:
 
     @property
     def power_lower(self) -> float | None:
-        """Lower end of the power's 95 % interval; None without a live observer and a control."""
-        return self.control.lower if self.control is not None and self.alive else None
+        """Lower end of the power's 95 % interval; None without a live observer and a control whose fault it sees."""
+        return self.control.lower if self.control is not None and self.alive and not self.hidden else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -196,11 +201,23 @@ def in_run_audit(
     if plan.kind == COORDINATES:
         profile = profile_test(evidence.scores, evidence.coins, deltas, epsilons=plan.epsilons)
         conditional = _conditional(plan, evidence)
-        by_canaries = smallest_visible_canary_shortfall(plan.m, stages, deltas, plan.epsilons, plan.alpha_split.profile)
+        by_canaries = smallest_visible_canary_shortfall(
+            plan.m,
+            stages,
+            deltas,
+            plan.epsilons,
+            plan.alpha_split.profile,
+            seen_in=(evidence.scores, evidence.coins),
+        )
         found.append(_profile_finding(profile, plan, by_canaries))
     control = control_power(plan, evidence, deltas)
-    if control is not None:
+    hidden = False
+    if control is not None and plan.control is not None:
         found.append(_control_finding(control))
+        least = min(1.0 if v is None else v for v in (result.visible_by_energy, by_canaries))
+        hidden = 1 - plan.control.noise_factor < least
+        if hidden:
+            found.append(_hidden_finding(control, least))
     p, area = rank_sum_p_value(evidence.scores, evidence.coins), auc(evidence.scores, evidence.coins)
     expected = expected_auc(stages) if plan.kind == COORDINATES else None
     strong = expected is None or area - 0.5 >= WEAK * (expected - 0.5)
@@ -218,6 +235,7 @@ def in_run_audit(
         conditional=conditional,
         control=control,
         visible_by_canaries=by_canaries,
+        hidden=hidden,
         findings=(*result.findings, *found),
     )
 
@@ -356,6 +374,19 @@ def _weak_finding(area: float, expected: float | None) -> Finding:
         text=(
             f"The in-run scores separate members with AUC {nearest_text(area)} where the declared steps lead to"
             f" {nearest_text(expected)}: the observer missed most releases, or its canaries were not drawn as declared."
+        ),
+    )
+
+
+def _hidden_finding(control: ControlPower, least: float) -> Finding:
+    return Finding(
+        name="in_run_hidden",
+        status="inconclusive",
+        claim="audit",
+        text=(
+            f"The records moved releases and canaries so much that a shortfall of the noise below"
+            f" {percent_upper(least, 2)} could have stayed unseen in this run. The control, which has no records, shows"
+            f" power against {control.fault}, and that power is not the run's."
         ),
     )
 

@@ -13,6 +13,9 @@ from dpaudit.auditing.in_run.plan import ControlDesign
 from dpaudit.auditing.independent import CHOOSING, p_value_near
 from dpaudit.privacy.stage import Stage
 
+_Rates = tuple[NDArray[np.float64], NDArray[np.float64]]
+_HIDDEN = float(ndtri(0.95))
+"""Deviations between what a run's scores show of the records' influence and its upper confidence limit."""
 _CELLS = 2**15
 _STEP = 2e-3
 """Resolution of a shortfall."""
@@ -98,8 +101,13 @@ def smallest_visible_canary_shortfall(
     alpha: float,
     *,
     power: float = 0.95,
+    seen_in: tuple[NDArray[np.float64], NDArray[np.bool_]] | None = None,
 ) -> float:
     """Smallest relative shortfall of noise that the profile test would have refuted with the power given.
+
+    Records move the canaries' coordinates too, and hide a shortfall. With the scores of a run, what they hid in it is
+    taken at its upper confidence limit: how far included and left-out canaries stand closer than the declared steps
+    alone would set them.
 
     Parameters
     ----------
@@ -109,6 +117,8 @@ def smallest_visible_canary_shortfall(
         The declared steps, and their certified δ at each of the ``epsilons``.
     alpha : float
         Level of the profile test.
+    seen_in : (scores, coins), optional
+        Arrays (m,) of the run itself. Without them nothing but the noise moves a canary's coordinate.
 
     Returns
     -------
@@ -116,9 +126,10 @@ def smallest_visible_canary_shortfall(
         1 − f in steps of 0.002; 1 when even a tenth of the noise would not be seen.
     """
     low, high = 0.0, 0.9
+    alike = None if seen_in is None or not m else _observed(canary_rates(stages, 1.0), *seen_in)
 
     def seen(shortfall: float) -> bool:
-        return _refuted(m, canary_rates(stages, 1 - shortfall), deltas, epsilons, alpha, power)
+        return _refuted(m, canary_rates(stages, 1 - shortfall), deltas, epsilons, alpha, power, alike)
 
     if not m or not seen(high):
         return 1.0
@@ -128,6 +139,27 @@ def smallest_visible_canary_shortfall(
     return high
 
 
+def _events(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> _Rates:
+    """Rates of the kind to be found, and of the other, above each cut and then below each."""
+    return np.r_[inside, 1 - outside], np.r_[outside, 1 - inside]
+
+
+def _observed(
+    declared: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    scores: NDArray[np.float64],
+    coins: NDArray[np.bool_],
+) -> tuple[_Rates, _Rates]:
+    """Declared rates, and a run's at cuts with as many canaries beyond them: a movement that all share is no loss."""
+    _, inside, outside = declared
+    share = float(coins.mean())
+    beyond = share * inside + (1 - share) * outside
+    cuts = np.quantile(scores, np.clip(1 - beyond, 0.0, 1.0))
+    own = []
+    for kind in (np.sort(scores[coins]), np.sort(scores[~coins])):
+        own.append(1 - np.searchsorted(kind, cuts, side="right") / max(1, len(kind)))
+    return _events(inside, outside), _events(own[0], own[1])
+
+
 def _refuted(
     m: int,
     rates: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
@@ -135,24 +167,27 @@ def _refuted(
     epsilons: Sequence[float],
     alpha: float,
     power: float,
+    alike: tuple[_Rates, _Rates] | None,
 ) -> bool:
     """Whether the best event's test rejects at the likeliest counts on the edge of the power asked for."""
     n = m * (CHOOSING - 1) // CHOOSING // 2
-    away = float(ndtri(power))
     best = (0.0, 0, 0, 0.0, 0.0)
-    _, inside, outside = rates
-    v, w = np.r_[inside, 1 - outside], np.r_[outside, 1 - inside]
+    v, w = _events(rates[1], rates[2])
     for epsilon, delta in zip(epsilons, deltas, strict=True):
         cost = math.exp(epsilon)
         of_v, of_w = n * v * (1 - v), cost * cost * n * w * (1 - w)
         spread = np.sqrt(of_v + of_w + 1.0)
         z = n * (v - cost * w - delta) / spread
-        at = int(np.argmax(z))
-        if z[at] - away > best[0]:
-            seen_v = n * v[at] - away * of_v[at] / spread[at]
-            seen_w = n * w[at] + away * of_w[at] / spread[at] / cost
+        away = np.full(len(z), float(ndtri(power)))
+        if alike is not None:
+            (v1, w1), (v2, w2) = alike
+            away += np.maximum(0.0, n * ((v1 - cost * w1) - (v2 - cost * w2)) / spread + _HIDDEN)
+        at = int(np.argmax(z - away))
+        if z[at] - away[at] > best[0]:
+            seen_v = n * v[at] - away[at] * of_v[at] / spread[at]
+            seen_w = n * w[at] + away[at] * of_w[at] / spread[at] / cost
             counts = max(0, math.floor(seen_v)), min(n, math.ceil(seen_w))
-            best = (float(z[at]) - away, *counts, epsilon, delta)
+            best = (float(z[at] - away[at]), *counts, epsilon, delta)
     if best[0] <= 0:
         return False
     return p_value_near(best[1], n, best[2], n, best[3], best[4]) <= alpha / 2

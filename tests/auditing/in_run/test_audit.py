@@ -7,13 +7,15 @@ import json
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dpaudit import InvalidEvidence
+from dpaudit.auditing.energy import ReleaseEnergy
 from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit
 from dpaudit.auditing.in_run.evidence import ControlRun, InRunEvidence
 from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, plan_in_run, split_alpha
 from dpaudit.auditing.in_run.visible import canary_rates, control_for, smallest_visible_canary_shortfall
-from dpaudit.auditing.independent import EPSILONS, profile_counts
+from dpaudit.auditing.independent import EPSILONS, profile_counts, profile_test
 from dpaudit.certificates.curve import declared_deltas
 from tests.auditing.in_run.cases import DELTAS, LEDGER, STAGE, STEPS, quiet_energy, simulated
 
@@ -87,6 +89,50 @@ def test_a_control_lends_power_where_it_is_convicted_every_time() -> None:
     assert result.power_lower == pytest.approx(0.8316, abs=1e-4)
     with pytest.raises(InvalidEvidence, match="announced 20 controls"):
         audited(scores, coins, plan_of(control=CONTROL), control[:10])
+
+
+def loud_energy(steps: int) -> ReleaseEnergy:
+    """Releases to which the records add as much energy as the noise has."""
+    quiet = quiet_energy(steps)
+    return dataclasses.replace(quiet, step_squares=2 * quiet.step_squares, block_squares=2 * quiet.block_squares)
+
+
+def test_records_that_hide_the_controls_fault_leave_no_power() -> None:
+    """The control has no records. Where they move canaries and releases, its power is not that of the run."""
+    rng, design = np.random.default_rng(6), ControlDesign(noise_factor=0.8, canaries=M, repeats=20)
+    scores, coins = simulated(rng, M)
+    moved = scores + 0.5 * rng.standard_normal(M)
+    faulty = simulated(rng, M, noise_factor=0.8)
+    counts = profile_counts(*faulty, DELTAS)
+    control = (ControlRun(counts=counts, guesses=0, correct=0, sha256="0" * 64),) * 20
+    plan = plan_of(control=design)
+
+    def result_of(values: NDArray[np.float64], energy: ReleaseEnergy) -> InRunResult:
+        evidence = dataclasses.replace(evidence_of(values, coins, control), energy=energy)
+        return in_run_audit(plan, evidence, stages=[STAGE], deltas=DELTAS, accounted_upper=3.0)
+
+    hidden = result_of(moved, loud_energy(STEPS))
+    # Such a run with the control's fault is indeed not seen by the canaries.
+    unseen = profile_test(faulty[0] + 0.5 * rng.standard_normal(M), faulty[1], DELTAS)
+    assert unseen.p_value > plan.alpha_split.profile
+    assert hidden.alive and hidden.control is not None and hidden.control.convicted == 20
+    assert hidden.power_lower is None and statuses(hidden)["in_run_hidden"] == "inconclusive"
+    for plain in (result_of(scores, loud_energy(STEPS)), result_of(moved, quiet_energy(STEPS))):
+        assert plain.power_lower == pytest.approx(0.8316, abs=1e-4) and "in_run_hidden" not in statuses(plain)
+
+
+def test_what_records_hid_is_measured_in_the_run() -> None:
+    rng = np.random.default_rng(7)
+    scores, coins = simulated(rng, M)
+    level = split_alpha(0.05)[1].profile
+
+    def visible(values: NDArray[np.float64]) -> float:
+        return smallest_visible_canary_shortfall(M, [STAGE], DELTAS, EPSILONS, level, seen_in=(values, coins))
+
+    alone = smallest_visible_canary_shortfall(M, [STAGE], DELTAS, EPSILONS, level)
+    assert alone <= visible(scores) < 1.4 * alone
+    assert visible(scores + 3.0) == pytest.approx(visible(scores), abs=0.005)  # a movement that all share hides nothing
+    assert visible(scores) < visible(scores + 0.3 * rng.standard_normal(M)) < visible(rng.permutation(scores))
 
 
 def _control(rng: np.random.Generator) -> tuple[ControlRun, ...]:
