@@ -85,7 +85,9 @@ def test_two_processes_end_with_a_certificate_that_verifies(tmp_path: Path) -> N
     """``[run] processes`` starts the second; what the first one releases is counted and seen by the in-run audit."""
     toml = write_toml(tmp_path / "c.toml", small_config(run__processes=2))
     run = certify(toml, tmp_path / "run")
-    assert run.verdict == "inconclusive" and verify(run.certificate).ok
+    assert run.verdict == "inconclusive" and run.level == 1 and verify(run.certificate).ok
+    told = json.loads(run.certificate.read_text())["predicate"]["provenance"]
+    assert told["processes"] == 2  # an examination would be of one
     assert read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 4
     seen = json.loads((tmp_path / "run/release/in_run.json").read_text())
     assert len(base64.b64decode(seen["energy"]["step_squares"])) == 4 * 8

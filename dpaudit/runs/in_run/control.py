@@ -101,25 +101,37 @@ def simulate_control(
     *,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[ControlRun, ...]:
-    """The repetitions of a plan's control, as the counts that its tests need; () for a plan without control."""
-    design = plan.control
-    if design is None:
+    """The repetitions of a plan's control, as the counts that its tests need; () for a plan without control.
+
+    They are spread over joblib's backend: ``with joblib.parallel_config(backend="loky", n_jobs=8): certify(...)``.
+    """
+    from dpaudit.attacks.scores.fan_out import run_each
+
+    if plan.control is None:
         return ()
-    made = []
-    for _ in range(design.repeats):
-        scores, coins = simulate(privacy, design.canaries, noise=WeakerNoise(design.noise_factor))
-        values = scores.astype(np.float32)
-        guesses, correct = 0, 0
-        if design.canaries == plan.m:
-            ids = [str(i) for i in range(plan.m)]
-            guesses, correct = count_correct(guess(ids, values, (plan.guesses, plan.guesses)), coins)
-        made.append(
-            ControlRun(
-                counts=profile_counts(values, coins, deltas, epsilons=plan.epsilons),
-                guesses=guesses,
-                correct=correct,
-                sha256=hashlib.sha256(values.astype("<f4").tobytes() + coins.astype(np.uint8).tobytes()).hexdigest(),
-            )
-        )
+    made: dict[int, ControlRun] = {}
+
+    def done(number: int, run: ControlRun) -> None:
+        made[number] = run
         advance(1)
-    return tuple(made)
+
+    run_each(_repetition, {number: (plan, privacy, deltas) for number in range(plan.control.repeats)}, done)
+    return tuple(made[number] for number in sorted(made))
+
+
+def _repetition(plan: InRunPlan, privacy: PrivacyPlan, deltas: Sequence[float]) -> ControlRun:
+    """One simulated run of the plan's control."""
+    design = plan.control
+    assert design is not None  # simulate_control asked
+    scores, coins = simulate(privacy, design.canaries, noise=WeakerNoise(design.noise_factor))
+    values = scores.astype(np.float32)
+    guesses, correct = 0, 0
+    if design.canaries == plan.m:
+        ids = [str(i) for i in range(plan.m)]
+        guesses, correct = count_correct(guess(ids, values, (plan.guesses, plan.guesses)), coins)
+    return ControlRun(
+        counts=profile_counts(values, coins, deltas, epsilons=plan.epsilons),
+        guesses=guesses,
+        correct=correct,
+        sha256=hashlib.sha256(values.astype("<f4").tobytes() + coins.astype(np.uint8).tobytes()).hexdigest(),
+    )
