@@ -98,8 +98,8 @@ def _always_the_first() -> tuple[Any, ...]:
 
         class First:
             @contextlib.contextmanager
-            def at(self, *, step: int, direction: int, alpha: float) -> Any:
-                with inner.at(step=step, direction=0, alpha=alpha):
+            def at(self, *, step: int, direction: int, scale: float) -> Any:
+                with inner.at(step=step, direction=0, scale=scale):
                     yield
 
         return First()

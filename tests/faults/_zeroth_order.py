@@ -155,8 +155,8 @@ def _wide_scale() -> tuple[Any, ...]:
 
         class Wide:
             @contextlib.contextmanager
-            def at(self, *, step: int, direction: int, alpha: float) -> Any:
-                with inner.at(step=step, direction=direction, alpha=48 * alpha):
+            def at(self, *, step: int, direction: int, scale: float) -> Any:
+                with inner.at(step=step, direction=direction, scale=48 * scale):
                     yield
 
         return Wide()

@@ -1,8 +1,8 @@
-"""Evaluate a model at θ + αv without keeping θ + αv: one layer's weights at a time, out of place.
+"""Evaluate a model at θ + βv without keeping θ + βv: one layer's weights at a time, out of place.
 
-``PerLayer`` adds αv to a layer's weights in a scratch buffer when the layer is entered and forgets it when the layer is
+``PerLayer`` adds βv to a layer's weights in a scratch buffer when the layer is entered and forgets it when the layer is
 left: θ is never written, so there is nothing to restore and nothing drifts. Memory is one layer's weights.
-``InPlace`` writes θ + αv over fp32 masters and takes it back, for models whose weights are read outside their own
+``InPlace`` writes θ + βv over fp32 masters and takes it back, for models whose weights are read outside their own
 module; a cycle costs 3e-9 rms in fp32. ``Sparse`` serves masks: it saves the k masked values and restores them exactly.
 """
 
@@ -29,9 +29,9 @@ GROUP = 1 << 19  # coordinates of small modules that are perturbed together
 
 
 class Perturbation(Protocol):
-    """Makes the model compute with θ + αv inside the context, and with θ again after it."""
+    """Makes the model compute with θ + βv inside the context, and with θ again after it."""
 
-    def at(self, *, step: int, direction: int, alpha: float) -> contextlib.AbstractContextManager[None]: ...
+    def at(self, *, step: int, direction: int, scale: float) -> contextlib.AbstractContextManager[None]: ...
 
 
 class BitCache:
@@ -66,18 +66,18 @@ class BitCache:
 def add_direction(
     base: Tensor,
     out: Tensor,
-    alpha: float,
+    scale: float,
     at: DirectionAt,
     *,
     name: str,
     cache: BitCache,
     buffer: Buffer | None = None,
 ) -> None:
-    """out = base + α·v for flat tensors of one parameter; ``out`` may be ``base``."""
+    """out = base + β·v for flat tensors of one parameter; ``out`` may be ``base``."""
     size = base.numel()
     words = cache.words(at, name, size) if base.device.type == "cpu" else None
     for low, high, values in at.stream(name).blocks(size, device=base.device, words=words, buffer=buffer):
-        torch.add(base[low:high], values, alpha=alpha, out=out[low:high])
+        torch.add(base[low:high], values, alpha=scale, out=out[low:high])
 
 
 class _Perturbed(NamedTuple):
@@ -131,9 +131,9 @@ class PerLayer:
         self._checked = False
 
     @contextlib.contextmanager
-    def at(self, *, step: int, direction: int, alpha: float) -> Iterator[None]:
-        """Model at θ + αv inside; θ itself is never written."""
-        self._point = (step, direction, alpha)
+    def at(self, *, step: int, direction: int, scale: float) -> Iterator[None]:
+        """Model at θ + βv inside; θ itself is never written."""
+        self._point = (step, direction, scale)
         handles = []
         for module in self._owned:
             handles.append(module.register_forward_pre_hook(self._enter))
@@ -217,12 +217,12 @@ class PerLayer:
         return [(item.key, item.view) for item in weights]
 
     def _add(self, name: str, p: nn.Parameter, out: Tensor) -> None:
-        step, direction, alpha = self._point
+        step, direction, scale = self._point
         if p.device not in self._blocks:
             most = max(q.numel() for q in self._parameters.values())
             self._blocks[p.device] = Buffer(min(most, block_size(p.device)), p.device)
         add_direction(
-            p.detach().view(-1), out, alpha, DirectionAt(self._directions, step, direction), name=name,
+            p.detach().view(-1), out, scale, DirectionAt(self._directions, step, direction), name=name,
             cache=self._cache, buffer=self._blocks[p.device],
         )  # fmt: skip
 
@@ -254,24 +254,24 @@ def _aligned(p: Tensor) -> int:
 
 
 class InPlace:
-    """Write θ + αv over the fp32 masters and take it back."""
+    """Write θ + βv over the fp32 masters and take it back."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], directions: Directions, cache: BitCache) -> None:
         self._parameters, self._directions, self._cache = dict(parameters), directions, cache
 
     @contextlib.contextmanager
-    def at(self, *, step: int, direction: int, alpha: float) -> Iterator[None]:
-        """Model at θ + αv inside; after it θ, up to the rounding of one addition and one subtraction."""
-        self._add(step, direction, alpha)
+    def at(self, *, step: int, direction: int, scale: float) -> Iterator[None]:
+        """Model at θ + βv inside; after it θ, up to the rounding of one addition and one subtraction."""
+        self._add(step, direction, scale)
         try:
             yield
         finally:
-            self._add(step, direction, -alpha)
+            self._add(step, direction, -scale)
 
-    def _add(self, step: int, direction: int, alpha: float) -> None:
+    def _add(self, step: int, direction: int, scale: float) -> None:
         for name, flat, _, _ in sizes(self._parameters, None):
             at = DirectionAt(self._directions, step, direction)
-            add_direction(flat, flat, alpha, at, name=name, cache=self._cache)
+            add_direction(flat, flat, scale, at, name=name, cache=self._cache)
 
 
 class Sparse:
@@ -281,8 +281,8 @@ class Sparse:
         self._parameters, self._masks, self._directions = dict(parameters), masks, directions
 
     @contextlib.contextmanager
-    def at(self, *, step: int, direction: int, alpha: float) -> Iterator[None]:
-        """Model at θ + α·(m⊙w⊙v) inside; exactly θ after it."""
+    def at(self, *, step: int, direction: int, scale: float) -> Iterator[None]:
+        """Model at θ + β·(m⊙w⊙v) inside; exactly θ after it."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
             for name, flat, mask, size in sizes(self._parameters, self._masks):
@@ -294,7 +294,7 @@ class Sparse:
                     values.mul_(mask.weight)
                 old = flat[mask.index]
                 saved.append((flat, mask.index, old))
-                flat.index_copy_(0, mask.index, torch.add(old, values, alpha=alpha).to(flat.dtype))
+                flat.index_copy_(0, mask.index, torch.add(old, values, alpha=scale).to(flat.dtype))
             yield
         finally:
             for flat, index, old in saved:
@@ -325,7 +325,7 @@ def perturbation(
 class _DirectReads(TorchFunctionMode):
     """During the first pass, refuse a model that reads a trainable weight outside the weight's own module.
 
-    Such a read would see θ instead of θ + αv (a head computed from ``embedding.weight``, say). The check looks at
+    Such a read would see θ instead of θ + βv (a head computed from ``embedding.weight``, say). The check looks at
     which tensors an operation takes, never at their values, so it says nothing about a record.
     """
 

@@ -193,13 +193,13 @@ def _zo_synflow(
         value = output.logits if hasattr(output, "logits") else output[0] if isinstance(output, tuple) else output
         return float(value.double().sum())
 
-    def shifted(base: Mapping[str, Tensor], query: int, alpha: float) -> dict[str, Tensor]:
+    def shifted(base: Mapping[str, Tensor], query: int, scale: float) -> dict[str, Tensor]:
         moved = dict(base)
         for name in parameters:
             z = directions.values(
                 step=key, direction=query, tensor=f"prune/{name}", size=base[name].numel(), device=device
             )
-            moved[name] = base[name] + alpha * z.view(base[name].shape)
+            moved[name] = base[name] + scale * z.view(base[name].shape)
         return moved
 
     def slopes(base: Mapping[str, Tensor]) -> list[float]:

@@ -109,9 +109,9 @@ def loss_differences(
     rows = []
     total = torch.zeros(sum(chunk[1] for chunk in chunks), dtype=torch.float64)
     for direction in directions:
-        with perturb.at(step=step, direction=direction, alpha=scale):
+        with perturb.at(step=step, direction=direction, scale=scale):
             above = _losses(model, chunks, loss_fn, state)
-        with perturb.at(step=step, direction=direction, alpha=-scale):
+        with perturb.at(step=step, direction=direction, scale=-scale):
             below = _losses(model, chunks, loss_fn, state)
         rows.append((above - below) / (2 * scale))
         total += (above + below) / (2 * len(directions))

@@ -16,7 +16,7 @@ from dpaudit import InvalidValue, PrivacyRefusal, UnsupportedModel
 from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import NoiseSource, NoNoise
 from dpaudit.trainers.zeroth_order.coordinates import Mask, trainable_parameters
-from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
+from dpaudit.trainers.zeroth_order.directions import DirectionAt, DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
 from dpaudit.trainers.zeroth_order.step import (
     Pull,
@@ -230,8 +230,8 @@ def test_why_half_precision_is_refused() -> None:
     z = V.values(step=0, direction=0, tensor="w", size=w.numel())
     half = w.bfloat16()
     start = half.clone()
-    for alpha in (1e-3, -2e-3, 1e-3):
-        half += (alpha * z).bfloat16()
+    for scale in (1e-3, -2e-3, 1e-3):
+        half += (scale * z).bfloat16()
     assert 1e-4 < (half.float() - start.float()).square().mean().sqrt().item() < 4e-4
 
 
@@ -245,7 +245,7 @@ def test_a_perturbed_pass_equals_the_functionally_perturbed_model(mode: str, kin
     batch = torch.stack(token_records(3))
     parameters = trainable_parameters(model)
     perturb = perturbation(model, parameters, directions, mode=mode, cache=BitCache(cache))
-    with torch.no_grad(), perturb.at(step=0, direction=2, alpha=0.05):
+    with torch.no_grad(), perturb.at(step=0, direction=2, scale=0.05):
         found = gpt_losses(model, batch)
     z = direction(model, 2, directions)
     moved = {name: p.detach() + 0.05 * z[name] for name, p in parameters.items()}
@@ -270,7 +270,7 @@ def test_a_cache_forgets_the_direction_before(kind: DirectionKind) -> None:
     for step, direction in ((0, 0), (0, 1), (1, 0), (0, 0)):
         fresh = directions.stream(step=step, direction=direction, tensor="w")
         for _ in range(2):  # drawn, then remembered
-            words = cache.words(directions, step, direction, "w", 300)
+            words = cache.words(DirectionAt(directions, step, direction), "w", 300)
             assert words is not None and (words == fresh.words(300)).all()
 
 
@@ -299,7 +299,7 @@ class OuterScale(nn.Module):
 def test_nested_weights_and_returned_weights_are_perturbed_once() -> None:
     model, x = OuterScale(), torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     perturb = perturbation(model, trainable_parameters(model), V)
-    with torch.no_grad(), perturb.at(step=0, direction=0, alpha=0.1):
+    with torch.no_grad(), perturb.at(step=0, direction=0, scale=0.1):
         found = model(x)
     moved = {name: p.detach() + 0.1 * direction(model, 0)[name] for name, p in trainable_parameters(model).items()}
     assert torch.allclose(found, torch.func.functional_call(model, moved, (x,)), rtol=1e-5)
@@ -349,12 +349,12 @@ def test_layers_perturbed_ahead_serve_any_order_of_calls(group: int, monkeypatch
     orders = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 3, 1], [1, 3], [0, 1, 2, 3])
     for direction, order in enumerate(orders):
         model.order = list(order)
-        for alpha in (0.3, -0.3):
+        for scale in (0.3, -0.3):
             moved = {
-                name: p + alpha * V.values(step=1, direction=direction, tensor=name, size=p.numel()).view(p.shape)
+                name: p + scale * V.values(step=1, direction=direction, tensor=name, size=p.numel()).view(p.shape)
                 for name, p in parameters.items()
             }
-            with perturb.at(step=1, direction=direction, alpha=alpha), torch.no_grad():
+            with perturb.at(step=1, direction=direction, scale=scale), torch.no_grad():
                 found = [model(x), model(x)]  # two physical batches at one point
             expected = torch.func.functional_call(model, moved, (x,))
             assert all(torch.allclose(one, expected, atol=1e-6) for one in found)
@@ -374,7 +374,7 @@ def test_hooks_are_gone_and_weights_back_after_an_error() -> None:
     parameters = trainable_parameters(model)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        perturbation(model, parameters, V).at(step=0, direction=0, alpha=1.0),
+        perturbation(model, parameters, V).at(step=0, direction=0, scale=1.0),
     ):
         raise RuntimeError("stop")
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in model.modules())

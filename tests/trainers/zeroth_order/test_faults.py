@@ -185,7 +185,7 @@ def perturbed_and_updated_along_the_same_mask() -> bool:
     rule = MaskRule(keep=0.05, score="magnitude", ranked=True)
     mask = _pruning.pruning_mask(model, parameters, rule, v)
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    with perturbation(model, parameters, v, masks=mask).at(step=0, direction=0, alpha=1.0):
+    with perturbation(model, parameters, v, masks=mask).at(step=0, direction=0, scale=1.0):
         along = {name: p.detach() - before[name] for name, p in parameters.items()}
     _zeroth_order.apply_update(parameters, v, [1.0], step=0, learning_rate=1.0, masks=mask)
     return all(torch.allclose(before[n] - p.detach(), along[n], atol=1e-6) for n, p in parameters.items())

@@ -75,7 +75,7 @@ def test_only_masked_coordinates_are_perturbed_and_the_same_are_updated(rule: Ma
             (name, int(i)) for name, p in parameters.items() for i in (p.detach() != before[name]).flatten().nonzero()
         }
 
-    with perturbation(model, parameters, V, masks=mask).at(step=0, direction=0, alpha=0.5):
+    with perturbation(model, parameters, V, masks=mask).at(step=0, direction=0, scale=0.5):
         perturbed = moved()
     assert not moved()
     apply_update(parameters, V, [1.0], step=0, learning_rate=0.5, masks=mask)
@@ -88,7 +88,7 @@ def test_the_update_follows_the_perturbation_with_its_ranks() -> None:
     parameters = trainable_parameters(model)
     mask = mask_of(model, MaskRule(keep=0.05, score="magnitude", ranked=True))
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    with perturbation(model, parameters, V, masks=mask).at(step=3, direction=0, alpha=1.0):
+    with perturbation(model, parameters, V, masks=mask).at(step=3, direction=0, scale=1.0):
         along = {name: (p.detach() - before[name]).double() for name, p in parameters.items()}
     apply_update(parameters, V, [1.0], step=3, learning_rate=1.0, masks=mask)
     for name, p in parameters.items():
