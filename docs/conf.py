@@ -35,6 +35,8 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 nitpicky = True
+# A word of a type, such as "ids", may name attributes of several classes. Roles must lead somewhere all the same.
+suppress_warnings = ["ref.python"]
 
 PACKAGES = (
     "dpaudit",

@@ -41,7 +41,7 @@ from dpaudit.trainers.witness import ReleaseRecorder
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What one call of :func:`train` executed.
+    """What one call of :func:`dpaudit.trainers.train` executed.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def train(
         Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory; "auto"
         fits it to the memory that the first steps leave free.
     callback : callable or None
-        Called after every step with a :class:`StepReport`; True ends the run after this step. A stop decided from
+        Called after every step with a ``StepReport``; True ends the run after this step. A stop decided from
         ``private`` values is not free.
     sampler, noise, clipper : optional
         Injected for tests, planted faults and other methods; by default what the plan says.

@@ -21,7 +21,7 @@ class TrainingStopped(StorageFailed):
     """Training ended between two steps because the journal or a log could not be written.
 
     No step is half applied, and none was released that is not counted. ``result`` is what the call would have returned
-    (a :class:`TrainingResult` or :class:`ZOResult`) for the steps that ran, so that they can be saved.
+    (a ``TrainingResult`` or ``ZOResult``) for the steps that ran, so that they can be saved.
     """
 
     result: Any

@@ -116,7 +116,7 @@ class InRunCanaries:
 
     Notes
     -----
-    Scores add up as in :class:`~dpaudit.attacks.canaries.running_scores.RunningScores`, where x is the release at the
+    Scores add up as in ``RunningScores``, where x is the release at the
     canary's coordinate over its contribution and s the noise's deviation over it: the most powerful statistic where
     nothing else moves the coordinate.
     """

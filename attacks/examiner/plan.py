@@ -51,7 +51,7 @@ class ExamPlan:
 
     @classmethod
     def read(cls, plan: Any) -> ExamPlan:
-        """Take an :class:`ExamPlan`, or a trainer's plan (see :class:`dpaudit.privacy.protocols.RunPlan`)."""
+        """Take an :class:`ExamPlan`, or a trainer's plan (see ``RunPlan``)."""
         if isinstance(plan, cls):
             return plan
         if not isinstance(plan, RunPlan):

@@ -110,7 +110,7 @@ class ClaimModel(_Model):
     max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
 
     def value(self) -> Claim:
-        """The claim as the value that the rest of the product knows; raises :class:`InvalidValue` where it is none."""
+        """The claim as a checked value; raises :class:`~dpaudit.InvalidValue` where it cannot be one."""
         return Claim(
             epsilon=self.epsilon,
             delta=self.delta,

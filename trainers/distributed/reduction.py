@@ -31,7 +31,7 @@ _BUCKET = 2**24  # elements that one collective carries
 
 
 class Reduction(Protocol):
-    """What the processes of a run do together; :class:`OneProcess` says what that is for a single one."""
+    """What the processes of a run do together; ``OneProcess`` says what that is for a single one."""
 
     @property
     def leads(self) -> bool:

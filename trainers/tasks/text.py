@@ -104,7 +104,7 @@ class Infilling:
         return classification_losses(self.class_logits(model, batch), batch["labels"])
 
     def class_logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, classes) logits of the class words at the mask; see :func:`logits_at_the_mask`."""
+        """(B, classes) logits of the class words at the mask; see ``logits_at_the_mask``."""
         mask = self.tokenizer.mask_token_id
         return logits_at_the_mask(model, batch, mask_token=mask, words=list(self.label_tokens))
 

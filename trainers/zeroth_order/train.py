@@ -38,7 +38,7 @@ from dpaudit.trainers.zeroth_order.weights import ZOWeights
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ZOResult:
-    """What one call of :func:`zo_train` executed.
+    """What one call of :func:`dpaudit.trainers.zo_train` executed.
 
     Attributes
     ----------
@@ -116,12 +116,12 @@ def zo_train(
     cache_bytes : int
         Random bits of the current direction kept in memory, to be drawn once instead of three times. Speed only.
     callback : callable or None
-        Called after every step with a :class:`ZOReport`; True ends the run after this step. A stop decided from
+        Called after every step with a ``ZOReport``; True ends the run after this step. A stop decided from
         ``private`` values is not free.
     sampler, noise : optional
         Injected for tests and planted faults.
     world : World or None
-        Processes that share the step's directions or records; see :class:`TorchWorld`.
+        Processes that share the step's directions or records; see ``TorchWorld``.
     start, stop : (stage, step) pairs
         Run from ``start`` (inclusive) up to ``stop`` (exclusive; default: the end), for checkpoints and resumes.
     state : mapping or None
