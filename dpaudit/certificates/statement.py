@@ -37,6 +37,11 @@ def _as_written(value: Any, check: Callable[[Any], Any]) -> Any:
     return math.inf if checked == "inf" else value
 
 
+def _verdict(word: str) -> Verdict:
+    """The verdict of a word. An enumeration itself has no signature that pydantic reads from Python 3.12 on."""
+    return Verdict(word)
+
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, 64 lower-case hexadecimal digits.")]
 Text = Annotated[str, Field(max_length=20_000)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_as_written)]
@@ -54,7 +59,7 @@ else:
     ]
     VerdictName = Annotated[
         Literal["violated", "accounting_mismatch", "invalid_audit", "inconclusive", "consistent"],
-        AfterValidator(Verdict),
+        AfterValidator(_verdict),
     ]
     Object = dict[str, JsonValue]
 M = TypeVar("M", bound="_Model")
