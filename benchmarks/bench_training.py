@@ -3,6 +3,8 @@
     python benchmarks/bench_training.py                 # time, both models, all backends -> results/training_cpu.json
     python benchmarks/bench_training.py --memory        # peak memory above weights, one process per backend
     python benchmarks/bench_training.py --models gpt2-large-vocabulary   # where the logits dominate; also with --memory
+    python benchmarks/bench_training.py --models gpt2-lora   # adapters alone; against LoRA without privacy
+    python benchmarks/bench_training.py --profile       # shares of the CPU time by phase and by kind of operation
     python benchmarks/bench_training.py --quick         # 3 rounds, our backends only
 
 The ordinary step is timed twice: with torch's own matrix products, and with the advantage that the private step has,
@@ -33,10 +35,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 Step = Callable[[], None]
 NOISE = 1e-3
-LARGE = "gpt2-large-vocabulary"
+LARGE, LORA = "gpt2-large-vocabulary", "gpt2-lora"
 RESULTS = pathlib.Path(__file__).parent / "results" / "training_cpu.json"
 
 
@@ -52,7 +55,9 @@ def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
             n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, tie_word_embeddings=name != "gpt2-untied",
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        return GPT2LMHeadModel(config).train(), {"input_ids": torch.randint(0, config.vocab_size, (16, 128))}
+        whole = GPT2LMHeadModel(config).train()
+        model = _with_adapters(whole) if name == LORA else whole
+        return model, {"input_ids": torch.randint(0, config.vocab_size, (16, 128))}
     config = BertConfig(
         num_hidden_layers=6, hidden_size=256, num_attention_heads=4, intermediate_size=1024, vocab_size=8192,
         max_position_embeddings=128, hidden_dropout_prob=0, attention_probs_dropout_prob=0, num_labels=2,
@@ -60,6 +65,19 @@ def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     ids = torch.randint(5, 8192, (32, 64))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (32,))}
     return BertForSequenceClassification(config).train(), batch
+
+
+def _with_adapters(model: nn.Module) -> nn.Module:
+    """LoRA of rank 8 in every linear layer of the blocks; everything else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    wanted = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["c_attn", "c_proj", "c_fc"], bias="none")
+    adapted: nn.Module = get_peft_model(model, wanted).base_model.model  # type: ignore[arg-type, assignment]
+    return adapted.train()
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def losses(model: nn.Module, batch: dict[str, Tensor], explicit: bool = False) -> Tensor:
@@ -87,12 +105,16 @@ def _noise(parameters: list[nn.Parameter], size: int) -> None:
 # -- backends: (model, batch) -> one step -----------------------------------------------------------------------------
 def nonprivate(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     """The ordinary AdamW step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(_trained(model), lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        losses(model, batch).mean().backward()
-        optimizer.step()
+        with record_function("phase: forward"):
+            loss = losses(model, batch).mean()
+        with record_function("phase: backward"):
+            loss.backward()
+        with record_function("phase: optimizer"):
+            optimizer.step()
 
     return step
 
@@ -168,16 +190,21 @@ def ghost(
         from dpaudit.trainers.ghost import products as _products
         from dpaudit.trainers.ghost.clipper import GhostClipping
 
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        optimizer = torch.optim.AdamW(_trained(model), lr=1e-4)
         clipper = GhostClipping(model, max_grad_norm=0.1, lean=lean)
-        parameters = list(model.parameters())
+        parameters = _trained(model)
 
         def step() -> None:
             optimizer.zero_grad()
             with _products.plain() if plain else _products.fast():
-                clipper.backward(losses(model, batch))
-            _noise(parameters, len(batch["input_ids"]))
-            optimizer.step()
+                with record_function("phase: forward"):
+                    each = losses(model, batch)
+                with record_function("phase: norms and sums"):
+                    clipper.backward(each)
+            with record_function("phase: noise"):
+                _noise(parameters, len(batch["input_ids"]))
+            with record_function("phase: optimizer"):
+                optimizer.step()
 
         return step
 
@@ -186,8 +213,8 @@ def ghost(
 
 def loop(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     """B backward passes of batch one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(_trained(model), lr=1e-4)
+    parameters = _trained(model)
 
     def step() -> None:
         total = [torch.zeros_like(p) for p in parameters]
@@ -259,7 +286,16 @@ BACKENDS: dict[str, Callable[[nn.Module, dict[str, Tensor]], Step]] = {
     "opacus hooks": opacus("hooks"),
     "opacus ghost": opacus("ghost"),
 }
-MODELS = ("gpt2-tied", "gpt2-untied", "bert")  # and LARGE, where asked for: a few minutes
+MODELS = ("gpt2-tied", "gpt2-untied", "bert")  # and LARGE or LORA, where asked for: a few minutes
+KINDS = {
+    "products": ("mm", "bmm", "addmm", "baddbmm", "linear", "linear_pointwise", "matmul", "mkldnn", "einsum"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "normal numbers": ("normal", "randn"),
+    "softmax and losses": ("softmax", "nll", "cross_entropy"),
+    "embedding": ("embedding", "index", "gather", "scatter"),
+    "layer norm": ("layer_norm",),
+}
+"""Words in the name of an operation that tell its kind; every other one is elementwise, a copy or a sum."""
 
 
 def _prepared(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Step | str:
@@ -300,6 +336,40 @@ def time_model(model_name: str, rounds: int, names: list[str]) -> dict[str, Any]
             "seconds": round(statistics.median(seconds[name]), 4),
         }
     return table
+
+
+def profile_model(model_name: str, names: list[str], steps: int = 5) -> dict[str, Any]:
+    """Shares of the CPU time of some steps: by phase of the step, and by kind of operation."""
+    model, batch = make(model_name)
+    table: dict[str, Any] = {}
+    for name in names:
+        step = _prepared(name, model, batch)
+        if isinstance(step, str):
+            continue
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(steps):
+                step()
+        found = seen.key_averages()
+        phases = {row.key: row.cpu_time_total for row in found if row.key.startswith("phase: ")}
+        kinds: dict[str, float] = {}
+        for row in found:
+            kind = "python" if row.key.startswith("phase: ") else _kind(row.key)
+            kinds[kind] = kinds.get(kind, 0.0) + row.self_cpu_time_total
+        table[name] = {
+            "phases": _shares({key.removeprefix("phase: "): value for key, value in phases.items()}),
+            "kinds": _shares(kinds),
+        }
+    return table
+
+
+def _kind(operation: str) -> str:
+    words = operation.removeprefix("aten::").removeprefix("mkldnn::").lower()
+    return next((kind for kind, names in KINDS.items() if any(n in words for n in names)), "elementwise, copies, sums")
+
+
+def _shares(seconds: dict[str, float]) -> dict[str, float]:
+    total = sum(seconds.values()) or 1.0
+    return {key: round(value / total, 3) for key, value in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
 def peak_of(model_name: str, backend: str, steps: int = 3) -> dict[str, float]:
@@ -344,6 +414,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="one file a processor")
     parser.add_argument("--quick", action="store_true", help="3 rounds, our backends only, nothing stored")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--profile", action="store_true", help="shares of the time by phase and by operation")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "BACKEND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -352,12 +423,14 @@ def main() -> None:
         print(json.dumps(peak_of(*options.peak)))
         return
     names = [n for n in options.backends if not options.quick or n.startswith(("non", "dpaudit"))]
-    kind = "memory" if options.memory else "time"
+    kind = "memory" if options.memory else "profile" if options.profile else "time"
     found = {}
     for model_name in options.models:
         found[model_name] = (
             memory_model(model_name, names)
             if options.memory
+            else profile_model(model_name, [n for n in names if "opacus" not in n and "loop" not in n])
+            if options.profile
             else time_model(model_name, 3 if options.quick else options.rounds, names)
         )
         print(model_name)

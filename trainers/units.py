@@ -92,7 +92,7 @@ class Units:
         if largest > max_records:
             raise InvalidValue(
                 f"one {unit} has {largest} records, above max_records_per_unit={max_records}, so that no number would"
-                f" hold for a {unit}; choose at random (max_records_rule='choose'), draw units whole"
+                f" hold for one {unit}; choose at random (max_records_rule='choose'), draw units whole"
                 " (sampling_unit='unit'), or raise the bound."
             )
 

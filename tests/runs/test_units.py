@@ -47,7 +47,7 @@ def configured(folder: Path, **changes: Any) -> Config:
 
 def test_a_unit_above_its_bound_is_refused_in_one_sentence(tmp_path: Path) -> None:
     told = (
-        "one sender has 3 records, above max_records_per_unit=2, so that no number would hold for a sender; choose at"
+        "one sender has 3 records, above max_records_per_unit=2, so that no number would hold for one sender; choose at"
         " random (max_records_rule='choose'), draw units whole (sampling_unit='unit'), or raise the bound."
     )
     with pytest.raises(InvalidValue) as error:
