@@ -116,7 +116,9 @@ def test_the_ledger_counts_units():
 def test_a_unit_above_its_bound_is_refused_before_a_step_is_counted():
     model, records = linear_problem()
     journal = MemoryJournal()
-    told = r"one person has 5 records, above max_records_per_unit=4, so that no number would hold for one person; choose"
+    told = (
+        r"one person has 5 records, above max_records_per_unit=4, so that no number would hold for one person; choose"
+    )
     with pytest.raises(InvalidValue, match=told):
         train(
             model, records, linear_plan(unit="person", max_records_per_unit=4), collate=collate, loss_fn=loss_fn,
