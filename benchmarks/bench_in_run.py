@@ -482,7 +482,58 @@ def claims() -> Iterator[tuple[str, Callable[[], Row]]]:
             yield f"claims/{claim:g}/{seed}", lambda claim=claim, seed=seed: case(claim, seed)
 
 
-PARTS = {"faults": faults, "edges": edges, "claims": claims, "coverage": coverage, "correlated": correlated}
+def scalars() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Canaries of a zeroth-order run, at the steps of examples/certify_zo.toml: all share its 280 scalars."""
+    from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries
+    from dpaudit.auditing.design import choose_guesses
+    from dpaudit.auditing.roc import rank_sum_p_value
+
+    q, sigma, directions, steps, claim, runs = 0.04, 0.907, 2, 140, 4.0, 20
+
+    def case(m: int) -> Row:
+        rng, seen = np.random.default_rng(m), []
+        k = choose_guesses(m, claim, PLAN.delta, split_alpha(ALPHA)[1].primary)[0]
+        for _ in range(runs):
+            coins = rng.random(m) < 0.5
+            canaries = ScalarInRunCanaries(
+                coins,
+                int(rng.integers(2**63)),
+                sampling_probability=q,
+                noise_multiplier=sigma,
+                releases_per_step=directions,
+                clip="joint",
+            )
+            for step in range(steps):
+                drawn = np.flatnonzero(rng.random(canaries.members) < q).tolist()
+                noise = sigma * rng.standard_normal(directions)
+                sums = canaries.differences(step, drawn, 1.0).sum(1).numpy() + noise
+                canaries.observe(step, sums, clipping_norm=1.0, normaliser=1.0)
+            scores = canaries.scores()
+            made, right = count_correct(guess([str(i) for i in range(m)], scores, (k, k)), coins)
+            seen.append((snj_epsilon_lower(m, made, right, PLAN.delta, ALPHA), rank_sum_p_value(scores, coins)))
+        bounds, p_values = np.sort(np.array(seen), axis=0).T
+        return {
+            "run": "simulated",
+            "m": m,
+            "runs": runs,
+            "epsilon_lower": float(np.median(bounds)),
+            "largest": float(bounds[-1]),
+            "rank_sum_p": float(np.median(p_values)),
+            "smallest_p": float(p_values[0]),
+        }
+
+    for m in (41, 82, 164, 400, 1000, 3000):
+        yield f"scalars/{m}", lambda m=m: case(m)
+
+
+PARTS = {
+    "faults": faults,
+    "edges": edges,
+    "claims": claims,
+    "coverage": coverage,
+    "correlated": correlated,
+    "scalars": scalars,
+}
 
 
 def read() -> dict[str, Row]:
@@ -498,7 +549,7 @@ def table(rows: dict[str, Row]) -> None:
     """Counts by fault and part."""
     by_fault: dict[str, list[Row]] = {}
     for key, row in rows.items():
-        if key.startswith("coverage/"):
+        if key.startswith(("coverage/", "scalars/")):
             continue
         by_fault.setdefault("/".join(key.split("/")[:-1]), []).append(row)
     for name, of in by_fault.items():
@@ -507,6 +558,8 @@ def table(rows: dict[str, Row]) -> None:
         where = sorted({row["where"] for row in of if row.get("where")})
         lower = sorted(row["epsilon_lower"] for row in of)[len(of) // 2]
         print(f"{name:28} {convicted:4} of {len(of):4}  eps_lower median {lower:.3f}  {', '.join(names + where)}")
+    for row in (row for key, row in rows.items() if key.startswith("scalars/")):
+        print(f"zeroth order, {row['m']} canaries: {row}")
     for name in ("gaussian", "subsampled"):
         of = [row for key, row in rows.items() if key.startswith(f"coverage/{name}/")]
         if of:

@@ -195,7 +195,7 @@ def cost_of_observers(pairs: int, work: Path) -> Row:
 
 
 def cost(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    yield "cost/0", lambda: cost_of_observers(21, work)
+    yield "cost/0", lambda: cost_of_observers(11, work)
 
 
 def trained_adapters(seed: int, work: Path) -> Row:
