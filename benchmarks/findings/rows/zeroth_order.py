@@ -151,11 +151,14 @@ def searched(directions: int, options: Options) -> dict[str, Any]:
     return {"rate": best, "norm": norm, "schedule": schedule, "runs": 6 if schedule is None else 6 + 2 * len(SCHEDULES)}
 
 
-@torch.no_grad()
 def twice(task: prompts.Task, run: Callable[[int], Any]) -> float:
     """Mean loss on public validation records after two runs: one alone is luck."""
-    batch = task.collate(task.validation)
-    return statistics.fmean(float(task.losses(run(turn), batch).mean()) for turn in (0, 1))
+    batch, losses = task.collate(task.validation), []
+    for turn in (0, 1):
+        model = run(turn)
+        with torch.no_grad():
+            losses.append(float(task.losses(model, batch).mean()))
+    return statistics.fmean(losses)
 
 
 def evened(growth: float, decay: float) -> float:
