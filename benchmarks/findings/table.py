@@ -181,7 +181,9 @@ def of_row_6(_: list[Run]) -> list[str]:
 def of_row_7(runs: list[Run]) -> list[str]:
     own = [r for r in runs if parts(r["setting"])["on"] == "small"]
     out = [
-        *_before([r for r in own if "'dpzero' epsilon=4" in r["setting"]], "before", lambda k: "accuracy of the prompt", 3),
+        *_before(
+            [r for r in own if "'dpzero' epsilon=4" in r["setting"]], "before", lambda k: "accuracy of the prompt", 3
+        ),
         "Small causal model, every parameter, prompts; test accuracy:", "",
         *pivot(own, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3),
     ] if own else []  # fmt: skip
