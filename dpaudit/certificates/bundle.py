@@ -138,7 +138,7 @@ def _certificate(path: Path) -> Path:
         raise InvalidEvidence(f"{path} holds no certificate.json; give the certificate or a finished run folder.")
     if not path.is_file() or path.name != "certificate.json":
         state = "is no certificate.json" if path.exists() else "does not exist"
-        raise InvalidEvidence(f"{path} {state}; give the certificate or a finished run folder.")
+        raise InvalidEvidence(f"{path} {state}; give certificate.json or a finished run folder.")
     return path
 
 
