@@ -151,7 +151,7 @@ class Privacy(_Section):
     """With ``sampling_unit = "unit"``: learn from the mean or the sum of a unit's losses. Privacy is the same."""
     expected_batch_size: PositiveFloat = Field(examples=[200])
     """Expected number of records of a minibatch: q times the public size, and the constant that sums are divided by.
-    Larger batches drown the noise better and cost more computing."""
+    The noise weighs less in larger batches, which cost more computing."""
     clipping_norm: PositiveFloat = Field(examples=[0.5])
     """C: the largest norm that one record's gradient may have in the sum. It scales the noise with it, so that it
     changes learning and not ε; near the usual norm of a gradient is a good start."""
