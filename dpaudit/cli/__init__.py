@@ -76,7 +76,7 @@ def main() -> None:
     Example:
       dpaudit account --stage "q=0.01,sigma=1.0,steps=1000" --delta 1e-5
       dpaudit init mails.csv --model my-model --unit mail --public-size 2000
-      dpaudit certify mails.toml --out runs/first
+      dpaudit certify mails.toml --out runs/first --examine
       dpaudit verify runs/first/release/certificate.json
     """
 

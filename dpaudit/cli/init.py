@@ -31,7 +31,7 @@ def command(data: Path, model: Path, as_json: bool, **options: Any) -> None:
     \b
     Example:
       dpaudit init mails.csv --model my-model --unit mail --public-size 2000
-      dpaudit certify mails.toml --out runs/mails
+      dpaudit certify mails.toml --out runs/mails --examine
     """
     from dpaudit.runs.init import init
 
