@@ -275,7 +275,7 @@ def section(row: int, words: Words, runs: list[Run]) -> list[str]:
     if row in (3, 4, 5, 7):
         gpu = f"`python benchmarks/findings {row} --device cuda --minutes 8`"
         out += [f"**Not run:** the same on SmolLM2-135M, {gpu} (8 minutes of one H100).", ""]
-    out += [f"**{words.verdict.capitalize()}.** {words.reading}".rstrip(), ""]
+    out += [f"**{words.verdict[:1].upper()}{words.verdict[1:]}.** {words.reading}".rstrip(), ""]
     return out
 
 
