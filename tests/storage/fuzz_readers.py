@@ -77,9 +77,10 @@ def verify_in_place(path: Path) -> Any:
 
 
 def report_tail(report: Any) -> int:
-    """Lines of a report beyond its steps and failures, from an empty one."""
+    """Lines of a report beyond its steps and failures: an empty one's, and the lines of evidence with reasons."""
     empty = type(report)(stated_verdict="inconclusive", steps=(), origin="", warnings=report.warnings)
-    return empty.to_text().count("\n")
+    added = [line for line in report.lines if line not in empty.lines]
+    return empty.to_text().count("\n") + sum(1 + len(line.reasons[:3]) for line in added)
 
 
 def read_envelope(path: Path) -> Any:
