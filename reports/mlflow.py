@@ -52,7 +52,7 @@ def log_to_mlflow(
     metrics = [Metric("privacy/epsilon", float(value), 0, int(step)) for step, value in steps]
     for name, value in _numbers(body).items():
         metrics.append(Metric(f"privacy/{name}", value, 0, 0))
-    claim = {} if body.claim is None else body.claim.to_plain()
+    claim = {} if body.claim is None else body.claim.to_dict()
     params = [Param(f"privacy/{k}", str(v)) for k, v in claim.items()]
     tags = [RunTag("dpaudit.verdict", body.verdict.name), RunTag("dpaudit.statement", body.digest)]
     client.log_batch(run_id, metrics=metrics, params=params, tags=tags)

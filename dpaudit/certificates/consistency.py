@@ -91,7 +91,7 @@ def _mechanism(body: Predicate) -> Iterator[str]:
     if ledger is None:
         return
     stages = ledger.stages
-    yield from _repeated(mechanism, stages, body.claimed)
+    yield from _repeated(mechanism, stages, body.claim)
     norms = {s["clipping_norm"] for s in stages if _numbers(s.get("clipping_norm"))}
     yield from _not_among("clipping_norm", mechanism.get("clipping_norm"), norms, RELATIVE)
     batches = {s["expected_batch_size"] for s in stages if _numbers(s.get("expected_batch_size"))}

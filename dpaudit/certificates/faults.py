@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit.certificates.consistency import contradictions
-from dpaudit.certificates.plain import to_float
+from dpaudit.certificates.plain import plain_json, to_float
 from dpaudit.certificates.statement import Audit, Predicate, Subject
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.storage.commitment import commitment, manifest
@@ -81,12 +81,12 @@ def mismatches(body: Predicate) -> list[str]:
         return found
     if ledger is not None:
         for name in ("relation", "unit", "max_records_per_unit"):
-            claimed, recorded = getattr(claim, name), getattr(ledger, name)
+            claimed, recorded = plain_json(getattr(claim, name)), getattr(ledger, name)
             if claimed != recorded:
                 found.append(f"the claim has {name}={claimed!r} and the ledger {recorded!r}")
     for guarantee in body.accounting.guarantees:
         for name in ("delta", "relation"):
-            claimed, accounted = getattr(claim, name), getattr(guarantee, name)
+            claimed, accounted = plain_json(getattr(claim, name)), getattr(guarantee, name)
             if claimed != accounted:
                 found.append(f"the claim has {name}={claimed!r} and accountant {guarantee.accountant} {accounted!r}")
         if claim.max_records_per_unit != guarantee.group_size:

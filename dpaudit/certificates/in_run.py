@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpaudit.certificates.plain import to_float
+from dpaudit.certificates.plain import plain_json, to_float
 from dpaudit.certificates.statement import Predicate
 from dpaudit.certificates.verdict import Observed
 from dpaudit.privacy.finding import finding_status
@@ -43,7 +43,7 @@ def in_run_faults(body: Predicate) -> tuple[str, ...]:
     if body.claim is not None:
         for name, claimed in (
             ("claimed_epsilon", body.claim.epsilon),
-            *((name, getattr(body.claim, name)) for name in ("delta", "relation", "unit")),
+            *((name, plain_json(getattr(body.claim, name))) for name in ("delta", "relation", "unit")),
         ):
             if planned.get(name) != claimed:
                 faults.append(f"the in-run plan has {name}={planned.get(name)!r:.40} and the claim {claimed!r}")

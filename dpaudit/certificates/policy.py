@@ -177,7 +177,7 @@ def _claim_failures(policy: Policy, body: Predicate, recomputed: Recomputed) -> 
                 f" max_delta_times_records={exact_text(policy.max_delta_times_records)}."
             )
     if policy.relations and claim.relation not in policy.relations:
-        yield f"relation={claim.relation!r} is not among {', '.join(policy.relations)}."
+        yield f"relation={str(claim.relation)!r} is not among {', '.join(policy.relations)}."
     if policy.units and claim.unit not in policy.units:
         yield f"unit={claim.unit!r} is not among {', '.join(policy.units)}."
 

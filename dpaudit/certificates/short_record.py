@@ -25,7 +25,7 @@ def privacy_json(certificate: Statement) -> bytes:
         "verdict": body.verdict.name,
         "meaning": body.verdict.meaning,
         **({} if body.level is None else {"level": body.level}),
-        "claim": None if body.claim is None else body.claim.to_plain(),
+        "claim": None if body.claim is None else body.claim.to_dict(),
         "epsilon_upper": epsilon_upper(body),
         "epsilon_lower": None if lower is None else lower.epsilon_lower,
         "confidence": None if lower is None else lower.confidence,

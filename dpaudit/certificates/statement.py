@@ -85,6 +85,8 @@ class _Model(BaseModel):
 def _plain(value: Any) -> Any:
     if isinstance(value, _Model):
         return value.to_plain()
+    if isinstance(value, Claim):
+        return value.to_dict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else plain_json(value)
 
 
@@ -114,15 +116,19 @@ class ClaimModel(_Model):
     """Unit of privacy, such as "record" or "user"."""
     max_records_per_unit: Annotated[int, Field(strict=True, ge=1)]
 
-    def value(self) -> Claim:
-        """The claim as a checked value; raises :class:`~dpaudit.InvalidValue` where it cannot be one."""
-        return Claim(
-            epsilon=self.epsilon,
-            delta=self.delta,
-            relation=self.relation,
-            unit=self.unit,
-            max_records_per_unit=self.max_records_per_unit,
-        )
+
+def _claim(written: ClaimModel) -> Claim:
+    """The claim as the frozen value that all readers use; the model above only says what may stand in the file."""
+    try:
+        return Claim(**dict(written))
+    except InvalidValue as error:
+        raise InvalidEvidence(f"the certificate's claim is none ({error}); give the original.") from None
+
+
+if TYPE_CHECKING:
+    ClaimField = Claim | None
+else:
+    ClaimField = Annotated[ClaimModel, AfterValidator(_claim)] | None
 
 
 class Scope(_Model):
@@ -263,7 +269,7 @@ class Predicate(_Model):
     verifier: dict[str, Text]
     """Name and version of the program that wrote the certificate."""
     run_status: Literal["complete", "unfinished"]
-    claim: ClaimModel | None
+    claim: ClaimField
     scope: Scope
     mechanism: Object
     """Algorithm, clipping norm, normaliser, noise source, precision and whatever else the mechanism needs."""
@@ -296,11 +302,6 @@ class Predicate(_Model):
     """Accounting, implementation, released model, origin."""
     digest: Digest
     """SHA-256 of the canonical statement without this field: finds accidents, proves no origin."""
-
-    @property
-    def claimed(self) -> Claim | None:
-        """The claim as a value; None where the certificate makes none."""
-        return None if self.claim is None else self.claim.value()
 
 
 class Statement(_Model):
@@ -339,7 +340,6 @@ class Statement(_Model):
             ) from None
         except RecursionError:
             raise InvalidEvidence("the certificate nests too deeply; give the original.") from None
-        _check_claim(statement.predicate)
         _check_findings(statement.predicate)
         return statement
 
@@ -362,14 +362,6 @@ class Statement(_Model):
     def with_digest(self) -> Statement:
         """The statement with its own digest in ``predicate.digest``."""
         return self.replaced(predicate=self.predicate.replaced(digest=self.digest))
-
-
-def _check_claim(body: Predicate) -> None:
-    """Refuse a claim that nobody could have made here, such as a unit of privacy with control characters."""
-    try:
-        _ = body.claimed
-    except InvalidValue as error:
-        raise InvalidEvidence(f"the certificate's claim is none ({error}); give the original.") from None
 
 
 def _check_findings(body: Predicate) -> None:

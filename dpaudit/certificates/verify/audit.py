@@ -73,7 +73,7 @@ def _plan_steps(folder: Path, body: Predicate, audit: Audit) -> list[Step]:
         where = "the embedded plan"
     text = f"{where} has the digest {digest[:12]}…"
     steps.append(judge("audit.plan", same, text, f"{where} is not the certified plan"))
-    steps.append(_plan_claim_step(plan, body.claimed, audit.copies))
+    steps.append(_plan_claim_step(plan, body.claim, audit.copies))
     return steps
 
 
