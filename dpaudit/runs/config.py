@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -55,9 +55,18 @@ class ClaimSection(_Section):
     max_records_per_unit: PositiveInt = Field(examples=[1])
     """Records one unit contributes at most. Above 1 the claim is accounted for groups of that size."""
 
-    def value(self) -> Claim:
-        """The claim itself, as accountants and certificates take it."""
-        return Claim(**self.model_dump())
+
+def _claim(written: ClaimSection) -> Claim:
+    """The claim as the frozen value that the whole run uses; the section only says what may stand in the file."""
+    return Claim(**dict(written))
+
+
+if TYPE_CHECKING:
+    ClaimField = Claim
+else:
+    ClaimField = Annotated[
+        ClaimSection, pydantic.AfterValidator(_claim), pydantic.PlainSerializer(Claim.to_dict, return_type=dict)
+    ]
 
 
 class Model(_Section):
@@ -291,7 +300,7 @@ class Run(_Section):
 class Config(_Section):
     """A whole run."""
 
-    claim: ClaimSection
+    claim: ClaimField
     model: Model
     data: Data
     privacy: Privacy
@@ -347,7 +356,7 @@ class Config(_Section):
         if self.canaries.kind == "label-substitution" and self.claim.relation != "replace_one":
             raise ValueError(
                 f"canaries.kind='label-substitution' replaces a record by another and claim.relation="
-                f"{self.claim.relation!r} says nothing of that; use 'label-flip', or claim replace_one"
+                f"{str(self.claim.relation)!r} says nothing of that; use 'label-flip', or claim replace_one"
             )
         if not labelled and self.model.task != "causal-lm":
             raise ValueError(f"canaries.kind={self.canaries.kind!r} needs model.task='causal-lm'; use 'label-flip'")
@@ -443,7 +452,7 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         key = printable(".".join(str(part) for part in first["loc"]))[:80] or "configuration"
         got = "" if first["type"] == "missing" else _given(first.get("input"))
-        message = str(first["msg"]).removeprefix("Value error, ")
+        message = str(first["msg"]).removeprefix("Value error, ").removesuffix(".")
         if key == "privacy.public_size" and first["type"] == "missing":
             raise InvalidValue(f"{name}: {key}: field required; {PUBLIC_SIZE_HINT}.") from error
         if first["type"] == "value_error" and not first["loc"]:  # of several keys together; it names its own remedy

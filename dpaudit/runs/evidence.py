@@ -116,7 +116,7 @@ def evidence_of(
     examined = read_json(folder.examination)["findings"] if folder.examination.exists() else ()
     status = {"test": "test", "completed": "complete"}.get(str(facts.get("training_status")), "unfinished")
     return CertificateEvidence(
-        claim=config.claim.value(),
+        claim=config.claim,
         trust_model="central: the trainer sees the private records in the clear",
         release_scope="the last iterate (model weights) and the files of release/",
         ledger=ledger,

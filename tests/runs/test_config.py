@@ -40,6 +40,7 @@ def test_every_example_is_read(name: str) -> None:
         ({"privacy__steps": True}, "privacy.steps=True: must be a number"),
         ({"claim__delta": "1e-5"}, "claim.delta='1e-5': must be a number"),
         ({"claim__epsilon": float("inf")}, "claim.epsilon=inf: input should be a finite number"),
+        ({"claim__unit": "re\u202ecord"}, "claim: unit=.* must be a name: text on one line, .*; correct it"),
         ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate=nan: input should be"),
         ({"data__limit_by": "last"}, "data.limit_by='last'"),
         ({"data__labels": "ham,spam"}, "data.labels='ham,spam'"),
