@@ -12,17 +12,15 @@ import os
 import sys
 import traceback
 import warnings
-from typing import TextIO
+from typing import Any
 
 import click
 
 from dpaudit._version import __version__
 from dpaudit.cli import terminal
-from dpaudit.privacy.errors import DpauditError, PrivacyWarning
+from dpaudit.privacy.endings import INTERNAL, TRACEBACK, ending
+from dpaudit.privacy.errors import PrivacyWarning
 from dpaudit.privacy.text import printable
-
-INTERNAL = 70
-TRACEBACK = "DPAUDIT_TRACEBACK"
 
 COMMANDS = {
     "account": "ε of stages or of a ledger by every accountant asked for.",
@@ -81,14 +79,7 @@ def main() -> None:
     """
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
     """Print a warning of ours as one sentence on standard error, any other as Python does."""
     if issubclass(category, PrivacyWarning):
         terminal.say(f"warning: {message}")
@@ -102,7 +93,7 @@ def run(arguments: list[str] | None = None) -> None:
     No error ends with the code of a verdict: expected ones with their own, any other with 70.
     """
     terminal.prepare()
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _warn
     try:
         code = _code_of(arguments)
         terminal.finish()
@@ -129,35 +120,16 @@ def _code_of(arguments: list[str] | None) -> int:
             terminal.say(str(ended.code))
             return INTERNAL
         return ended.code or 0
-    except click.UsageError as error:
-        where = f" See '{error.ctx.command_path} -h'." if error.ctx else ""
+    except click.ClickException as error:
+        where = f" See '{error.ctx.command_path} -h'." if isinstance(error, click.UsageError) and error.ctx else ""
         words = " ".join(error.format_message().split())  # click lists choices on lines of their own
         terminal.say(f"{words if words[-1:] in '.?!' else words + '.'}{where}")
         return 64
-    except click.ClickException as error:
-        terminal.say(error.format_message())
-        return 64
-    except (click.Abort, KeyboardInterrupt):
-        terminal.say("stopped before it finished; what was already written is kept.")
-        return 130
-    except DpauditError as error:
-        terminal.say(str(error))
-        return error.exit_code
     except (BrokenPipeError, terminal.OutputClosed):
         raise
-    except OSError as error:
-        name = f" {error.filename!r}" if error.filename else ""
-        terminal.say(f"cannot read or write{name}: {error.strerror or error}; check the path.")
-        return 64
-    except MemoryError:
-        terminal.say("there is not enough memory; nothing was decided. Give it more, or smaller files.")
-        return INTERNAL
-    except Exception as error:
-        if os.environ.get(TRACEBACK):
+    except (Exception, KeyboardInterrupt) as error:
+        sentence, code = ending(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
+        if code == INTERNAL and os.environ.get(TRACEBACK):
             traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        terminal.say(
-            f"a fault in dpaudit ({type(error).__name__}: {lines[0][:300]}); nothing was decided. Please report it with"
-            f" what is shown when {TRACEBACK}=1 is set in the environment."
-        )
-        return INTERNAL
+        terminal.say(sentence)
+        return code

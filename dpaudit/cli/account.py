@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
-from dpaudit.cli.common import accounting_options, emit_result, json_option
+from dpaudit.cli.common import Result, accounting_options, option, printed
 
 
-@click.command("account")
+@printed("account")
 @accounting_options
-@click.option("--accountant", "accountants", multiple=True, help="prv (default), rdp, pld, gdp, gdp-clt; repeatable.")
-@click.option("--tuning", help="Law of the number of tuning runs: geometric:10, log:10, poisson:10 (rdp).")
-@click.option("--rtol", type=float, help="Relative width that prv aims at (0.005 when omitted).")
-@json_option
-def command(as_json: bool, **options: Any) -> None:
+@option("--accountant", "accountants", multiple=True, help="prv (default), rdp, pld, gdp, gdp-clt; repeatable.")
+@option("--tuning", help="Law of the number of tuning runs: geometric:10, log:10, poisson:10 (rdp).")
+@option("--rtol", type=float, help="Relative width that prv aims at (0.005 when omitted).")
+def command(**options: Any) -> Result:
     """ε of stages or of a ledger by every accountant asked for.
 
     An accountant that refuses the ledger says why in its row; the exit code is 64 only where nobody answers.
@@ -27,4 +24,4 @@ def command(as_json: bool, **options: Any) -> None:
     """
     from dpaudit.runs.account import account_stages
 
-    emit_result(account_stages(**options), as_json)
+    return account_stages(**options)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
-from dpaudit.cli.common import PATH, emit, json_option
+from dpaudit.cli.common import PATH, Choice, Result, Said, argument, option, printed
 
 
-@click.command("amend")
-@click.argument("certificate", type=PATH)
-@click.option("--kind", type=click.Choice(["note", "correction", "withdrawal"]), required=True, help="What it is.")
-@click.option("--author", required=True, help="Who says so.")
-@click.option("--text", required=True, help="What is said.")
-@click.option("--change", "changes", multiple=True, metavar="PATH=VALUE", help="A corrected field; repeatable.")
-@json_option
-def command(certificate: Path, kind: str, author: str, text: str, changes: tuple[str, ...], as_json: bool) -> None:
+@printed("amend")
+@argument("certificate", type=PATH)
+@option("--kind", type=Choice(["note", "correction", "withdrawal"]), required=True, help="What it is.")
+@option("--author", required=True, help="Who says so.")
+@option("--text", required=True, help="What is said.")
+@option("--change", "changes", multiple=True, metavar="PATH=VALUE", help="A corrected field; repeatable.")
+def command(certificate: Path, changes: Sequence[str], **said: str) -> Result:
     """Append a note, a correction or a withdrawal to CERTIFICATE; verify and policies then take it into account.
 
     Sign it with dpaudit sign where a policy names trusted keys.
@@ -29,5 +27,5 @@ def command(certificate: Path, kind: str, author: str, text: str, changes: tuple
     from dpaudit.certificates.amendments import amend, parse_changes
     from dpaudit.certificates.verify.verify import find_certificate
 
-    path = amend(find_certificate(certificate), kind=kind, author=author, text=text, changes=parse_changes(changes))
-    emit({"schema": "dpaudit.amend/1", "amendment": str(path)}, as_json, f"wrote {path}; next: dpaudit verify")
+    path = amend(find_certificate(certificate), changes=parse_changes(changes), **said)
+    return Said({"schema": "dpaudit.amend/1", "amendment": str(path)}, f"wrote {path}; next: dpaudit verify")

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import click
+from dpaudit.cli.common import PATH, Choice, Result, argument, delta_option, option, printed
 
-from dpaudit.cli.common import PATH, delta_option, emit, json_option
-
-RELATIONS = click.Choice(["add_or_remove_one", "replace_one", "zero_out"])
+RELATIONS = Choice(["add_or_remove_one", "replace_one", "zero_out"])
 
 
-@click.command("audit")
-@click.argument("scores", type=PATH)
-@click.option("--claimed-epsilon", type=float, required=True, help="The claimed ε, for one unit of privacy.")
+@printed("audit")
+@argument("scores", type=PATH)
+@option("--claimed-epsilon", type=float, required=True, help="The claimed ε, for one unit of privacy.")
 @delta_option
-@click.option("--manifest", type=PATH, help="Manifest or secret canary file: the coins, and what they commit to.")
-@click.option("--commitment", help="Digest published before training, which the manifest must open.")
-@click.option("--plan", type=PATH, help="audit_plan.json frozen before training; fixes the design.")
-@click.option(
-    "--coins", type=click.Choice(["fair", "none"]), default="fair", show_default=True, help="none: any split."
-)
-@click.option("--design", type=click.Choice(["one_run", "many_runs"]), help="Default: one_run.")
-@click.option("--relation", type=RELATIONS, help="Default: add_or_remove_one, echoed as defaulted.")
-@click.option("--unit", default="record", show_default=True, help="Unit of privacy of the claim.")
-@click.option("--guesses", type=int, help="Guesses per side, instead of the rule; fix it before looking.")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Total failure probability.")
-@click.option("--attack", help="The pre-registered attack, where the file holds several.")
-@click.option("--copies", type=int, help="Copies of each inserted canary; default: column copies, or 1.")
-@click.option("--group-claim", type=float, help="ε for groups of that many records (dpaudit account --group-size).")
-@click.option("--ledger", type=PATH, help="Ledger or run folder: accounted ε, group ε, declared curve.")
-@click.option("--accounted-upper", type=float, help="The accountant's certified ε; the bound is tested against it too.")
-@click.option("--control", type=PATH, help="Scores of a positive control, column run for several.")
-@click.option("--fault", default="unspecified", help="The control's planted fault, in words.")
-@json_option
-def command(scores: Path, as_json: bool, **options: Any) -> None:
+@option("--manifest", type=PATH, help="Manifest or secret canary file: the coins, and what they commit to.")
+@option("--commitment", help="Digest published before training, which the manifest must open.")
+@option("--plan", type=PATH, help="audit_plan.json frozen before training; fixes the design.")
+@option("--coins", type=Choice(["fair", "none"]), default="fair", show_default=True, help="none: any split.")
+@option("--design", type=Choice(["one_run", "many_runs"]), help="Default: one_run.")
+@option("--relation", type=RELATIONS, help="Default: add_or_remove_one, echoed as defaulted.")
+@option("--unit", default="record", show_default=True, help="Unit of privacy of the claim.")
+@option("--guesses", type=int, help="Guesses per side, instead of the rule; fix it before looking.")
+@option("--alpha", type=float, default=0.05, show_default=True, help="Total failure probability.")
+@option("--attack", help="The pre-registered attack, where the file holds several.")
+@option("--copies", type=int, help="Copies of each inserted canary; default: column copies, or 1.")
+@option("--group-claim", type=float, help="ε for groups of that many records (dpaudit account --group-size).")
+@option("--ledger", type=PATH, help="Ledger or run folder: accounted ε, group ε, declared curve.")
+@option("--accounted-upper", type=float, help="The accountant's certified ε; the bound is tested against it too.")
+@option("--control", type=PATH, help="Scores of a positive control, column run for several.")
+@option("--fault", default="unspecified", help="The control's planted fault, in words.")
+def command(**options: Any) -> Result:
     """Audit a claim from SCORES: CSV or Parquet with id,member,score[,run][,copies][,pair]; higher score = member.
 
     A bare file means that you assert independent fair coins; --manifest makes them verified when they open the
@@ -50,15 +44,6 @@ def command(scores: Path, as_json: bool, **options: Any) -> None:
       dpaudit audit scores.parquet --claimed-epsilon 4 --delta 1e-5 --manifest canaries.json --control leaky.csv --json
       dpaudit audit scores.csv --claimed-epsilon 4 --delta 1e-5 --ledger runs/first
     """
-    from dpaudit.auditing.text import audit_text
-    from dpaudit.runs.audit import audit
+    from dpaudit.runs.audit import audit_defaulting
 
-    stated = options["plan"] is not None or options["ledger"] is not None
-    defaulted = options["relation"] is None and not stated
-    if defaulted:
-        options["relation"] = "add_or_remove_one"
-    result = audit(scores, **options)
-    payload = result.to_dict()
-    payload["design"]["defaulted"] = defaulted
-    emit(payload, as_json, audit_text(result))
-    raise SystemExit(result.exit_code)
+    return audit_defaulting(**options)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from dpaudit.cli.common import PATH, emit_result, json_option
+from dpaudit.cli.common import PATH, Result, argument, option, printed
 
 
-@click.command("bundle")
-@click.argument("run", metavar="RUN|CERTIFICATE", type=PATH)
-@click.option("--out", type=PATH, help="File to write.  [default: the run's name with .dpa.zip]")
-@click.option(
-    "--without-weights", is_flag=True, help="Leave the weights behind; their digests stay in the certificate."
-)
-@json_option
-def command(run: Path, out: Path | None, without_weights: bool, as_json: bool) -> None:
+@printed("bundle")
+@argument("run", metavar="RUN|CERTIFICATE", type=PATH)
+@option("--out", type=PATH, help="File to write.  [default: the run's name with .dpa.zip]")
+@option("--without-weights", is_flag=True, help="Leave the weights behind; their digests stay in the certificate.")
+def command(run: Path, out: Path | None, without_weights: bool) -> Result:
     """Pack the release of RUN into one file that dpaudit verify reads: to send, to file, to verify offline.
 
     Nothing of private/ is read. The same release gives the same bytes.
@@ -28,4 +23,4 @@ def command(run: Path, out: Path | None, without_weights: bool, as_json: bool) -
     """
     from dpaudit.certificates.bundle import bundle
 
-    emit_result(bundle(run, out, weights=not without_weights), as_json)
+    return bundle(run, out, weights=not without_weights)

@@ -5,24 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from dpaudit.cli.common import PATH, emit_result, json_option, tell
+from dpaudit.cli.common import PATH, IntRange, Result, argument, device_option, option, printed, tell
 
 
-@click.command("certify")
-@click.argument("source", metavar="CONFIG.toml|RUN", type=PATH)
-@click.option("--out", type=PATH, help="Run folder; required with a TOML file.")
-@click.option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
-@click.option("--controls", type=click.IntRange(min=1), help="Train that many controls and count them together.")
-@click.option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
-@click.option("--examine-budget", help="What that may spend, such as 30s or 2min (default 1min); implies --examine.")
-@click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
-@click.option("--sign-key", type=PATH, help="Ed25519 private key (PEM) to sign the certificate with.")
-@json_option
-def command(
-    source: Path, control: bool, controls: int | None, sign_key: Path | None, as_json: bool, **options: Any
-) -> None:
+@printed("certify")
+@argument("source", metavar="CONFIG.toml|RUN", type=PATH)
+@option("--out", type=PATH, help="Run folder; required with a TOML file.")
+@option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")
+@option("--controls", type=IntRange(min=1), help="Train that many controls and count them together.")
+@option("--examine", is_flag=True, help="Also examine the training step white-box, on synthetic records.")
+@option("--examine-budget", help="What that may spend, such as 30s or 2min (default 1min); implies --examine.")
+@device_option
+@option("--sign-key", type=PATH, help="Ed25519 private key (PEM) to sign the certificate with.")
+def command(control: bool, controls: int | None, sign_key: Path | None, **options: Any) -> Result:
     """Train (for a TOML file), account, attack, audit, certify and report.
 
     The evidence stands in four lines with a level: accounting, implementation (--examine), released model (--control)
@@ -37,7 +32,5 @@ def command(
     """
     from dpaudit.runs.certify import certify
 
-    options |= {"controls": controls or int(control), "tell": tell}
-    run = certify(source, signing_key=None if sign_key is None else sign_key.read_bytes(), **options)
-    emit_result(run, as_json)
-    raise SystemExit(run.exit_code)
+    signing_key = None if sign_key is None else sign_key.read_bytes()
+    return certify(controls=controls or int(control), signing_key=signing_key, tell=tell, **options)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from dpaudit.cli.common import PATH, accounting_options, emit_with_page, json_option
+from dpaudit.cli.common import EXISTING, PATH, Result, accounting_options, option, printed, with_page
 
 
-@click.command("compare")
+@printed("compare")
 @accounting_options
-@click.option("--accountant", "accountants", multiple=True, help="Which to compare (all built-in ones); repeatable.")
-@click.option("--points", type=click.Path(exists=True, path_type=Path), help="CSV fpr,tpr of an attack to draw.")
-@click.option("--out", type=PATH, help="Write one HTML page with the curves.")
-@json_option
-def command(out: Path | None, as_json: bool, **options: Any) -> None:
+@option("--accountant", "accountants", multiple=True, help="Which to compare (all built-in ones); repeatable.")
+@option("--points", type=EXISTING, help="CSV fpr,tpr of an attack to draw.")
+@option("--out", type=PATH, help="Write one HTML page with the curves.")
+def command(out: Path | None, **options: Any) -> Result:
     """Accountants side by side; says which is rigorous and which is wrong here.
 
     \b
@@ -27,5 +24,4 @@ def command(out: Path | None, as_json: bool, **options: Any) -> None:
     from dpaudit.reports import compare_page
     from dpaudit.runs.account import compare_stages
 
-    found = compare_stages(**options, curves=out is not None)
-    emit_with_page(found.to_dict(), as_json, str(found), out, compare_page)
+    return with_page(compare_stages(**options, curves=out is not None), out, compare_page)

@@ -6,29 +6,22 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import PATH, emit, json_option, tell
+from dpaudit.cli.common import PATH, Choice, Result, Said, argument, option, printed, tell
+
+ACCOUNTANT = Choice(["prv", "pld", "rdp"])
 
 
-@click.command("examine")
-@click.argument("source", metavar="CONFIG.toml|MODULE:FUNCTION", required=False)
-@click.option("--budget", default="1min", show_default=True, help="What to spend, such as 30s, 2min or '2000 steps'.")
-@click.option(
-    "--accountant",
-    default="pld",
-    show_default=True,
-    type=click.Choice(["prv", "pld", "rdp"]),
-    help="Recomputes the claimed ε.",
-)
-@click.option(
+@printed("examine")
+@argument("source", metavar="CONFIG.toml|MODULE:FUNCTION", required=False)
+@option("--budget", default="1min", show_default=True, help="What to spend, such as 30s, 2min or '2000 steps'.")
+@option("--accountant", default="pld", show_default=True, type=ACCOUNTANT, help="Recomputes the claimed ε.")
+@option(
     "--release",
     type=PATH,
     help="Folder of an imported run: findings and tests, without witnesses, are left there for certify_run.",
 )
-@click.option("--explain", metavar="NAME", help="What a finding's name means, how to mend it, where it is known from.")
-@json_option
-def command(
-    source: str | None, budget: str, accountant: str, release: Path | None, explain: str | None, as_json: bool
-) -> None:
+@option("--explain", metavar="NAME", help="What a finding's name means, how to mend it, where it is known from.")
+def command(source: str | None, release: Path | None, explain: str | None, **options: str) -> Result:
     """Test a training step from inside: sensitivity, noise, sampler, ledger, and one canary a step.
 
     With a configuration, dpaudit's own trainer is examined as that file sets it up, every stage of it, on synthetic
@@ -48,16 +41,9 @@ def command(
         from dpaudit.attacks import explain as explained
 
         text = explained(explain)
-        emit({"schema": "dpaudit.explain/1", "name": explain, "text": text}, as_json, text)
-        return
+        return Said({"schema": "dpaudit.explain/1", "name": explain, "text": text}, text)
     if source is None:
         raise click.UsageError("Give CONFIG.toml or MODULE:FUNCTION, or --explain NAME.")
-    from dpaudit.attacks.examiner.text import examination_text
-    from dpaudit.runs.examine import examine, write_examination
+    from dpaudit.runs.examine import examined
 
-    found = examine(source, budget=budget, accountant=accountant)
-    payload = {"schema": "dpaudit.examine/1", "verdict": "violated" if found.violated else "nothing_found"}
-    if release is not None:
-        tell(f"{write_examination(found, release)} written, without witnesses; certify_run takes it from there.")
-    emit(payload | {"budget": budget} | found.to_dict(), as_json, examination_text(found))
-    raise SystemExit(1 if found.violated else 0)
+    return examined(source, release=release, tell=tell, **options)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from dpaudit.cli.common import PATH, emit_result, json_option, tell
+from dpaudit.cli.common import PATH, Choice, Result, argument, option, printed, tell
 
 
-@click.command("export")
-@click.argument("certificate", type=PATH)
-@click.option(
-    "--as", "form", type=click.Choice(["paragraph", "registry"]), required=True, help="paragraph, or registry (YAML)."
-)
-@json_option
-def command(certificate: Path, form: str, as_json: bool) -> None:
+@printed("export")
+@argument("certificate", type=PATH)
+@option("--as", "form", type=Choice(["paragraph", "registry"]), required=True, help="paragraph, or registry (YAML).")
+def command(certificate: Path, form: str) -> Result:
     """Print what CERTIFICATE says in another form. It is read and not verified: run dpaudit verify beside it.
 
     \b
@@ -28,7 +23,6 @@ def command(certificate: Path, form: str, as_json: bool) -> None:
 
     found = export(read_certificate(certificate).statement, form)
     if found.missing:
-        tell(
-            f"the certificate does not fill {', '.join(found.missing)}; add them by hand, or state them in [statement]."
-        )
-    emit_result(found, as_json)
+        names = ", ".join(found.missing)
+        tell(f"the certificate does not fill {names}; add them by hand, or state them in [statement].")
+    return found

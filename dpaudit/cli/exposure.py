@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import click
-
-from dpaudit.cli.common import PATH, emit_with_page, json_option
+from dpaudit.cli.common import PATH, Result, argument, option, printed, with_page
 
 
-@click.command("exposure")
-@click.argument("canaries", type=PATH)
-@click.option("--references", type=PATH, required=True, help="CSV or Parquet with a column loss, never trained on.")
-@click.option("--group-claim", "claims", multiple=True, metavar="K=EPS", help="ε for groups of K records; repeatable.")
-@click.option("--delta", type=float, help="δ of the group claims.")
-@click.option("--out", type=PATH, help="Write one HTML page with figures.")
-@json_option
-def command(
-    canaries: Path, references: Path, claims: tuple[str, ...], delta: float | None, out: Path | None, as_json: bool
-) -> None:
+@printed("exposure")
+@argument("canaries", type=PATH)
+@option("--references", type=PATH, required=True, help="CSV or Parquet with a column loss, never trained on.")
+@option("--group-claim", "claims", multiple=True, metavar="K=EPS", help="ε for groups of K records; repeatable.")
+@option("--delta", type=float, help="δ of the group claims.")
+@option("--out", type=PATH, help="Write one HTML page with figures.")
+def command(claims: Sequence[str], out: Path | None, **options: Any) -> Result:
     """Exposure of CANARIES: CSV or Parquet with id,loss[,copies]; LOWER loss = memorised.
 
     References are secrets from the same generator that were never trained on; below 1,000 of them, or when a
@@ -31,9 +28,8 @@ def command(
       dpaudit exposure canaries.csv --references references.csv
       dpaudit exposure canaries.csv --references references.csv --group-claim 4=19.8 --delta 1e-5 --json
     """
-    from dpaudit.auditing.text import exposure_text
     from dpaudit.reports import exposure_page
     from dpaudit.runs.exposure import exposure, parse_group_claims
 
-    report = exposure(canaries, references, group_claims=parse_group_claims(claims) or None, delta=delta)
-    emit_with_page(report.to_dict(), as_json, exposure_text(report), out, exposure_page)
+    found = exposure(group_claims=parse_group_claims(claims) or None, **options)
+    return with_page(found, out, exposure_page)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import PATH, emit, emit_result, json_option
+from dpaudit.cli.common import PATH, Result, Said, argument, option, printed
 
 
-@click.command("sign")
-@click.argument("file", type=PATH, required=False)
-@click.option("--key", type=PATH, help="Ed25519 private key (PEM) to sign with.")
-@click.option("--new-key", type=PATH, help="Make a key: this file, and the public one beside it.")
-@json_option
-def command(file: Path | None, key: Path | None, new_key: Path | None, as_json: bool) -> None:
+@printed("sign")
+@argument("file", type=PATH, required=False)
+@option("--key", type=PATH, help="Ed25519 private key (PEM) to sign with.")
+@option("--new-key", type=PATH, help="Make a key: this file, and the public one beside it.")
+def command(file: Path | None, key: Path | None, new_key: Path | None) -> Result:
     """Sign FILE (a certificate, a run folder, or an amendment) with --key; others may sign beside you.
 
     A signature says who vouches for these bytes. Somebody other than the trainer signing says more than the trainer.
@@ -28,9 +27,8 @@ def command(file: Path | None, key: Path | None, new_key: Path | None, as_json: 
     from dpaudit.certificates.verify.verify import find_certificate
 
     if new_key is not None:
-        emit_result(write_key_pair(new_key), as_json)
-        return
+        return write_key_pair(new_key)
     if file is None or key is None:
         raise click.UsageError("Give a file and --key, or --new-key.")
     envelope = sign_file(find_certificate(file), key.read_bytes())
-    emit({"schema": "dpaudit.sign/1", "envelope": str(envelope)}, as_json, f"wrote {envelope}")
+    return Said({"schema": "dpaudit.sign/1", "envelope": str(envelope)}, f"wrote {envelope}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from dpaudit.cli.common import PATH, emit_result, json_option
+from dpaudit.cli.common import PATH, Result, argument, option, printed
 
 
-@click.command("timestamp")
-@click.argument("file", type=PATH)
-@click.option("--out", type=PATH, help="Run folder in which a CONFIG.toml freezes its plan.")
-@click.option("--token", type=PATH, help="The authority's answer, to check and to keep.")
-@click.option("--roots", type=PATH, multiple=True, help="PEM certificates that you trust; repeatable.")
-@json_option
-def command(file: Path, out: Path | None, token: Path | None, roots: tuple[Path, ...], as_json: bool) -> None:
+@printed("timestamp")
+@argument("file", type=PATH)
+@option("--out", type=PATH, help="Run folder in which a CONFIG.toml freezes its plan.")
+@option("--token", type=PATH, help="The authority's answer, to check and to keep.")
+@option("--roots", type=PATH, multiple=True, help="PEM certificates that you trust; repeatable.")
+def command(file: Path, out: Path | None, token: Path | None, roots: Sequence[Path]) -> Result:
     """Write an RFC 3161 request for FILE, or check the authority's answer and keep it beside FILE.
 
     With a CONFIG.toml the audit plan is frozen in the run folder first, without a training step; certify goes on from
@@ -30,8 +30,7 @@ def command(file: Path, out: Path | None, token: Path | None, roots: tuple[Path,
     from dpaudit.runs.freeze import request_timestamp
 
     if token is None:
-        emit_result(request_timestamp(file, out), as_json)
-        return
+        return request_timestamp(file, out)
     if not roots:
         raise click.UsageError("--token needs --roots: the certificates of the authority that you trust.")
-    emit_result(attach_timestamp(file, token, [path.read_text(encoding="utf-8") for path in roots]), as_json)
+    return attach_timestamp(file, token, [path.read_text(encoding="utf-8") for path in roots])

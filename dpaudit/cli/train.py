@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import click
-
-from dpaudit.cli.common import PATH, emit_result, json_option, tell
+from dpaudit.cli.common import PATH, Result, argument, device_option, option, printed, tell
 
 
-@click.command("train")
-@click.argument("config", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Run folder to create or resume.")
-@click.option("--device", help="Torch device, such as cuda, in place of the configuration's.")
-@json_option
-def command(config: Path, out: Path, device: str | None, as_json: bool) -> None:
+@printed("train")
+@argument("config", type=PATH)
+@option("--out", type=PATH, required=True, help="Run folder to create or resume.")
+@device_option
+def command(**options: Any) -> Result:
     """Fine-tune privately with canaries, from CONFIG (a TOML file) into a run folder.
 
     Running the same command again after a stop resumes the run: steps already counted stay charged.
@@ -25,4 +22,4 @@ def command(config: Path, out: Path, device: str | None, as_json: bool) -> None:
     """
     from dpaudit.runs.train import train
 
-    emit_result(train(config, out, device=device, tell=tell), as_json)
+    return train(tell=tell, **options)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from dpaudit.cli.common import PATH, emit, json_option
+from dpaudit.cli.common import PATH, Result, argument, option, printed
 
 
-@click.command("verify")
-@click.argument("certificate", type=PATH)
-@click.option("--policy", type=PATH, help="Your own rules; see docs/howto/policy.md.")
-@click.option("--max-seconds", type=float, default=8.0, show_default=True, help="Computing time that it may take.")
-@click.option("--max-megabytes", type=int, default=400, show_default=True, help="Memory that it may take.")
-@json_option
-def command(certificate: Path, policy: Path | None, max_seconds: float, max_megabytes: int, as_json: bool) -> None:
+@printed("verify")
+@argument("certificate", type=PATH)
+@option("--policy", type=PATH, help="Your own rules; see docs/howto/policy.md.")
+@option("--max-seconds", type=float, default=8.0, show_default=True, help="Computing time that it may take.")
+@option("--max-megabytes", type=int, default=400, show_default=True, help="Memory that it may take.")
+def command(certificate: Path, policy: Path | None, max_seconds: float, max_megabytes: int) -> Result:
     """Re-derive every number of CERTIFICATE (or a run folder, or a bundle) from its evidence, without the model.
 
     Exit code: the verdict's (0 consistent, 1 violated or accounting_mismatch, 2 inconclusive), 3 when anything differs,
@@ -32,6 +29,4 @@ def command(certificate: Path, policy: Path | None, max_seconds: float, max_mega
     from dpaudit.storage.confined import Limits
 
     limits = Limits(seconds=max_seconds, megabytes=max_megabytes)
-    report = verify_certificate(certificate, policy=policy, limits=limits)
-    emit(report.to_dict(), as_json, report.to_text())
-    raise SystemExit(report.exit_code)
+    return verify_certificate(certificate, policy=policy, limits=limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.rounding import exact_text
 
@@ -144,6 +144,19 @@ def audit(
         if control_path is None
         else _read_control(control_path, attack, fault, relation, file, plan_path, replaced),
     )
+
+
+def audit_defaulting(
+    scores: str | Path, *, relation: str | None, plan: Path | None, ledger: Path | None, **options: Any
+) -> AuditResult:
+    """Audit as :func:`audit` does, under ``add_or_remove_one`` where neither relation, plan nor ledger is given.
+
+    The result's design says under ``defaulted`` whether the relation was filled in so.
+    """
+    defaulted = relation is None and plan is None and ledger is None
+    filled = "add_or_remove_one" if defaulted else relation
+    found = audit(scores, relation=filled, plan=plan, ledger=ledger, **options)
+    return dataclasses.replace(found, design={**found.design, "defaulted": defaulted})
 
 
 def _stated(name: str, value: str | None) -> str:

@@ -7,7 +7,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,37 @@ def examine(
     if isinstance(source, str) and not source.endswith(".toml"):
         remake = functools.partial(_adapter_again, source)
     return examine_stages(_steps(source), budget=budget, accountant=_accountant(accountant), remake=remake)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """An examination as ``dpaudit examine`` prints it, with the budget it was given."""
+
+    findings: Findings
+    budget: str
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a finding contradicts the plan, else 0, which proves no more than the tests listed exclude."""
+        return int(self.findings.violated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value with schema ``dpaudit.examine/1``."""
+        verdict = "violated" if self.findings.violated else "nothing_found"
+        return {"schema": "dpaudit.examine/1", "verdict": verdict, "budget": self.budget} | self.findings.to_dict()
+
+    def __str__(self) -> str:
+        return str(self.findings)
+
+
+def examined(
+    source: str, *, budget: str, accountant: str, release: Path | None, tell: Callable[[str], None]
+) -> Examined:
+    """Examine as :func:`examine` does, and leave what a certificate says of it in a release folder, if one is given."""
+    found = examine(source, budget=budget, accountant=accountant)
+    if release is not None:
+        tell(f"{write_examination(found, release)} written, without witnesses; certify_run takes it from there.")
+    return Examined(findings=found, budget=budget)
 
 
 def _adapter_again(source: str) -> Any:
