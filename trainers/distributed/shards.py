@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.privacy.errors import PrivacyRefusal, UnsupportedModel
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -82,6 +82,43 @@ def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory; the tensor itself where it is whole."""
     found: Tensor = tensor.detach()._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return found
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor's value in full; where it is sharded, every process asks together."""
+    found: Tensor = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+    return found
+
+
+def first_coordinate(parameter: Any) -> int:
+    """How many coordinates of the flattened parameter stand before this process's part of it."""
+    if not is_sharded(parameter) or not parameter.numel():
+        return 0
+    mesh = parameter.device_mesh
+    rows = math.ceil(parameter.shape[0] / mesh.size(mesh.ndim - 1)) * mesh.get_local_rank(mesh.ndim - 1)
+    return int(min(rows, parameter.shape[0]) * (parameter.numel() // parameter.shape[0]))
+
+
+def refuse_other_types(model: nn.Module) -> None:
+    """Refuse shards that are gathered in another type than they are kept in.
+
+    Raises
+    ------
+    UnsupportedModel
+        A perturbation of half-precision weights would be lost to their rounding.
+    """
+    states: list[Any] = [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
+    for group in (group for module in states for group in _groups(module._get_fsdp_state())):
+        wanted = group.mp_policy.param_dtype
+        for p in group.fsdp_params:
+            kept = p.sharded_param.dtype
+            if p.sharded_param.requires_grad and wanted not in (None, kept):
+                name = p._module_info.param_name
+                raise UnsupportedModel(
+                    f"mp_policy gathers the trained {name!r} as {str(wanted).removeprefix('torch.')} and it is kept as"
+                    f" {str(kept).removeprefix('torch.')}, so that a perturbation would be lost to rounding; apply"
+                    " fully_shard without param_dtype (mixed_precision: no)."
+                )
 
 
 def as_sharded(parameter: Any, part: Tensor) -> Tensor:

@@ -107,10 +107,7 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
-        whole = whole_weights(self.model)
-        if whole is not None:
-            self._save(output_dir or self.args.output_dir, state_dict=whole)
-        self.accelerator.wait_for_everyone()
+        save_whole(self, output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.sharded:
@@ -133,6 +130,24 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         updates: Any = self.optimizer
         updates.load_state_dict(load_sharded(Path(checkpoint) / SHARDS, self.model, names=self._names))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+
+def save_whole(trainer: Any, output_dir: str | None) -> None:
+    """Save a sharded model whole, from the first process; every process calls it."""
+    whole = whole_weights(trainer.model)
+    if whole is not None:
+        trainer._save(output_dir or trainer.args.output_dir, state_dict=whole)
+    trainer.accelerator.wait_for_everyone()
+
+
+def shard_by_accelerate(trainer: Any) -> None:
+    """Bring a Trainer's model into shards where it is to be (``fsdp_version: 2``) and is not yet."""
+    if not trainer.is_fsdp_enabled or has_shards(trainer.model):
+        return
+    # accelerate shards a model together with an optimizer alone; this one is never used
+    idle = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.0)
+    trainer.model, _ = trainer.accelerator.prepare(trainer.model, idle)
+    trainer.model_wrapped = trainer.model
 
 
 def from_the_first(args: Any, work: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -24,7 +25,13 @@ from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
 from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
 from dpaudit.trainers.huggingface.output import logged_epsilon, train_output, weights_saved
-from dpaudit.trainers.huggingface.processes import from_the_first, refuse_engines, refuse_other_records
+from dpaudit.trainers.huggingface.processes import (
+    from_the_first,
+    refuse_engines,
+    refuse_other_records,
+    save_whole,
+    shard_by_accelerate,
+)
 from dpaudit.trainers.huggingface.units import DatasetUnits
 from dpaudit.trainers.noise import Noise, noise_statement
 from dpaudit.trainers.objective import LossFunction
@@ -35,13 +42,13 @@ from dpaudit.trainers.target import settled
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.directions import DirectionKind, Directions
 from dpaudit.trainers.zeroth_order.distributed import TorchWorld
-from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
+from dpaudit.trainers.zeroth_order.log import ZOLog, ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, zoso
 from dpaudit.trainers.zeroth_order.steps import ZOReport
 from dpaudit.trainers.zeroth_order.train import ZOResult, zo_train
 from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, scalar_recorder, watch_again
-from dpaudit.trainers.zeroth_order.weights import rebuild
+from dpaudit.trainers.zeroth_order.weights import rebuild, refuse_mask_of_shards
 
 LOG = "zo_log.jsonl"
 
@@ -82,8 +89,9 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     It takes the same :class:`PrivacyArguments`, refuses the same TrainingArguments, and writes the same
     ``OUTPUT_DIR/privacy/ledger.jsonl``. Beside it stands ``zo_log.jsonl``, the whole checkpoint: a resume replays it
-    on the base model and goes on. Under ``torchrun`` and ``accelerate launch`` every process has a whole copy and
-    evaluates its share of each step's records; the first one draws, counts, adds the noise and writes.
+    on the base model and goes on. Under ``torchrun`` and ``accelerate launch`` every process evaluates its share of
+    each step's records: with a whole copy or, with ``fsdp_version: 2`` or after ``fully_shard``, in shards, of which it
+    moves its own. The first one draws, counts, adds the noise and writes.
 
     Parameters
     ----------
@@ -151,10 +159,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         refuse_model(self.model)
         refuse_engines(self)
         if has_shards(self.model) or self.is_fsdp_enabled:
-            raise PrivacyRefusal(
-                "the model is sharded and zeroth-order training moves whole weights; give every process a whole copy,"
-                " or use DPTrainer."
-            )
+            refuse_mask_of_shards(zeroth_order.mask())
         self.train_dataset: Any
         self._units = DatasetUnits.of(kwargs.get("train_dataset"), self.plan.stages[0].plan, privacy, units)
         self.train_dataset = self._units.dataset
@@ -220,7 +225,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 units=self._units.units,
                 canaries=self._in_run if self.leads else None,
                 recorder=self.recorder if self.leads else None,
-                world=TorchWorld("records") if self.args.world_size > 1 else None,
+                world=TorchWorld("records") if self.args.world_size > 1 or has_shards(self.model) else None,
                 preflight=self.privacy.preflight,
             )
         finally:
@@ -249,15 +254,21 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Where the first process begins, in all of them, with its weights."""
         self.recorder = scalar_recorder(self.plan)
         refuse_other_records(self.args, self.train_dataset, (self.plan, self.zeroth_order))
-        begun = from_the_first(self.args, lambda: self._open(folder, resume=resume))
+        start, log = from_the_first(self.args, lambda: self._open(folder, resume=resume))
         if self.args.world_size > 1:
             share_weights(self.model)
             if not self.leads:
                 self._journal = MemoryJournal()
-        return begun
+        shard_by_accelerate(self)
+        if log is None:
+            return start, None
+        state = rebuild(log, self.model).state()  # in every process: each moves what it holds
+        if self.leads:
+            watch_again(log, self.plan, canaries=self._in_run, recorder=self.recorder)
+        return start, state
 
-    def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], dict[str, Any] | None]:
-        """Open the ledger; on a resume rebuild the weights and find the first step that was not counted."""
+    def _open(self, folder: Path, *, resume: bool) -> tuple[tuple[int, int], ZOLog | None]:
+        """Open the ledger; on a resume find the first step that was not counted, and the log that leads up to it."""
         if seen := getattr(self._in_run, "steps", 0):
             raise InvalidValue(
                 f"in_run has already seen {seen} releases, which a resume shows it again; make it anew, with the same"
@@ -284,12 +295,10 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         refuse_lost_steps(path, self.ledger, (), known=known, head=None)
         if not self._given_journal:
             refuse_another_plan(self.ledger, self.plan.ledger().stages)
-        state = rebuild(log, self.model).state()
-        watch_again(log, self.plan, canaries=self._in_run, recorder=self.recorder)
         counted = self.ledger.steps
         for index, stage in enumerate(self.plan.stages):
             if counted < stage.plan.steps:
-                return (index, counted), state
+                return (index, counted), log
             counted -= stage.plan.steps
         raise PrivacyRefusal(f"the ledger already holds all {self.ledger.steps} planned steps; the run is complete.")
 
@@ -337,6 +346,17 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self.evaluate()
             self.model.eval()
         return bool(self.control.should_training_stop) or self._told.signal is not None
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not has_shards(model):  # shards are where they belong
+            super()._move_model_to_device(model, device)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The whole model, from the first process; every process calls it."""
+        if has_shards(self.model):
+            save_whole(self, output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
-from dpaudit.trainers.distributed.shards import has_shards
+from dpaudit.privacy.errors import InvalidValue, UnsupportedModel
+from dpaudit.trainers.distributed.shards import (
+    first_coordinate,
+    gather_nothing,
+    has_shards,
+    local,
+    refuse_other_types,
+    whole,
+)
 from dpaudit.trainers.refusals import refuse_model
 
 
@@ -41,15 +49,14 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     ------
     UnsupportedModel
         If there is none, or one is in half precision: perturbing bf16 in place at β = 1e-3 walks it away by 20 % of β
-        a step, and updates of 1e-4 vanish below half an ulp of a weight of 0.05. Also for compiled models and computed
-        weights, and with PrivacyRefusal for wrapped ones; see :mod:`dpaudit.trainers.refusals`.
+        a step, and updates of 1e-4 vanish below half an ulp of a weight of 0.05. Also for shards that are gathered in
+        half precision, compiled models and computed weights, and with PrivacyRefusal for wrapped ones; see
+        :mod:`dpaudit.trainers.refusals`.
     """
     refuse_model(model)
     if has_shards(model):
-        raise PrivacyRefusal(
-            "the model is sharded (fully_shard), and zeroth-order training moves whole weights here; pass a plain"
-            " model, each process holding it whole."
-        )
+        gather_nothing(model)  # so that the parameters are the shards, which are what moves
+        refuse_other_types(model)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise UnsupportedModel("no parameter of the model requires gradients; set requires_grad on those to train.")
@@ -60,7 +67,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 " fp32 masters; load the model with dtype=torch.float32, or call .float() on the trainable parameters"
                 " (frozen ones may stay in half precision)."
             )
-        if not parameter.is_contiguous():
+        if not local(parameter).is_contiguous():
             raise UnsupportedModel(f"parameter {name!r} is not contiguous in memory; replace it by a contiguous copy.")
     return found
 
@@ -97,18 +104,31 @@ def masks_digest(masks: Masks | None) -> str | None:
 
 
 def weights_digest(parameters: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the trainable weights' bytes, by name."""
+    """SHA-256 of the trainable weights' bytes, by name; sharded ones are gathered one at a time."""
     digest = hashlib.sha256()
     for name, p in sorted(parameters.items()):
         digest.update(name.encode() + b"\0" + str(tuple(p.shape)).encode())
-        digest.update(p.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(whole(p).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def sizes(parameters: Mapping[str, Tensor], masks: Masks | None) -> Iterator[tuple[str, Tensor, Mask | None, int]]:
-    """(name, flat view, mask, coordinates) of every tensor that moves, in one fixed order."""
+class Moving(NamedTuple):
+    """The coordinates of one tensor that move in this process: all of them, those under a mask, or those of a shard."""
+
+    name: str
+    flat: Tensor
+    """This process's part, flattened, sharing its memory."""
+    mask: Mask | None
+    size: int
+    start: int
+    """Where the part begins in the flattened tensor: its direction is read from there."""
+
+
+def moving(parameters: Mapping[str, Tensor], masks: Masks | None) -> Iterator[Moving]:
+    """Every tensor that moves, in one fixed order."""
     for name, p in sorted(parameters.items()):
+        flat = local(p).detach().view(-1)
         if masks is None:
-            yield name, p.detach().view(-1), None, p.numel()
+            yield Moving(name, flat, None, flat.numel(), first_coordinate(p))
         elif name in masks and masks[name].index.numel():
-            yield name, p.detach().view(-1), masks[name], masks[name].index.numel()
+            yield Moving(name, flat, masks[name], masks[name].index.numel(), 0)

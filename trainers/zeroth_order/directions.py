@@ -134,8 +134,8 @@ class DirectionStream:
         """Yield ``(low, high, values)`` until ``size`` coordinates are covered.
 
         ``values`` is fp32 of shape (high - low,) in a buffer that the next block overwrites; the caller may change
-        it in place. ``words`` are cached bits from :meth:`words` (of a ``start=0`` stream). ``buffer`` is memory of
-        at least one block to use again, where many streams are read one after the other.
+        it in place. ``words`` are cached bits from :meth:`words`, of the whole stream or up to the part's
+        end. ``buffer`` is memory of at least one block to use again, where many streams are read one after the other.
         """
         device = torch.device("cpu") if device is None else device
         skip = start % _UNIT
@@ -192,6 +192,11 @@ class Buffer:
         whole = -(-size // _UNIT) * _UNIT if device.type == "cpu" else 0
         self.values = torch.empty(whole, dtype=torch.float32)
         self.index = torch.empty(whole, dtype=torch.int32)
+
+
+def part_buffer(size: int, device: torch.device) -> Buffer:
+    """Memory for the blocks of any part of at most ``size`` coordinates, wherever in its tensor the part begins."""
+    return Buffer(min(size + _UNIT, block_size(device)), device)
 
 
 def block_size(device: torch.device) -> int:

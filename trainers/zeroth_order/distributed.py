@@ -2,7 +2,8 @@
 
 One process draws the batch and the noise, and knows of the in-run canaries. Differences are gathered, not summed,
 since a joint clip needs an example's whole P-vector; they are P·B numbers. The result is the one-process result,
-because every direction is evaluated alone, records do not meet, and the noisy vector is drawn once.
+because every direction is evaluated alone, records do not meet, and the noisy vector is drawn once. A model in shards
+(FSDP2) is gathered layer by layer for each pass, of which all processes then make the same number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpaudit import Journal
-from dpaudit.privacy.errors import InvalidValue, StorageFailed
+from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
 
 T = TypeVar("T")
 
@@ -31,6 +32,9 @@ class World(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all of them ask together."""
+
+    def largest(self, number: int) -> int:
+        """The largest number that any process says; all of them ask together."""
 
     def directions(self, total: int) -> Sequence[int]:
         """Those of a step's directions that this process evaluates."""
@@ -55,6 +59,10 @@ class OneProcess:
         """The flag itself."""
         return flag
 
+    def largest(self, number: int) -> int:
+        """The number itself."""
+        return number
+
     def directions(self, total: int) -> Sequence[int]:
         """All of them."""
         return range(total)
@@ -75,7 +83,7 @@ class TorchWorld:
     ----------
     spread : str
         What each process takes its share of: ``directions``, which serves where a step has several of them for each
-        process, or ``records``, which serves with any number of directions.
+        process, or ``records``, which serves with any number of directions, and alone for a model in shards.
     """
 
     def __init__(self, spread: Literal["directions", "records"] = "directions") -> None:
@@ -85,7 +93,7 @@ class TorchWorld:
             raise InvalidValue(f"spread={spread!r} must be 'directions' or 'records'.")
         if not distributed.is_initialized():
             raise InvalidValue("no process group is initialised; call torch.distributed.init_process_group first.")
-        self._distributed, self._records = distributed, spread == "records"
+        self._distributed, self._records, self.spread = distributed, spread == "records", spread
         self.rank: int = distributed.get_rank()
         self.size: int = distributed.get_world_size()
 
@@ -98,6 +106,10 @@ class TorchWorld:
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return any(self._all(flag))
+
+    def largest(self, number: int) -> int:
+        """The largest number that any process says."""
+        return int(max(self._all(number)))
 
     def directions(self, total: int) -> Sequence[int]:
         """All, or every size-th."""
@@ -121,6 +133,21 @@ class TorchWorld:
         parts: list[Any] = [None] * self.size
         self._distributed.all_gather_object(parts, value)
         return parts
+
+
+def refuse_apart_from_shards(world: World) -> None:
+    """Refuse processes that would not make their forward passes together, in which FSDP2 gathers a model in shards.
+
+    Raises
+    ------
+    PrivacyRefusal
+        For one process that knows of no other, and for processes that share directions.
+    """
+    if not isinstance(world, TorchWorld) or world.spread != "records":
+        raise PrivacyRefusal(
+            "the model is sharded over processes (fully_shard), which gather its weights together in every pass; pass"
+            " world=TorchWorld('records') in each of them."
+        )
 
 
 def counted_by_the_first(world: World, journal: Journal) -> None:

@@ -4,13 +4,14 @@
 left: θ is never written, so there is nothing to restore and nothing drifts. Memory is one layer's weights.
 ``InPlace`` writes θ + βv over fp32 masters and takes it back, for models whose weights are read outside their own
 module; a cycle costs 3e-9 rms in fp32. ``Sparse`` serves masks: it saves the k masked values and restores them exactly.
+Of a model in shards (FSDP2), ``PerLayer`` perturbs a layer's gathered weights, ``InPlace`` each process's own shards.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import UnsupportedModel
-from dpaudit.trainers.zeroth_order.coordinates import Masks, sizes
-from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, block_size
+from dpaudit.trainers.distributed.shards import gather_nothing, is_sharded
+from dpaudit.trainers.zeroth_order.coordinates import Masks, moving
+from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, part_buffer
 
 MODES = ("per_layer", "in_place")
 GROUP = 1 << 19  # coordinates of small modules that are perturbed together
@@ -72,11 +74,13 @@ def add_direction(
     name: str,
     cache: BitCache,
     buffer: Buffer | None = None,
+    start: int = 0,
 ) -> None:
-    """out = base + β·v for flat tensors of one parameter; ``out`` may be ``base``."""
+    """out = base + β·v for flat tensors of one parameter, or of its part from ``start`` on; ``out`` may be ``base``."""
     size = base.numel()
-    words = cache.words(at, name, size) if base.device.type == "cpu" else None
-    for low, high, values in at.stream(name).blocks(size, device=base.device, words=words, buffer=buffer):
+    words = cache.words(at, name, start + size) if base.device.type == "cpu" else None
+    blocks = at.stream(name).blocks(size, start=start, device=base.device, words=words, buffer=buffer)
+    for low, high, values in blocks:
         torch.add(base[low:high], values, alpha=scale, out=out[low:high])
 
 
@@ -96,14 +100,18 @@ class PerLayer:
     A weight that several modules share (tied embeddings) is perturbed when the first of them runs and kept, in memory
     of its own, to the end of the evaluation. All others share scratch memory of the largest module's size, or of
     ``GROUP`` coordinates: small modules are perturbed together with those that ran after them the last time, so that
-    the table of values is read while it is in the processor's cache.
+    the table of values is read while it is in the processor's cache. A module in shards is perturbed alone, when it is
+    entered: FSDP2 has gathered its weights just then, and not yet those of the next.
     """
 
     def __init__(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], directions: Directions, cache: BitCache
     ) -> None:
         self._directions, self._cache = directions, cache
-        names = {id(p): name for name, p in parameters.items()}
+        gather_nothing(model)  # a gathered weight is another object than the shard
+        names = self._names = {id(p): name for name, p in parameters.items()}
+        self._sharded = any(is_sharded(p) for p in parameters.values())
+        self._gathered: dict[tuple[nn.Module, str], nn.Parameter] = {}  # the whole weights of a module that runs
         self._owned: dict[nn.Module, list[tuple[str, str, nn.Parameter]]] = {}
         for module in model.modules():
             own = [(key, names[id(p)], p) for key, p in module._parameters.items() if p is not None and id(p) in names]
@@ -137,14 +145,15 @@ class PerLayer:
         handles = []
         for module in self._owned:
             handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
+            # With shards before FSDP2's own hook, which frees the gathered weights.
+            handles.append(module.register_forward_hook(self._leave, always_call=True, prepend=self._sharded))
         self._seen.clear()
         self._ready.clear()
         try:
             if self._checked:
                 yield
             else:
-                with _DirectReads(self._parameters):
+                with _DirectReads(self._name_of):
                     yield
         finally:
             for handle in handles:
@@ -154,6 +163,22 @@ class PerLayer:
             self._refuse_unseen()
             self._checked = True
 
+    def _name_of(self, tensor: Any) -> str | None:
+        """The trained parameter that a tensor is, also where it is a shard's gathered weight; None for any other."""
+        if id(tensor) in self._names or not self._sharded or not isinstance(tensor, nn.Parameter):
+            return self._names.get(id(tensor))
+        weights = ((m._parameters[key], name) for m, own in self._owned.items() for key, name, _ in own)
+        return next((name for weight, name in weights if weight is tensor), None)
+
+    def _whole(self, module: nn.Module, key: str, p: nn.Parameter) -> nn.Parameter:
+        """A weight in full: itself, or what FSDP2 has gathered of it while its module runs."""
+        if not is_sharded(p):
+            return p
+        found = module._parameters[key]
+        if isinstance(found, nn.Parameter):  # else the perturbed value stands there
+            self._gathered[module, key] = found
+        return self._gathered[module, key]
+
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._depth += 1
         if module not in self._ready:
@@ -161,10 +186,10 @@ class PerLayer:
                 if self._depth == 1:
                     self._ready.clear()
                     for member, weights in self._group(module):
-                        self._ready[member] = self._perturbed(weights)
+                        self._ready[member] = self._perturbed(member, weights)
                     found = self._ready[module]
                 else:  # inside another module and unforeseen: memory of its own
-                    found = self._perturbed(self._memory_for(module, None))
+                    found = self._perturbed(module, self._memory_for(module, None))
         else:
             found = self._ready[module]
         if module not in self._places:
@@ -181,10 +206,13 @@ class PerLayer:
             if kind not in self._scratch:
                 sizes = [self._needed[m] for m in self._owned if self._kinds[m] == kind]
                 self._scratch[kind] = torch.empty(max(*sizes, min(sum(sizes), GROUP)), dtype=kind[1], device=kind[0])
-            scratch, members, offset = self._scratch[kind], [], 0
+            scratch, offset = self._scratch[kind], 0
+            members: list[tuple[nn.Module, list[_Perturbed]]] = []
             for member in self._order[self._places[module] :] if module in self._places else [module]:
                 end = offset + self._needed[member]
                 if self._kinds[member] != kind or end > scratch.numel():
+                    break
+                if members and any(is_sharded(p) for _, _, p in self._owned[member]):
                     break
                 members.append((member, self._memory_for(member, scratch[offset:end])))
                 offset = end
@@ -207,20 +235,21 @@ class PerLayer:
             found.append(_Perturbed(key, name, p, flat, flat.view(p.shape)))
         return found
 
-    def _perturbed(self, weights: list[_Perturbed]) -> list[tuple[str, Tensor]]:
+    def _perturbed(self, module: nn.Module, weights: list[_Perturbed]) -> list[tuple[str, Tensor]]:
         """Fill scratch memory with a module's weights at this point; a shared weight is computed once."""
-        for _, name, p, flat, _ in weights:
+        for key, name, p, flat, _ in weights:
+            whole = self._whole(module, key, p)
             if name in self._shared and name in self._seen:
                 continue
             self._seen.add(name)
-            self._add(name, p, flat)
+            self._add(name, whole, flat)
         return [(item.key, item.view) for item in weights]
 
     def _add(self, name: str, p: nn.Parameter, out: Tensor) -> None:
         step, direction, scale = self._point
         if p.device not in self._blocks:
             most = max(q.numel() for q in self._parameters.values())
-            self._blocks[p.device] = Buffer(min(most, block_size(p.device)), p.device)
+            self._blocks[p.device] = part_buffer(most, p.device)
         add_direction(
             p.detach().view(-1), out, scale, DirectionAt(self._directions, step, direction), name=name,
             cache=self._cache, buffer=self._blocks[p.device],
@@ -231,14 +260,16 @@ class PerLayer:
         own = self._owned[module]
         scratch = {module._parameters[key].untyped_storage().data_ptr() for key, *_ in own}  # type: ignore[union-attr]
         for key, _name, p in own:
-            module._parameters[key] = p
+            module._parameters[key] = self._whole(module, key, p)
         return _detached_from(output, scratch)
 
     def _restore_all(self) -> None:
         self._depth = 0
         for module, own in self._owned.items():
             for key, _, p in own:
-                module._parameters[key] = p
+                if not is_sharded(p) or not isinstance(module._parameters[key], nn.Parameter):
+                    module._parameters[key] = self._whole(module, key, p)
+        self._gathered.clear()
 
     def _refuse_unseen(self) -> None:
         for name in self._parameters:
@@ -254,10 +285,12 @@ def _aligned(p: Tensor) -> int:
 
 
 class InPlace:
-    """Write θ + βv over the fp32 masters and take it back."""
+    """Write θ + βv over the fp32 masters and take it back; each process does so with its shards, which are gathered."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], directions: Directions, cache: BitCache) -> None:
-        self._parameters, self._directions, self._cache = dict(parameters), directions, cache
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], directions: Directions, cache: BitCache
+    ) -> None:
+        self._model, self._parameters, self._directions, self._cache = model, dict(parameters), directions, cache
 
     @contextlib.contextmanager
     def at(self, *, step: int, direction: int, scale: float) -> Iterator[None]:
@@ -269,9 +302,10 @@ class InPlace:
             self._add(step, direction, -scale)
 
     def _add(self, step: int, direction: int, scale: float) -> None:
-        for name, flat, _, _ in sizes(self._parameters, None):
+        gather_nothing(self._model)  # so that what is gathered next has the change
+        for part in moving(self._parameters, None):
             at = DirectionAt(self._directions, step, direction)
-            add_direction(flat, flat, scale, at, name=name, cache=self._cache)
+            add_direction(part.flat, part.flat, scale, at, name=part.name, cache=self._cache, start=part.start)
 
 
 class Sparse:
@@ -285,7 +319,7 @@ class Sparse:
         """Model at θ + β·(m⊙w⊙v) inside; exactly θ after it."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
-            for name, flat, mask, size in sizes(self._parameters, self._masks):
+            for name, flat, mask, size, _ in moving(self._parameters, self._masks):
                 assert mask is not None
                 values = self._directions.values(
                     step=step, direction=direction, tensor=name, size=size, device=flat.device
@@ -318,7 +352,7 @@ def perturbation(
     return (
         PerLayer(model, parameters, directions, cache)
         if mode == "per_layer"
-        else InPlace(parameters, directions, cache)
+        else InPlace(model, parameters, directions, cache)
     )
 
 
@@ -331,19 +365,19 @@ class _DirectReads(TorchFunctionMode):
 
     paused = False
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, name_of: Callable[[Any], str | None]) -> None:
         super().__init__()
-        self._names = {id(p): name for name, p in parameters.items()}
+        self._name_of = name_of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not _DirectReads.paused and isinstance(result, Tensor) and id(result) not in self._names:
+        if not _DirectReads.paused and isinstance(result, Tensor) and self._name_of(result) is None:
             for value in (*args, *(kwargs or {}).values()):
                 for item in value if isinstance(value, (list, tuple)) else (value,):
-                    if id(item) in self._names:
+                    if isinstance(item, Tensor) and (name := self._name_of(item)) is not None:
                         raise UnsupportedModel(
-                            f"parameter {self._names[id(item)]!r} is read outside its own module, where a per-layer"
-                            " perturbation does not reach; use perturbation='in_place'."
+                            f"parameter {name!r} is read outside its own module, where a per-layer perturbation does"
+                            " not reach; use perturbation='in_place'."
                         )
         return result
 

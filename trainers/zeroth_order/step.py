@@ -26,8 +26,8 @@ from dpaudit.trainers.noise import Noise, sample_double
 from dpaudit.trainers.objective import LossFunction
 from dpaudit.trainers.rows import one_loss_per_record
 from dpaudit.trainers.state import ModelState
-from dpaudit.trainers.zeroth_order.coordinates import Mask, Masks, sizes
-from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, block_size
+from dpaudit.trainers.zeroth_order.coordinates import Masks, Moving, moving
+from dpaudit.trainers.zeroth_order.directions import Buffer, DirectionAt, Directions, block_size, part_buffer
 from dpaudit.trainers.zeroth_order.perturb import BitCache, Perturbation
 
 # Directions that depend on private data are no longer public: each of these needs a privacy budget of its own.
@@ -237,25 +237,21 @@ def apply_update(
     cache = BitCache(0) if cache is None else cache
     factors = [torch.tensor(learning_rate * g / len(released), dtype=torch.float32) for g in released]
     buffers: dict[torch.device, Buffer] = {}
-    most = max((size for *_, size in sizes(parameters, masks)), default=0)
-    for name, flat, mask, _ in sizes(parameters, masks):
+    most = max((each.size for each in moving(parameters, masks)), default=0)
+    for each in moving(parameters, masks):
+        flat, mask = each.flat, each.mask
         if flat.device not in buffers:
-            buffers[flat.device] = Buffer(min(most, block_size(flat.device)), flat.device)
+            buffers[flat.device] = part_buffer(most, flat.device)
         buffer, back = buffers[flat.device], None
         if pull is not None:
-            held = pull.anchor[name].view(-1)
+            held = pull.anchor[each.name].view(-1)
             back = (flat - held) if mask is None else (flat[mask.index] - held[mask.index])
             back.mul_(learning_rate * pull.strength)
-        if mask is None:
-            target = flat
-            if back is not None:
-                target.sub_(back)
-            _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer)
-        else:
-            target = flat[mask.index]
-            if back is not None:
-                target.sub_(back)
-            _subtract(target, directions, factors, step=step, name=name, cache=cache, buffer=buffer, mask=mask)
+        target = flat if mask is None else flat[mask.index]
+        if back is not None:
+            target.sub_(back)
+        _subtract(target, directions, factors, step=step, part=each, cache=cache, buffer=buffer)
+        if mask is not None:
             flat.index_copy_(0, mask.index, target)
 
 
@@ -265,31 +261,32 @@ def _subtract(
     factors: Sequence[Tensor],
     *,
     step: int,
-    name: str,
+    part: Moving,
     cache: BitCache,
     buffer: Buffer,
-    mask: Mask | None = None,
 ) -> None:
     """target −= Σ_p factor_p · v_p, block by block, the sum over p taken before it meets the weights."""
-    size, device = target.numel(), target.device
+    size, start, mask, device = target.numel(), part.start, part.mask, target.device
     # One direction is often still in the cache from its forward passes; several never are.
     words = (
-        cache.words(DirectionAt(directions, step, 0), name, size)
+        cache.words(DirectionAt(directions, step, 0), part.name, start + size)
         if len(factors) == 1 and device.type == "cpu"
         else None
     )
     scales = [factor.to(device) for factor in factors]
     streams = [
-        directions.stream(step=step, direction=p, tensor=name).blocks(size, device=device, words=words, buffer=buffer)
+        directions.stream(step=step, direction=p, tensor=part.name).blocks(
+            size, start=start, device=device, words=words, buffer=buffer
+        )
         for p in range(len(factors))
     ]
     total = torch.empty(min(size, block_size(device)) if len(factors) > 1 else 0, dtype=torch.float32, device=device)
-    for low, high, part in streams[0]:
-        part.mul_(scales[0])
+    for low, high, values in streams[0]:
+        values.mul_(scales[0])
         if len(streams) > 1:  # the streams share their memory
-            part = total[: high - low].copy_(part)
+            values = total[: high - low].copy_(values)
             for stream, scale in zip(streams[1:], scales[1:], strict=True):
-                part.add_(next(stream)[2].mul_(scale))
+                values.add_(next(stream)[2].mul_(scale))
         if mask is not None and mask.weight is not None:
-            part.mul_(mask.weight[low:high])
-        target[low:high].sub_(part)
+            values.mul_(mask.weight[low:high])
+        target[low:high].sub_(values)

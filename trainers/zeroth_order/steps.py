@@ -77,6 +77,12 @@ class Passes:
             collated = len(part)
             yield Chunk(objective.collate(part), real, collated)
 
+    def idle(self, objective: Objective, record: Any, passes: int) -> Iterator[Chunk]:
+        """Passes of one record, whose result is dropped: a process without records of its own helps others gather."""
+        for _ in range(passes):
+            part = [record] * (self.size if self.pad else 1)
+            yield Chunk(objective.collate(part), 0, len(part))
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageParts:
@@ -188,6 +194,8 @@ class ZOSteps:
         rows = world.units(drawn)
         own_records = [i for unit in rows for i in unit]
         chunks = list(self.passes.chunks(self.objective, self.records, own_records))
+        if weights.sharded:
+            chunks += self._with_the_others(drawn, len(chunks))
         forwards = self.objective.state
         if forwards is not None:
             forwards.refresh()
@@ -211,6 +219,14 @@ class ZOSteps:
         self.log.release(Release(step=step, values=tuple(released)))
         private = ZOPrivate(losses=losses, differences=differences, indices=tuple(own_records))
         return ZOReport(step=step + 1, stage=parts.number, schedule=stage, released=tuple(released), private=private)
+
+    def _with_the_others(self, drawn: Sequence[Sequence[int]], made: int) -> list[Chunk]:
+        """Passes that the other processes make and this one would not: each gathers the weights of all shards."""
+        missing = self.world.largest(made) - made
+        some = next((record for unit in drawn for record in unit), None)
+        if some is None:
+            return []
+        return list(self.passes.idle(self.objective, self.records[some], missing))
 
     def _perturbation(self) -> Perturbation:
         """What moves the weights along a direction, made anew where the masks changed."""

@@ -13,6 +13,7 @@ from dpaudit import Journal, Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers.counted import refuse_uncounted
+from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.objective import LossFunction, Objective
@@ -26,14 +27,14 @@ from dpaudit.trainers.units import Units, draws_of
 from dpaudit.trainers.witness import ReleaseRecorder
 from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import Directions
-from dpaudit.trainers.zeroth_order.distributed import OneProcess, World
+from dpaudit.trainers.zeroth_order.distributed import OneProcess, World, refuse_apart_from_shards
 from dpaudit.trainers.zeroth_order.log import ZOLog, ZOLogWriter
 from dpaudit.trainers.zeroth_order.perturb import BitCache
 from dpaudit.trainers.zeroth_order.stages import ZOPlan, ZOStage, as_plan
 from dpaudit.trainers.zeroth_order.step import refuse_data_dependent
 from dpaudit.trainers.zeroth_order.steps import Passes, StageParts, ZOReport, ZOSteps
 from dpaudit.trainers.zeroth_order.watched import ScalarCanaries, Watched
-from dpaudit.trainers.zeroth_order.weights import ZOWeights
+from dpaudit.trainers.zeroth_order.weights import ZOWeights, refuse_mask_of_shards
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,8 @@ def zo_train(
     Parameters
     ----------
     model : nn.Module
-        Trainable parameters are those with ``requires_grad``; they must be fp32 or fp64.
+        Trainable parameters are those with ``requires_grad``; they must be fp32 or fp64. After ``fully_shard`` (FSDP2)
+        each process moves its own shard; every one of them passes ``world=TorchWorld("records")``.
     records : sequence
         One item for each record; its length may differ from the plans' ``public_size``.
     stages : ZOPlan, ZOStage or sequence of ZOStage
@@ -149,12 +151,16 @@ def zo_train(
     parts = list(_parts(plan, countable(records), known, sampler, canaries, recorder))
     check(plan)
     trainable_parameters(model)  # refuses weights of a type that no step can move, before the preflight runs them
+    world = OneProcess() if world is None else world
+    if has_shards(model):
+        refuse_apart_from_shards(world)
+        for stage in plan.stages:
+            refuse_mask_of_shards(stage.mask)
     objective = Objective(model=model, collate=collate, loss_fn=loss_fn)
     with evaluating(model):
         before_training(
             objective, records, physical_batch_size=physical_batch_size, wanted=preflight, forward_only=True
         )
-    world = OneProcess() if world is None else world
     weights = ZOWeights(model, directions, cache=BitCache(cache_bytes))
     if state is not None:
         weights.load(state)

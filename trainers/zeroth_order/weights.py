@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, PrivacyRefusal
+from dpaudit.trainers.distributed.shards import gather_nothing, has_shards, local
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.zeroth_order.coordinates import (
     Mask,
@@ -25,11 +26,15 @@ from dpaudit.trainers.zeroth_order.step import Pull, apply_update
 
 
 class ZOWeights:
-    """The moving weights with their anchor and mask; training and replay drive the same object."""
+    """The moving weights with their anchor and mask; training and replay drive the same object.
+
+    Of a model in shards each process moves its own coordinates, by the same numbers as if it held all of them.
+    """
 
     def __init__(self, model: nn.Module, directions: Directions, *, cache: BitCache | None = None) -> None:
         self.model, self.directions = model, directions
         self.parameters = trainable_parameters(model)
+        self.sharded = has_shards(model)
         self.cache = BitCache(0) if cache is None else cache
         self.masks: dict[str, Mask] | None = None
         self.anchor: dict[str, Tensor] | None = None
@@ -68,7 +73,7 @@ class ZOWeights:
         self.anchor = None
         if schedule["proximal"]:
             # A copy: an alias would follow the in-place updates and make the pull zero for ever.
-            self.anchor = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self.anchor = {name: local(p).detach().clone() for name, p in self.parameters.items()}
 
     def refresh(self, *, done: int, step: int) -> None:
         """Recompute a dynamic mask where its rule says so; called before every step."""
@@ -80,6 +85,7 @@ class ZOWeights:
     def apply(self, released: Sequence[float], *, step: int) -> None:
         """One update."""
         strength = self._schedule["proximal"]
+        gather_nothing(self.model)  # a weight that stays gathered would be the old one
         apply_update(
             self.parameters,
             self.directions,
@@ -93,11 +99,13 @@ class ZOWeights:
         self.updates += 1
 
     def _mask(self, rule: MaskRule, step: int) -> None:
+        if self.sharded:
+            refuse_mask_of_shards(rule)
         self.masks = pruning_mask(self.model, self.parameters, rule, self.directions, key=step, previous=self.masks)
         check_masks(self.parameters, self.masks)
 
     def state(self) -> dict[str, Any]:
-        """Plain dict of tensors and numbers for a checkpoint."""
+        """Plain dict of tensors and numbers for a checkpoint; with shards, this process's anchor alone."""
         masks = self.masks or {}
         return {
             "updates": self.updates,
@@ -118,8 +126,23 @@ class ZOWeights:
         self.masks = masks if state["masked"] else None
 
 
+def refuse_mask_of_shards(rule: MaskRule | None) -> None:
+    """Refuse a mask of weights that no process holds whole.
+
+    Raises
+    ------
+    PrivacyRefusal
+        Says what to do instead.
+    """
+    if rule is not None:
+        raise PrivacyRefusal(
+            f"a mask of {rule.keep:g} of the coordinates ranks all of them, and the model is sharded (fully_shard), so"
+            " that no process sees them; leave keep out, or give every process a whole copy."
+        )
+
+
 def replay(log: ZOLog, model: nn.Module) -> nn.Module:
-    """Rebuild a run's weights in place from the base model and the log, bit for bit.
+    """Rebuild a run's weights in place from the base model and the log, bit for bit, whole or in shards.
 
     Raises
     ------

@@ -21,7 +21,6 @@ from dpaudit.trainers.distributed.replicated import distributed_options
 from dpaudit.trainers.ghost.clipper import GhostClipping
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
-from dpaudit.trainers.zeroth_order.coordinates import trainable_parameters
 from tests.trainers.distributed import processes
 from tests.trainers.distributed.processes import together
 from tests.trainers.distributed.test_sharded_training import (
@@ -154,7 +153,6 @@ def refusals(rank: int) -> dict[str, str]:
     found["wrapped"] = told(lambda: GhostClipping(nn.parallel.DistributedDataParallel(small_model()), 1.0))
     with GhostClipping(whole, 1.0) as clipper:
         found["empty"] = told(lambda: clipper.backward(torch.zeros(0)))
-    found["zeroth order"] = told(lambda: trainable_parameters(whole))
     rows = collate(data()[:4])
     found["preflight"] = told(lambda: preflight(whole, rows, loss_fn=loss_fn))
     placed = small_model()
@@ -175,7 +173,6 @@ def test_what_is_not_data_parallel_is_refused_by_name(tmp_path):
         assert "distributed_options" in found["alone"]
         assert "DistributedDataParallel" in found["wrapped"] and "plain model" in found["wrapped"]
         assert "losses * 0" in found["empty"]
-        assert "zeroth-order training moves whole weights" in found["zeroth order"]
         assert "call preflight before fully_shard" in found["preflight"]
         assert "device_map spreads the model over 0, 1" in found["device_map"]
         assert "over different meshes" in found["meshes"]

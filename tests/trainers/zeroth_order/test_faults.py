@@ -193,24 +193,24 @@ def perturbed_and_updated_along_the_same_mask() -> bool:
 
 def plant_d7(patch: pytest.MonkeyPatch) -> None:
     """The update edits a copy made by advanced indexing."""
-    honest = _zeroth_order.sizes
+    honest = _zeroth_order.moving
 
     def copies(*arguments: Any) -> Iterator[Any]:
-        for name, flat, mask, size in honest(*arguments):
-            yield name, flat.clone(), mask, size
+        for part in honest(*arguments):
+            yield part._replace(flat=part.flat.clone())
 
-    patch.setattr(_zeroth_order, "sizes", copies)
+    patch.setattr(_zeroth_order, "moving", copies)
 
 
 def plant_d8(patch: pytest.MonkeyPatch) -> None:
     """Ranks weigh the perturbation and not the update."""
-    honest = _zeroth_order.sizes
+    honest = _zeroth_order.moving
 
     def unweighted(*arguments: Any) -> Iterator[Any]:
-        for name, flat, mask, size in honest(*arguments):
-            yield name, flat, dataclasses.replace(mask, weight=None), size
+        for part in honest(*arguments):
+            yield part._replace(mask=dataclasses.replace(part.mask, weight=None))
 
-    patch.setattr(_zeroth_order, "sizes", unweighted)
+    patch.setattr(_zeroth_order, "moving", unweighted)
 
 
 # D12: non-finite losses

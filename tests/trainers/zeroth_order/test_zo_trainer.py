@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers import GPT2LMHeadModel, HfArgumentParser, TrainerCallback, TrainingArguments
 
 from dpaudit import DpauditError, InvalidValue, PrivacyRefusal
 from dpaudit.attacks.canaries.in_run_scalars import ScalarInRunCanaries
 from dpaudit.storage.journal import read_ledger
+from dpaudit.trainers.distributed.shards import gather_nothing, local, whole
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments
 from dpaudit.trainers.huggingface.zo_trainer import ZerothOrderArguments, ZOTrainer
 from dpaudit.trainers.zeroth_order.log import Release, read_zo_log
 from dpaudit.trainers.zeroth_order.weights import replay
-from tests.trainers.distributed.processes import together
+from tests.trainers.distributed.processes import shard, together
+from tests.trainers.huggingface.test_processes import as_a_gpu_would_be
 from tests.trainers.zeroth_order.zo_helpers import tiny_gpt, token_records
 
 PRIVACY = PrivacyArguments(
@@ -164,24 +166,34 @@ def test_compiled_and_wrapped_models_are_refused_before_columns_are_dropped(wrap
     assert not (tmp_path / "privacy" / "ledger.jsonl").exists()
 
 
-def launched(rank: int, path: Path, steps: list[int], *, other: bool = False) -> Any:
+def made(path: Path, how: str, **changes: Any) -> ZOTrainer:
+    """A trainer of whole copies, of shards of the user's own, or of those that accelerate makes."""
+    one = trainer(path, model=shard(tiny_gpt(), "blocks") if how == "shards" else None, **changes)
+    if how == "accelerate":
+        as_a_gpu_would_be(one)
+    return one
+
+
+def launched(rank: int, path: Path, steps: list[int], *, how: str = "copies", other: bool = False) -> Any:
     """One of two processes of the same run; ``other``: the second has its records in another order."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true", MASTER_ADDR="127.0.0.1",
         MASTER_PORT="29400",
     )  # fmt: skip
-    one = trainer(path, arguments={"max_steps": 6})
+    one = made(path, how)
     if other and rank:
         one.train_dataset = list(reversed(ROWS))
     try:
         for at, stop in enumerate(steps):
             one.add_callback(StopAt(stop))
             one.train(resume_from_checkpoint=at > 0)
-            one = trainer(path) if at + 1 < len(steps) else one
+            one = made(path, how) if at + 1 < len(steps) else one
     except DpauditError as error:
         return str(error)
     one.save_model(str(path / "out"))
-    return {"weights": [p.detach() for p in one.model.parameters()], "steps": one.ledger.steps}
+    gather_nothing(one.model)
+    held = sum(local(p).numel() for p in one.model.parameters())
+    return {"weights": [whole(p) for p in one.model.parameters()], "steps": one.ledger.steps, "held": held}
 
 
 class StopAt(TrainerCallback):  # type: ignore[misc]
@@ -196,13 +208,18 @@ class StopAt(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_ledger_and_a_log_that_replays_on_one(tmp_path: Path) -> None:
-    first, second = together(2, tmp_path / "work", launched, tmp_path / "run", [2, 6])
+@pytest.mark.parametrize("how", ["copies", "shards", "accelerate"])
+def test_two_processes_write_one_ledger_and_a_log_that_replays_on_one(how: str, tmp_path: Path) -> None:
+    first, second = together(2, tmp_path / "work", partial(launched, how=how), tmp_path / "run", [2, 6])
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
+    size = sum(p.numel() for p in tiny_gpt().parameters())
+    assert first["held"] + second["held"] == (2 * size if how == "copies" else size)
     log = read_zo_log(tmp_path / "run" / "privacy" / "zo_log.jsonl")
     assert log.steps == 6 and read_ledger(tmp_path / "run" / "privacy" / "ledger.jsonl").steps == 6
     replayed = replay(log, tiny_gpt())
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], replayed.parameters(), strict=True))
+    saved = GPT2LMHeadModel.from_pretrained(tmp_path / "run" / "out")
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], saved.parameters(), strict=True))
     record = json.loads((tmp_path / "run" / "out" / "privacy.json").read_text())
     assert sum(stage["steps"] for stage in record["ledger"]["stages"]) == 6
 
