@@ -33,7 +33,15 @@ def refuse_model(model: nn.Module) -> None:
         For wrappers that reduce or shard gradients; see :func:`refuse_wrapped`.
     UnsupportedModel
         For compiled modules and computed weights; see :func:`refuse_compiled` and :func:`refuse_computed_weights`.
+        Also for lazy modules, whose weights do not exist before the first batch.
     """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            raise UnsupportedModel(
+                f"parameter {name!r} ({kind}) has no shape yet; call the model once on a made-up batch before training,"
+                " so that every weight exists."
+            )
     refuse_wrapped(model)
     refuse_compiled(model)
     refuse_computed_weights(model)

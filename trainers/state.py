@@ -2,8 +2,9 @@
 
 A buffer or attribute that training forwards change is a function of private records. It would leave with the model
 without noise, and carry one record into the loss of another. Watched are the buffers of every module and the tensors,
-arrays and floats that its Python attributes hold, also inside lists, dictionaries and plain objects. Parameters are the
-optimizer's. Whole numbers, names and callables are not watched: a count of calls is no statistic of a record.
+arrays and floats that its Python attributes hold, also inside lists, dictionaries and plain objects, and which module
+stands at which name. Parameters are the optimizer's. Whole numbers, names and callables are not watched: a count of
+calls is no statistic of a record.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._children = [(prefix, module, dict(module._modules)) for prefix, module in model.named_modules()]
         self._slots = {name: _saved(owner, key, value, seen) for name, owner, key, value, seen in _slots(model)}
 
     def __enter__(self) -> ModelState:
@@ -102,20 +104,44 @@ class ModelState:
 
     def refresh(self) -> None:
         """Let what the model holds now be what :meth:`restore` puts back; copies only where something differs."""
-        if self._differences(quick=True):
-            self._slots = ModelState(self.model)._slots
+        if self.exchanged() or self._differences(quick=True):
+            now = ModelState(self.model)
+            self._slots, self._children = now._slots, now._children
 
     def changed(self, *, quick: bool = False) -> list[str]:
         """Dotted names of what is no longer as it was, or was not there."""
         return [name for name, _, _ in self._differences(quick)]
 
+    def exchanged(self) -> list[str]:
+        """Dotted names at which another module stands than stood there, or none, or one where there was none."""
+        return [
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module, children in self._children
+            for name in {**children, **module._modules}
+            if module._modules.get(name) is not children.get(name)
+        ]
+
     def restore(self) -> None:
         """Put everything back that is no longer as it was, and take away what was not there."""
+        if self.exchanged():
+            for _, module, children in self._children:
+                module._modules.clear()
+                module._modules.update(children)
+            self.restore_settings()  # a name or number says which of the modules stands there
         for name, owner, key in self._differences(quick=True):
             if name in self._slots:
                 self._slots[name].restore()
             else:
                 del owner[key]
+
+    def restore_settings(self) -> None:
+        """Put names, whole numbers and switches back, which :meth:`restore` leaves to the model."""
+        for name, owner, key, value, _ in list(_slots(self.model)):
+            slot = self._slots.get(name)
+            if slot is None and type(value) in _PLAIN:
+                del owner[key]
+            elif slot is not None and type(slot.value) in _PLAIN and type(value) in _PLAIN:
+                owner[key] = slot.value
 
     def differs(self, other: ModelState) -> list[str]:
         """Names of what holds another content than in ``other``, a state of the same model at another time."""

@@ -256,3 +256,10 @@ def test_a_frozen_part_may_be_compiled(lean):
     model[1].requires_grad_(True)
     with pytest.raises(UnsupportedModel, match="pass the eager model"):
         GhostClipping(model, 0.5)
+
+
+def test_weights_that_do_not_exist_yet_are_refused_by_name():
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    for refuses in (lambda: GhostClipping(model, 1.0), lambda: refuse_model(model)):
+        with pytest.raises(UnsupportedModel, match=r"'0\.weight' \(LazyLinear\) has no shape yet; call the model once"):
+            refuses()

@@ -267,3 +267,15 @@ def test_modules_that_stand_in_eval_mode_stay_there_after_a_callback() -> None:
         callback=callback,
     )
     assert seen == [False] * 3
+
+
+def test_a_module_that_a_forward_pass_exchanged_is_put_back() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first = model[0]
+    model.form = "sparse"  # type: ignore[assignment]
+    state = ModelState(model)
+    model[0], model.form = nn.Linear(2, 2), "full"  # type: ignore[assignment]
+    model.extra = nn.Linear(2, 2)
+    assert state.exchanged() == ["0", "extra"]
+    state.restore()
+    assert model[0] is first and not hasattr(model, "extra") and model.form == "sparse" and state.exchanged() == []

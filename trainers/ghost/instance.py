@@ -107,6 +107,31 @@ def is_elementwise(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
     return True
 
 
+def is_linear(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
+    """Whether a subclass of ``nn.Linear`` with a forward of its own computes what ``nn.Linear`` does, found out by trying.
+
+    Falcon's layers do, for example. Random weights and inputs go through both, in the module's present mode.
+    """
+    if not isinstance(module, nn.Linear) or not own.keys() <= {"weight", "bias"} or module.weight is None:
+        return False
+    if next(module.children(), None) is not None:
+        return False
+    device, dtype = module.weight.device, module.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for middle in ((), (3,), (3, 2)):
+                x = torch.randn(2, *middle, module.in_features, generator=generator).to(device, dtype)
+                values = {k: torch.randn(p.shape, generator=generator).to(device, dtype) for k, p in own.items()}
+                found = module_call(module, values, (x,), {})
+                expected = nn.functional.linear(x, values["weight"], values.get("bias"))
+                if not isinstance(found, Tensor) or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+                    return False
+    except Exception:  # any failure only means: another computation
+        return False
+    return True
+
+
 class InstanceSite(Site):
     """Any other module: replayed example by example."""
 

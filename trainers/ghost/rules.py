@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from dpaudit.privacy.errors import UnsupportedModel
-from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise, kinds_of, refuse_coupled
+from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise, is_linear, kinds_of, refuse_coupled
 from dpaudit.trainers.ghost.sites import (
     ConvolutionSite,
     EmbeddingSite,
@@ -60,7 +60,7 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
 
 def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Site]:
     forward = type(module).forward
-    if forward is nn.Linear.forward or _is_hf_conv1d(module):
+    if forward is nn.Linear.forward or _is_hf_conv1d(module) or is_linear(module, own):
         return LinearSite
     if isinstance(module, nn.Embedding):
         coupled = [k for k in ("max_norm", "scale_grad_by_freq", "sparse") if getattr(module, k)]

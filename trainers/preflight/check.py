@@ -31,7 +31,11 @@ from dpaudit.trainers.preflight.independence import (
 )
 from dpaudit.trainers.preflight.randomness import generators_kept, still_randomness
 from dpaudit.trainers.preflight.sources import CollatedRecords, company_for
-from dpaudit.trainers.preflight.written import refuse_running_statistics, refuse_written_state
+from dpaudit.trainers.preflight.written import (
+    refuse_exchanged,
+    refuse_running_statistics,
+    refuse_written_state,
+)
 from dpaudit.trainers.refusals import refuse_broken_weights, refuse_model
 from dpaudit.trainers.state import ModelState
 from dpaudit.trainers.step import to_device, trainable
@@ -144,6 +148,7 @@ def preflight(
             found = Alone.of(evaluation, company, limits)
             moved, sides = check_independence(evaluation, company, found, limits)
             alone = _that_count(found.gradients)
+            refuse_exchanged(found_as)
             agreement, ratio = _clipping(evaluation, company, alone, clipper, 1e-3 if full else 0.1)
         return PreflightReport(
             examples=len(alone),
@@ -194,7 +199,9 @@ def preflight_losses(
         refuse_written_state(model, company.twins, evaluation, found_as)
         with _without_dropout(model, lambda: evaluation(company.whole[0].batch)):
             limits = Limits.of(model, gradients=False)
-            return check_independence(evaluation, company, Alone.of(evaluation, company, limits), limits)[0]
+            moved = check_independence(evaluation, company, Alone.of(evaluation, company, limits), limits)[0]
+            refuse_exchanged(found_as)
+            return moved
 
 
 def _company(
@@ -301,6 +308,7 @@ def _left_as_found(model: nn.Module, loss_fn: Any) -> Iterator[list[ModelState]]
             p.grad = grad
         for state in states:
             state.restore()
+            state.restore_settings()
         for p, weight in weights.items():
             if not torch.equal(local(p).detach(), weight):
                 local(p).data.copy_(weight)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.trainers.distributed.shards import local
+from dpaudit.trainers.distributed.shards import has_shards, local
 from dpaudit.trainers.preflight.randomness import still_randomness
 from dpaudit.trainers.state import ModelState
 
@@ -52,6 +52,7 @@ def refuse_written_state(
     PrivacyRefusal
         Names the first place written and the way out.
     """
+    refuse_exchanged(start)
     weights = {name: (p, p._version, _print(p)) for name, p in model.named_parameters()}
     after: list[list[ModelState]] = []
     try:
@@ -61,16 +62,39 @@ def refuse_written_state(
                     state.restore()
             with still_randomness():
                 losses(batch)
+            refuse_exchanged(start)
             after.append([ModelState(state.model) for state in start])
         for state, first, second, third in zip(start, *after, strict=True):
             if names := first.differs(second) or second.differs(third):
                 raise _refusal("state", names[0], state.model)
+        now = dict(model.named_parameters())
         for name, (p, version, printed) in weights.items():
+            if now.get(name) is not p and not has_shards(model):  # shards are other objects while they are gathered
+                raise _refusal("parameter", name, model)
             if p._version != version or _print(p) != printed:
                 raise _refusal("parameter", name, model)
     finally:
         for state in start:
             state.restore()
+
+
+def refuse_exchanged(start: list[ModelState]) -> None:
+    """Refuse a forward pass that put another module in the place of one, by name.
+
+    Which module computes would then follow from the records of earlier batches, such as from their length.
+
+    Raises
+    ------
+    PrivacyRefusal
+        With what to set so that the module stays.
+    """
+    for state in start:
+        if names := state.exchanged():
+            raise PrivacyRefusal(
+                f"the forward pass puts another module in the place of {names[0]!r}, so that what the model computes"
+                " depends on the batches before; choose the form in its configuration before training (for BigBird:"
+                " attention_type='original_full')."
+            )
 
 
 def _refusal(what: str, name: str, root: nn.Module) -> PrivacyRefusal:

@@ -368,3 +368,42 @@ def test_sums_and_norms_keep_no_graph(net: Net, ids: Tensor, lean: bool) -> None
         norms = clipper.backward(task(net, ids)(slice(None)))
     assert not norms.requires_grad
     assert all(p.grad is not None and not p.grad.requires_grad for p in net.parameters())
+
+
+class Sum(nn.Linear):
+    """A linear layer written out, as Falcon's is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight.T + self.bias
+
+
+class Scaled(nn.Linear):
+    """A linear layer whose output is scaled: no rule of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * (input @ self.weight.T)
+
+
+class InPlace(nn.Module):
+    """Adds to the output of a layer in place."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Embedding(11, 8), layer, nn.Linear(8, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embed(ids)
+        y = self.layer(x)
+        y += x
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("layer", "rule"), [(Sum, "LinearSite"), (Scaled, "InstanceSite")])
+def test_an_output_that_is_added_to_in_place_is_recorded_as_it_was(layer: type[nn.Linear], rule: str) -> None:
+    torch.manual_seed(3)
+    model = InPlace(layer(8, 8)).double()
+    ids = torch.randint(0, 11, (4, 5))
+    wrong, norm_wrong = compare(model, task(model, ids), 4, Flat)
+    assert wrong <= 1e-11 and norm_wrong <= 1e-11
+    with GhostClipping(model, 1.0) as clipper:
+        assert type(next(site for site in clipper._sites if site.name == "layer")).__name__ == rule

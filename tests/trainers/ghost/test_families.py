@@ -32,6 +32,10 @@ DISTIL = {
 }  # fmt: skip
 ALBERT = ENCODER | {"embedding_size": 8, "classifier_dropout_prob": 0}
 GATED = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+FALCON = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 29, "hidden_dropout": 0,
+    "attention_dropout": 0, "max_position_embeddings": 32, "bias": True,
+}  # fmt: skip
 OPT = BODY | {"ffn_dim": 24, "max_position_embeddings": 32, "dropout": 0, "word_embed_proj_dim": 16}
 
 # family: (class, config class, arguments, every weight-tying choice)
@@ -47,6 +51,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", GROUPED),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GROUPED),
     "mistral": ("MistralForCausalLM", "MistralConfig", GROUPED),
+    "falcon": ("FalconForCausalLM", "FalconConfig", FALCON),
     "bert": ("BertForSequenceClassification", "BertConfig", ENCODER),
     "bert-mlm": ("BertForMaskedLM", "BertConfig", ENCODER),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),

@@ -79,6 +79,36 @@ def test_a_first_batch_that_is_kept_is_refused_and_a_constant_cache_is_not() -> 
     assert torch.equal(before, averaging.teacher.weight)
 
 
+class Exchanges(Writes):
+    """Goes over to another module, for good, when a batch is small; or makes its weight anew at every call."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("nowhere")
+        self.what, self.form, self.body = what, "sparse", nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "module" and self.form == "sparse" and len(x) < 4:
+            other = nn.Linear(2, 2)
+            other.weight, other.bias = self.body.weight, self.body.bias
+            self.body, self.form = other, "full"
+        if self.what == "parameter":
+            self.body.weight = nn.Parameter(self.body.weight.detach())
+        return self.head(self.body(x) * (1.0 if self.form == "sparse" else 2.0))  # type: ignore[no-any-return]
+
+
+def test_a_forward_pass_that_exchanges_a_module_or_parameter_is_refused_by_name() -> None:
+    model = Exchanges("module")
+    body, before = model.body, content(model)
+    for check in (preflight, preflight_losses):
+        with pytest.raises(PrivacyRefusal, match="another module in the place of 'body'"):
+            check(model, SOURCE, loss_fn=losses)
+        assert model.body is body and model.form == "sparse" and content(model) == before
+    with pytest.raises(PrivacyRefusal, match="another module in the place of 'body'"):
+        train(model, RECORDS, PLAN, collate=collate, loss_fn=losses, journal=MemoryJournal())
+    with pytest.raises(PrivacyRefusal, match=r"parameter 'body\.weight' \(Linear\) is written by the forward pass"):
+        preflight(Exchanges("parameter"), SOURCE, loss_fn=losses)
+
+
 def test_a_loss_that_keeps_something_is_refused() -> None:
     seen: list[Tensor] = []
 
