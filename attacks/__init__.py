@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     # Canaries and fair coins.
     "canary_losses",
-    "commit",
     "flip_coins",
     "hold_out",
     "inserted",
@@ -53,7 +52,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from dpaudit.attacks.canaries.canary import commit as commit
     from dpaudit.attacks.canaries.canary import inserted as inserted
     from dpaudit.attacks.canaries.coins import flip_coins as flip_coins
     from dpaudit.attacks.canaries.generate import label_flip_canaries as label_flip_canaries
@@ -89,10 +87,7 @@ if TYPE_CHECKING:
     from dpaudit.attacks.scores.shadow import train_shadows as train_shadows
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "canaries.canary": (
-        "commit",
-        "inserted",
-    ),
+    "canaries.canary": ("inserted",),
     "canaries.coins": ("flip_coins",),
     "canaries.generate": (
         "label_flip_canaries",

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting import calibrate_noise_multiplier
+from dpaudit.accounting.calibrate import calibrate_noise_multiplier
 from dpaudit.accounting.prv.curves import epsilon_interval
 from dpaudit.accounting.prv.loss import cells
 from dpaudit.accounting.prv.saddle import rough

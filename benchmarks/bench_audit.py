@@ -34,9 +34,7 @@ from dpaudit.auditing import (
     design,
     f_dp_epsilon_lower,
     gdp_epsilon_lower,
-    snj_ceiling,
     snj_epsilon_lower,
-    step_means_bound,
     step_noise_bound,
     xiang_mu_lower,
 )
@@ -44,6 +42,8 @@ from dpaudit.auditing.design import choose_guesses, choose_mechanism_guesses
 from dpaudit.auditing.f_dp import gaussian_trade_off
 from dpaudit.auditing.gaussian import gdp_epsilon, gdp_mu
 from dpaudit.auditing.many_runs import counts_at, dkw_epsilon_lower, split_counts
+from dpaudit.auditing.one_run import snj_ceiling
+from dpaudit.auditing.steps import step_means_bound
 from dpaudit.auditing.xiang import accuracy_mu_lower
 
 DELTA, ALPHA = 1e-5, 0.05

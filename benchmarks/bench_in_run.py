@@ -36,13 +36,13 @@ import torch  # noqa: E402
 
 from dpaudit import MemoryJournal  # noqa: E402
 from dpaudit.attacks import InRunCanaries, draw_in_run_canaries  # noqa: E402
-from dpaudit.auditing import independent_epsilon_lower, snj_epsilon_lower  # noqa: E402
+from dpaudit.auditing import snj_epsilon_lower  # noqa: E402
 from dpaudit.auditing.guess import count_correct, guess  # noqa: E402
 from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit  # noqa: E402
 from dpaudit.auditing.in_run.evidence import InRunEvidence, energy_from_state  # noqa: E402
 from dpaudit.auditing.in_run.plan import InRunPlan, plan_in_run, split_alpha  # noqa: E402
 from dpaudit.auditing.in_run.visible import smallest_visible_canary_shortfall  # noqa: E402
-from dpaudit.auditing.independent import EPSILONS, profile_test  # noqa: E402
+from dpaudit.auditing.independent import EPSILONS, independent_epsilon_lower, profile_test  # noqa: E402
 from dpaudit.certificates.curve import declared_deltas  # noqa: E402
 from dpaudit.runs.in_run.control import WeakerNoise, simulate  # noqa: E402
 from dpaudit.trainers import NoiseSource, OptimizerSettings, PoissonSampler, PrivacyPlan, ReleaseRecorder, train  # noqa: E402

@@ -36,7 +36,8 @@ CASES: dict[str, tuple[list[tuple[float, float, int]], float, int]] = {
 CHILD = """
 import json, sys, time
 from dpaudit import Ledger, Stage
-from dpaudit.accounting import account, calibrate_noise_multiplier
+from dpaudit.accounting import account
+from dpaudit.accounting.calibrate import calibrate_noise_multiplier
 found = {}
 def stages(parts, i):
     return tuple(Stage(sampling_probability=q, noise_multiplier=s * (1 + 1e-6 * i), steps=t, sampling="poisson")

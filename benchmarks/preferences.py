@@ -23,16 +23,14 @@ import torch
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import calibrate
-from dpaudit.trainers import (
-    OptimizerSettings,
-    PrivacyPlan,
-    causal_lm_losses,
+from dpaudit.trainers import OptimizerSettings, PrivacyPlan, causal_lm_losses, train, trained_parameters
+from dpaudit.trainers.tasks.preferences import (
+    PreferenceCollator,
+    dpo_losses,
     preference_records,
     reward_accuracy,
-    train,
-    trained_parameters,
+    with_reference_logps,
 )
-from dpaudit.trainers.tasks.preferences import PreferenceCollator, dpo_losses, with_reference_logps
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRIVATE, HELDOUT, BATCH, LENGTH = 600, 200, 48, 32

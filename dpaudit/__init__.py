@@ -24,7 +24,6 @@ from dpaudit.privacy.errors import UnsupportedModel as UnsupportedModel
 from dpaudit.privacy.errors import UnsupportedStage as UnsupportedStage
 from dpaudit.privacy.guarantee import Guarantee as Guarantee
 from dpaudit.privacy.ledger import Ledger as Ledger
-from dpaudit.privacy.protocols import Journal as Journal
 from dpaudit.privacy.protocols import MemoryJournal as MemoryJournal
 from dpaudit.privacy.stage import Relation as Relation
 from dpaudit.privacy.stage import Stage as Stage
@@ -52,7 +51,6 @@ __all__ = [
     "Stage",
     "Verdict",
     # Where the steps of a loop of one's own are counted.
-    "Journal",
     "MemoryJournal",
     # What is raised: DpauditError is the base of all errors.
     "DpauditError",

@@ -30,13 +30,10 @@ from dpaudit.trainers.sampling import PoissonSampler as PoissonSampler
 from dpaudit.trainers.sampling import sampler_for as sampler_for
 from dpaudit.trainers.step import noisy_mean as noisy_mean
 from dpaudit.trainers.step import trainable as trainable
-from dpaudit.trainers.stopping import TrainingStopped as TrainingStopped
 from dpaudit.trainers.tasks.losses import causal_lm_losses as causal_lm_losses
 from dpaudit.trainers.tasks.losses import pad_tokens as pad_tokens
 from dpaudit.trainers.tasks.losses import sequence_classification_losses as sequence_classification_losses
 from dpaudit.trainers.tasks.metrics import charged_mean as charged_mean
-from dpaudit.trainers.tasks.preferences import preference_records as preference_records
-from dpaudit.trainers.tasks.preferences import reward_accuracy as reward_accuracy
 from dpaudit.trainers.tasks.text import Infilling as Infilling
 from dpaudit.trainers.tasks.text import pad_labelled as pad_labelled
 from dpaudit.trainers.units import bound_records as bound_records
@@ -44,8 +41,6 @@ from dpaudit.trainers.witness import ReleaseRecorder as ReleaseRecorder
 from dpaudit.trainers.zeroth_order.directions import Directions as Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter as ZOLogWriter
 from dpaudit.trainers.zeroth_order.log import read_zo_log as read_zo_log
-from dpaudit.trainers.zeroth_order.stages import ZOPlan as ZOPlan
-from dpaudit.trainers.zeroth_order.stages import ZOStage as ZOStage
 from dpaudit.trainers.zeroth_order.stages import aggzo as aggzo
 from dpaudit.trainers.zeroth_order.stages import dpzero as dpzero
 from dpaudit.trainers.zeroth_order.stages import mezo as mezo
@@ -57,7 +52,6 @@ __all__ = [
     # Training with clipped gradients.
     "OptimizerSettings",
     "PrivacyPlan",
-    "TrainingStopped",
     "train",
     # The bare step, for loops of one's own.
     "DPOptimizer",
@@ -91,8 +85,6 @@ __all__ = [
     # Training without gradients (zeroth order).
     "Directions",
     "ZOLogWriter",
-    "ZOPlan",
-    "ZOStage",
     "aggzo",
     "dpzero",
     "mezo",
@@ -106,8 +98,6 @@ __all__ = [
     "PrivacyArguments",
     "ZOTrainer",
     "ZerothOrderArguments",
-    "preference_records",
-    "reward_accuracy",
     # Several processes.
     "distributed_options",
     "load_sharded",

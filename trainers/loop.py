@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dpaudit import Journal, Stage
+from dpaudit import Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, StorageFailed
+from dpaudit.privacy.protocols import Journal
 from dpaudit.trainers.contribution import Clipper, Summing
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.distributed.examination import refuse_faulty_release

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dpaudit import Journal
+from dpaudit.privacy.protocols import Journal
 from dpaudit.trainers.contribution import Clipper, RunningSum, Summing, summing
 from dpaudit.trainers.distributed.reduction import Reduction, count_together
 from dpaudit.trainers.draw import Draw, SharedPasses, clipped_sum

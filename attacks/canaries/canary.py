@@ -211,7 +211,7 @@ def refuse_truncation(lengths: IntArray | Sequence[int], max_length: int | None,
 
 
 class Committed(NamedTuple):
-    """Opaque ids in canary order, the secret manifest, and the public digest; from :func:`dpaudit.attacks.commit`."""
+    """Opaque ids in canary order, the secret manifest, and the public digest; from :func:`commit`."""
 
     ids: tuple[str, ...]
     manifest: dict[str, Any]

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import calibrate
-from dpaudit.trainers import Directions, OptimizerSettings, PrivacyPlan, ZOPlan, aggzo, train, zo_train
+from dpaudit.trainers import (
+    Directions,
+    OptimizerSettings,
+    PrivacyPlan,
+    aggzo,
+    train,
+    zo_train,
+)
+from dpaudit.trainers.zeroth_order.stages import ZOPlan
 from findings.jobs import Options
 from findings.privacy import spent
 

@@ -4,11 +4,7 @@ from dpaudit.accounting.account import account as account
 from dpaudit.accounting.account import epsilon_upper as epsilon_upper
 from dpaudit.accounting.accountant import Accountant as Accountant
 from dpaudit.accounting.accountant import Bounds as Bounds
-from dpaudit.accounting.accountant import Question as Question
 from dpaudit.accounting.calibrate import calibrate as calibrate
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier as calibrate_noise_multiplier
-from dpaudit.accounting.calibrate import calibrate_sampling_probability as calibrate_sampling_probability
-from dpaudit.accounting.calibrate import calibrate_steps as calibrate_steps
 from dpaudit.accounting.compare import compare as compare
 from dpaudit.accounting.events import from_event as from_event
 from dpaudit.accounting.events import from_opacus as from_opacus
@@ -16,7 +12,6 @@ from dpaudit.accounting.events import from_triples as from_triples
 from dpaudit.accounting.events import to_event as to_event
 from dpaudit.accounting.mu import gaussian_dp as gaussian_dp
 from dpaudit.accounting.opacus import register_with_opacus as register_with_opacus
-from dpaudit.accounting.tradeoff import epsilon_curve as epsilon_curve
 from dpaudit.accounting.tradeoff import tradeoff_curve as tradeoff_curve
 from dpaudit.accounting.unit_sampling import compare_unit_sampling as compare_unit_sampling
 
@@ -27,12 +22,8 @@ __all__ = [
     "epsilon_upper",
     # A plan that meets a target.
     "calibrate",
-    "calibrate_noise_multiplier",
-    "calibrate_sampling_probability",
-    "calibrate_steps",
     "compare_unit_sampling",
     # Curves.
-    "epsilon_curve",
     "gaussian_dp",
     "tradeoff_curve",
     # Histories of other libraries.
@@ -44,5 +35,4 @@ __all__ = [
     # What an accountant of one's own implements.
     "Accountant",
     "Bounds",
-    "Question",
 ]

@@ -125,15 +125,21 @@ def calibrate(
     >>> 0.8 < found.value < 1.2 and found.guarantee.epsilon_upper <= 3
     True
     """
-    from dpaudit import accounting
-    from dpaudit.accounting.calibrate import LARGEST_STEPS, stage_ledger
+    from dpaudit.accounting import account
+    from dpaudit.accounting.calibrate import (
+        LARGEST_STEPS,
+        calibrate_noise_multiplier,
+        calibrate_sampling_probability,
+        calibrate_steps,
+        stage_ledger,
+    )
 
     if find not in FOUND:
         raise InvalidValue(f"find={find!r} is unknown; choose one of {', '.join(FOUND)}.")
     search = {
-        "noise_multiplier": accounting.calibrate_noise_multiplier,
-        "steps": accounting.calibrate_steps,
-        "sampling_probability": accounting.calibrate_sampling_probability,
+        "noise_multiplier": calibrate_noise_multiplier,
+        "steps": calibrate_steps,
+        "sampling_probability": calibrate_sampling_probability,
     }[find]
     chosen = Relation.parse(relation)
     value = search(
@@ -146,7 +152,7 @@ def calibrate(
         assume=assume,
     )
     final = Stage.from_dict(stage.to_dict() | {find: value})
-    (guarantee,) = accounting.account(
+    (guarantee,) = account(
         stage_ledger(final, chosen),
         delta=delta,
         accountants=(accountant,),

@@ -119,8 +119,8 @@ def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
 
 
 def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Scores:
-    from dpaudit.attacks import commit, flip_coins
-    from dpaudit.attacks.canaries.canary import inserted
+    from dpaudit.attacks import flip_coins
+    from dpaudit.attacks.canaries.canary import commit, inserted
     from dpaudit.attacks.canaries.coins import draw_nonce
     from dpaudit.runs.encoding import collator, encode, loss_function
     from dpaudit.trainers import OptimizerSettings, train

@@ -232,7 +232,8 @@ def runner_of(config: Config) -> Callable[[Part], Segment]:
 
 
 def _first_order(part: Part) -> Segment:
-    from dpaudit.trainers import OptimizerSettings, TrainingStopped, train
+    from dpaudit.trainers import OptimizerSettings, train
+    from dpaudit.trainers.stopping import TrainingStopped
     from dpaudit.trainers.units import draws_of
 
     prepared, failure = part.prepared, None

@@ -49,7 +49,7 @@ def segment(part: Part) -> Segment:
     """
     from dpaudit.runs.encoding import collator, loss_function, private_units
     from dpaudit.runs.segment import Segment
-    from dpaudit.trainers import TrainingStopped
+    from dpaudit.trainers.stopping import TrainingStopped
     from dpaudit.trainers.zeroth_order.log import ZOLogWriter
     from dpaudit.trainers.zeroth_order.stages import ZOPlan
     from dpaudit.trainers.zeroth_order.tasks import fixed_length

@@ -216,7 +216,8 @@ def _fix(
 ) -> tuple[AuditPlan, Secret, Split | None]:
     import numpy as np
 
-    from dpaudit.attacks import commit, flip_coins, write_secret
+    from dpaudit.attacks import flip_coins, write_secret
+    from dpaudit.attacks.canaries.canary import commit
     from dpaudit.attacks.canaries.coins import draw_nonce
     from dpaudit.auditing import design
 

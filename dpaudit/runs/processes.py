@@ -22,7 +22,7 @@ from dpaudit.privacy.errors import DpauditError, InvalidValue, RunInterrupted
 from dpaudit.storage.journal import DiskJournal
 
 if TYPE_CHECKING:
-    from dpaudit import Journal
+    from dpaudit.privacy.protocols import Journal
     from dpaudit.runs.config import Config
     from dpaudit.runs.prepare import Prepared
 

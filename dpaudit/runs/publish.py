@@ -141,7 +141,7 @@ def series_of(config: Config, ledger: Ledger, scored: Scores, exposure: Mapping[
 
 def epsilon_over_steps(config: Config, ledger: Ledger) -> dict[str, Any]:
     """Certified ε after a grid of steps, and the steps at which stages end."""
-    from dpaudit.accounting import epsilon_curve
+    from dpaudit.accounting.tradeoff import epsilon_curve
 
     curve = epsilon_curve(
         ledger, config.claim.delta, points=min(40, ledger.steps), group_size=ledger.max_records_per_unit

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dpaudit.runs.in_run.watch import Watch
     from dpaudit.runs.prepare import Prepared
     from dpaudit.runs.processes import Team
-    from dpaudit.trainers import TrainingStopped
+    from dpaudit.trainers.stopping import TrainingStopped
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

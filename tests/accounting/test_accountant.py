@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import DpauditError, Guarantee, InvalidValue, Ledger, Relation, Stage, UnsupportedStage
-from dpaudit.accounting import Accountant, Bounds, Question, account, compare
+from dpaudit.accounting import Accountant, Bounds, account, compare
 from dpaudit.accounting.account import replies
+from dpaudit.accounting.accountant import Question
 from dpaudit.accounting.registry import BUILT_IN, accountant
 from dpaudit.accounting.tuning import Tuning
 

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpaudit import DpauditError, InvalidValue, Stage, UnsupportedStage
-from dpaudit.accounting import (
+from dpaudit.accounting import epsilon_upper
+from dpaudit.accounting.calibrate import (
+    LARGEST_STEPS,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
-    epsilon_upper,
+    smallest_meeting,
+    stage_ledger,
 )
-from dpaudit.accounting.calibrate import LARGEST_STEPS, smallest_meeting, stage_ledger
 from dpaudit.cli import run
 
 HOW: dict[str, Any] = {"relation": "add_or_remove_one"}

@@ -11,21 +11,17 @@ import pytest
 from scipy.special import ndtr, ndtri
 
 from dpaudit import InvalidValue, Ledger, Relation, Stage
-from dpaudit.accounting import (
-    account,
-    calibrate,
+from dpaudit.accounting import account, calibrate, compare, gaussian_dp, tradeoff_curve
+from dpaudit.accounting.calibrate import (
+    budget,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
+    calibrate_split,
     calibrate_steps,
-    compare,
-    epsilon_curve,
-    gaussian_dp,
-    tradeoff_curve,
 )
-from dpaudit.accounting.calibrate import budget, calibrate_split
 from dpaudit.accounting.clt import clt_mu
 from dpaudit.accounting.relations import charges
-from dpaudit.accounting.tradeoff import advantage, delta_at, tradeoff
+from dpaudit.accounting.tradeoff import advantage, delta_at, epsilon_curve, tradeoff
 from dpaudit.privacy.gaussian import gaussian_epsilon, gaussian_tpr
 from dpaudit.privacy.stage import Clip
 

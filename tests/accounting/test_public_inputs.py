@@ -12,7 +12,8 @@ import re
 import pytest
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting import account, calibrate_noise_multiplier
+from dpaudit.accounting import account
+from dpaudit.accounting.calibrate import calibrate_noise_multiplier
 from tests import ROOT
 
 PAGE = (ROOT / "docs" / "explanation" / "peers.md").read_text(encoding="utf-8")

@@ -22,7 +22,6 @@ from dpaudit.auditing import (
     gdp_epsilon_lower,
     guess,
     snj_epsilon_lower,
-    step_means_bound,
     step_noise_bound,
     xiang_mu_lower,
 )
@@ -31,6 +30,7 @@ from dpaudit.auditing.gaussian import gdp_epsilon, gdp_mu
 from dpaudit.auditing.guess import count_correct
 from dpaudit.auditing.many_runs import dkw_epsilon_lower, grid_epsilon_lower, split_counts
 from dpaudit.auditing.rates import bayesian_epsilon_lower, jeffreys_epsilon_lower, katz_epsilon_lower
+from dpaudit.auditing.steps import step_means_bound
 from dpaudit.auditing.xiang import accuracy_mu_lower
 
 pytestmark = pytest.mark.slow

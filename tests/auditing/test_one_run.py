@@ -22,19 +22,16 @@ from dpaudit.auditing import (
     candidate_epsilon_lower,
     design,
     f_dp_epsilon_lower,
-    f_dp_p_value,
-    snj_ceiling,
     snj_epsilon_lower,
-    snj_p_value,
     xiang_mu_lower,
 )
 from dpaudit.auditing.decidable import errors_allowed
 from dpaudit.auditing.design import choose_guesses, planned_again
 from dpaudit.auditing.extraction import candidate_p_value
-from dpaudit.auditing.f_dp import f_dp_mu_lower, f_dp_rejects, gaussian_trade_off, profile_trade_off
+from dpaudit.auditing.f_dp import f_dp_mu_lower, f_dp_p_value, f_dp_rejects, gaussian_trade_off, profile_trade_off
 from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_delta, gdp_epsilon, gdp_mu
 from dpaudit.auditing.guess import count_correct, guess
-from dpaudit.auditing.one_run import snj_critical_count
+from dpaudit.auditing.one_run import snj_ceiling, snj_critical_count, snj_p_value
 from dpaudit.auditing.plan import AlphaSplit
 from dpaudit.auditing.power import expected_epsilon_lower, power_from_control
 

@@ -15,12 +15,11 @@ from dpaudit.auditing import (
     finding_from_sequence,
     finding_from_step,
     sequential_noise_test,
-    step_means_bound,
     step_noise_bound,
 )
 from dpaudit.auditing.many_runs import dkw_epsilon_lower, grid_epsilon_lower
 from dpaudit.auditing.sequential import sequential_bits_test
-from dpaudit.auditing.steps import smallest_visible_fault, step_rates_bound
+from dpaudit.auditing.steps import smallest_visible_fault, step_means_bound, step_rates_bound
 
 RUNS = 400
 SLACK = 2 * math.sqrt(RUNS * 0.05 * 0.95)

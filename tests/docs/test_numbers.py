@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting import account, calibrate_noise_multiplier, tradeoff_curve
+from dpaudit.accounting import account, tradeoff_curve
+from dpaudit.accounting.calibrate import calibrate_noise_multiplier
 from tests import ROOT
 
 DOCS = ROOT / "docs"
@@ -120,7 +121,7 @@ def test_group_claims_over_other_runs(q: float, steps: int) -> None:
 
 
 def test_ceilings() -> None:
-    from dpaudit.auditing import snj_ceiling
+    from dpaudit.auditing.one_run import snj_ceiling
 
     header, row = said("explanation/one_run_bounds.md", r"\| m = r \|([^-]+)\|\|?-.*?\| ceiling \|([^A-Z]+)\|")
     sizes = [int(cell.replace(",", "")) for cell in header.split("|") if cell.strip()]

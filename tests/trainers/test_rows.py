@@ -14,7 +14,6 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.trainers import (
     Directions,
     GhostClipping,
-    ZOStage,
     one_loss_per_record,
     pad_tokens,
     train,
@@ -22,6 +21,7 @@ from dpaudit.trainers import (
 )
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.zeroth_order.stages import ZOStage
 from tests.trainers.reference_clipper import LoopClipper
 from tests.trainers.tiny_lm import PLAN, RECORDS, TinyLM, losses
 

@@ -19,12 +19,12 @@ from dpaudit.trainers import (
     NoiseSource,
     OptimizerSettings,
     PrivacyPlan,
-    ZOStage,
     train,
     zo_train,
 )
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.state import ModelState, frozen_state
+from dpaudit.trainers.zeroth_order.stages import ZOStage
 from tests.trainers.reference_clipper import LoopClipper
 
 

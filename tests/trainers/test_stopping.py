@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dpaudit import InvalidEvidence, MemoryJournal, StorageFailed
-from dpaudit.trainers import PrivacyPlan, TrainingStopped, train
-from dpaudit.trainers.stopping import finish_the_step
+from dpaudit.trainers import PrivacyPlan, train
+from dpaudit.trainers.stopping import TrainingStopped, finish_the_step
 from dpaudit.trainers.zeroth_order.directions import Directions
 from dpaudit.trainers.zeroth_order.log import ZOLogWriter, read_zo_log
 from dpaudit.trainers.zeroth_order.stages import ZOStage

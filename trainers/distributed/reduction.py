@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dpaudit import Journal
 from dpaudit.privacy.errors import PrivacyRefusal, StorageFailed
+from dpaudit.privacy.protocols import Journal
 from dpaudit.trainers.distributed.shards import (
     add_up_replicas,
     any_process,

@@ -10,9 +10,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from dpaudit import Journal, MemoryJournal
+from dpaudit import MemoryJournal
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import PrivacyRefusal
+from dpaudit.privacy.protocols import Journal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.distributed.reduction import Reduction, reduction_for
 from dpaudit.trainers.distributed.shards import any_process, first_process, gather_nothing, has_shards, is_sharded

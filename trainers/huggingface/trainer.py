@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from dpaudit import Journal, Ledger, MemoryJournal, Stage
+from dpaudit import Ledger, MemoryJournal, Stage
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
 from dpaudit.privacy.parts import write_atomically
-from dpaudit.privacy.protocols import Budget, Calibrate, FileJournal, seal_reason
+from dpaudit.privacy.protocols import Budget, Calibrate, FileJournal, Journal, seal_reason
 from dpaudit.trainers.contribution import RunningSum
 from dpaudit.trainers.distributed.examination import refuse_faulty_release
 from dpaudit.trainers.distributed.reduction import count_together

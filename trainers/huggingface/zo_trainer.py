@@ -13,10 +13,10 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from dpaudit import Journal, Ledger, MemoryJournal
+from dpaudit import Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
 from dpaudit.privacy.parts import write_atomically
-from dpaudit.privacy.protocols import Calibrate, FileJournal
+from dpaudit.privacy.protocols import Calibrate, FileJournal, Journal
 from dpaudit.trainers.distributed.replicated import share_weights
 from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.huggingface.arguments import PrivacyArguments

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpaudit import Journal, Stage
+from dpaudit import Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
+from dpaudit.privacy.protocols import Journal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.modes import evaluating
 from dpaudit.trainers.noise import Noise, NoiseSource, sample_double

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dpaudit import Journal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, StorageFailed
+from dpaudit.privacy.protocols import Journal
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpaudit import Journal, Stage
+from dpaudit import Stage
 from dpaudit.privacy.errors import StorageFailed
+from dpaudit.privacy.protocols import Journal
 from dpaudit.trainers.noise import Noise
 from dpaudit.trainers.objective import Objective
 from dpaudit.trainers.sampling import Sampler

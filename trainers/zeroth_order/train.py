@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from dpaudit import Journal, Stage
+from dpaudit import Stage
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
+from dpaudit.privacy.protocols import Journal
 from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.distributed.shards import has_shards
 from dpaudit.trainers.modes import evaluating

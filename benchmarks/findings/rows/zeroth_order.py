@@ -19,8 +19,17 @@ import torch
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import calibrate
-from dpaudit.trainers import Directions, PrivacyPlan, ZOPlan, aggzo, dpzero, mezo, zo_train, zoso
+from dpaudit.trainers import (
+    Directions,
+    PrivacyPlan,
+    aggzo,
+    dpzero,
+    mezo,
+    zo_train,
+    zoso,
+)
 from dpaudit.trainers.zeroth_order.pruning import MaskRule
+from dpaudit.trainers.zeroth_order.stages import ZOPlan
 from findings import language, prompts
 from findings.choices import remembered
 from findings.guided import RATES as GUIDED_RATES

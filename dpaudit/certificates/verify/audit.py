@@ -143,7 +143,8 @@ def _guesses_step(scores: list[float] | None, audit: Audit) -> Step:
 
 
 def _bound_steps(audit: Audit) -> list[Step]:
-    from dpaudit.auditing import AuditPlan, snj_ceiling, snj_epsilon_lower
+    from dpaudit.auditing import AuditPlan, snj_epsilon_lower
+    from dpaudit.auditing.one_run import snj_ceiling
 
     plan, result = AuditPlan.from_dict(audit.plan or {}), audit.result or {}
     rows, made, right = audit.canaries, audit.made, audit.right

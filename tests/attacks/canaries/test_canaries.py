@@ -13,7 +13,6 @@ import pytest
 
 from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.attacks import (
-    commit,
     flip_coins,
     label_flip_canaries,
     new_token_canaries,
@@ -22,7 +21,7 @@ from dpaudit.attacks import (
     template_canaries,
     write_secret,
 )
-from dpaudit.attacks.canaries.canary import CanarySet, inserted
+from dpaudit.attacks.canaries.canary import CanarySet, commit, inserted
 from dpaudit.attacks.canaries.coins import draw_nonce
 from dpaudit.attacks.canaries.generate import high_temperature_canaries, prefix_suffix_canaries
 from dpaudit.attacks.canaries.secret import read_open

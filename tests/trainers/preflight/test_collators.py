@@ -20,7 +20,6 @@ from dpaudit.trainers import (
     DPTrainer,
     PrivacyArguments,
     ZerothOrderArguments,
-    ZOStage,
     ZOTrainer,
     pad_tokens,
     preflight,
@@ -32,6 +31,7 @@ from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.preflight.check import preflight_losses
 from dpaudit.trainers.sampling import ScriptedSampler
 from dpaudit.trainers.tasks.losses import token_losses
+from dpaudit.trainers.zeroth_order.stages import ZOStage
 from tests.trainers.ghost.test_families import build
 from tests.trainers.padded import batch_of
 from tests.trainers.tiny_lm import PLAN, RECORDS, TinyLM, losses

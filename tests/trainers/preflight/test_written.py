@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedModel
-from dpaudit.trainers import CollatedRecords, Directions, ZOStage, preflight, train, zo_train
+from dpaudit.trainers import CollatedRecords, Directions, preflight, train, zo_train
 from dpaudit.trainers.preflight.check import preflight_losses
+from dpaudit.trainers.zeroth_order.stages import ZOStage
 from tests.trainers.test_state import PLACES, PLAN, RECORDS, Writes, collate, content, losses
 
 SOURCE = CollatedRecords(RECORDS, collate)

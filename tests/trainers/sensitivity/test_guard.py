@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import DpauditError
-from dpaudit.trainers import Directions, OptimizerSettings, PrivacyPlan, ZOStage, train, zo_train
+from dpaudit.trainers import Directions, OptimizerSettings, PrivacyPlan, train, zo_train
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
+from dpaudit.trainers.zeroth_order.stages import ZOStage
 from tests.trainers.sensitivity.ingredients import (
     BAGS,
     CLASSIFIERS,
