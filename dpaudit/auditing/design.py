@@ -14,9 +14,9 @@ from dpaudit.auditing.many_runs import cp_ceiling, cp_expected, cp_power
 from dpaudit.auditing.one_run import snj_ceiling, snj_critical_count
 from dpaudit.auditing.plan import KINDS, AlphaSplit, AuditPlan
 from dpaudit.auditing.power import (
+    best_mu_guesses,
     control_canaries_needed,
     expected_epsilon_lower,
-    expected_mu_lower,
     power_of_optimal_attack,
 )
 from dpaudit.auditing.whole import whole_at_least
@@ -111,7 +111,7 @@ def choose_mechanism_guesses(m: int, mu: float, alpha: float) -> int:
     """
     whole_at_least(2, m=m)
     every = _candidates(m)[-40::2] or _candidates(m)
-    return max(every, key=lambda k: expected_mu_lower(m, 2 * k, mu, alpha))
+    return best_mu_guesses(m, [2 * k for k in every], mu, alpha) // 2
 
 
 def best_ceiling(m: int, delta: float, alpha: float) -> float:
@@ -250,6 +250,7 @@ def _forecast_one_run(
     m: int, epsilon: float, delta: float, alpha: float, level: float, guesses: int | None, errors: int
 ) -> dict[str, Any]:
     """Guesses, ceilings, expectation and power of the one-run bound; ``level`` is the verdict's α."""
+    mu = gdp_mu(epsilon, delta)
     if guesses is None:
         k, decidable = choose_guesses(m, epsilon, delta, level, errors=errors)
         critical = snj_critical_count(m, 2 * k, epsilon, delta, level)
@@ -265,11 +266,11 @@ def _forecast_one_run(
         "k_rule": rule,
         "ceiling": snj_ceiling(m, 2 * k, delta, alpha),
         "ceiling_at_verdict": snj_ceiling(m, 2 * k, delta, level),
-        "expected_epsilon_lower": expected_epsilon_lower(m, 2 * k, gdp_mu(epsilon, delta), delta, alpha),
+        "expected_epsilon_lower": expected_epsilon_lower(m, 2 * k, mu, delta, alpha),
         "power_if_attack_were_optimal": power_of_optimal_attack(m, 2 * k, epsilon, delta, level),
         "decidable": decidable,
         "m_needed": None if decidable else canaries_needed(epsilon, delta, level),
-        "guesses_mechanism": choose_mechanism_guesses(m, gdp_mu(epsilon, delta), level),
+        "guesses_mechanism": choose_mechanism_guesses(m, mu, level),
         "control_canaries": control_canaries_needed(m, k, k, epsilon, delta, level),
     }
 

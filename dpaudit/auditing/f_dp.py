@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 
 from dpaudit.auditing.gaussian import gdp_epsilon
 from dpaudit.auditing.one_run import _check
-from dpaudit.auditing.solve import largest_rejected
+from dpaudit.auditing.solve import first_bracket, narrowed
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -130,15 +130,48 @@ def f_dp_mu_lower(
     m: int, guesses: int, correct: int, alpha: float = 0.05, *, alphabet: int = 2, tol: float = 1e-9
 ) -> float:
     """Lower bound on μ from one run ASSUMING the mechanism is μ-GDP; conditional."""
+    return f_dp_mu_bracket(m, guesses, correct, alpha, alphabet=alphabet, tol=tol)[0]
+
+
+def f_dp_mu_bracket(
+    m: int,
+    guesses: int,
+    correct: int,
+    alpha: float = 0.05,
+    *,
+    alphabet: int = 2,
+    tol: float = 1e-9,
+    within: tuple[float, float] | None = None,
+) -> tuple[float, float]:
+    """Two values of μ, at most ``tol`` apart, between which :func:`f_dp_mu_lower` lies for every smaller ``tol``.
+
+    Parameters
+    ----------
+    m, guesses, correct : int
+        All canaries, guesses made, and right ones.
+    alpha : float
+        Failure probability.
+    alphabet : int
+        Number of equally likely values each secret can take.
+    tol : float
+        Width of the bracket, absolute.
+    within : (float, float), optional
+        The answer of an earlier call with a larger ``tol``, which is narrowed further.
+
+    Returns
+    -------
+    (float, float)
+        μ that the run refutes, and μ that it does not; equal where the search ended at 0 or at its limit of 100.
+    """
     _check(m, guesses, correct, 0.0)
     validate.open_unit(alpha=alpha)
     if guesses == 0:
-        return 0.0
+        return 0.0, 0.0
 
     def rejects(mu: float) -> bool:
         return _rejects(m, guesses, correct, alpha, lambda x: float(ndtr(ndtri(x) - mu)), alphabet)
 
-    return largest_rejected(rejects, start=1.0, limit=100.0, tol=tol)
+    return narrowed(rejects, within or first_bracket(rejects, start=1.0, limit=100.0), tol)
 
 
 def f_dp_epsilon_lower(

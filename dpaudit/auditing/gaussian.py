@@ -5,6 +5,7 @@ The curve itself has its home in :mod:`dpaudit.privacy.gaussian`; here its numbe
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -32,6 +33,12 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     >>> round(gdp_mu(4.0, 1e-5), 6)
     0.924931
     """
+    return _largest_mu(epsilon, delta)
+
+
+@functools.lru_cache(maxsize=64)
+def _largest_mu(epsilon: float, delta: float) -> float:
+    """The root itself. A plan, its audit and its verification ask for that of one claim, each several times."""
     return gaussian_mu(epsilon, delta, below=True)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc, betaincinv
 
-from dpaudit.auditing.f_dp import f_dp_mu_lower
+from dpaudit.auditing.f_dp import f_dp_mu_bracket, f_dp_mu_lower
 from dpaudit.auditing.gaussian import gdp_accuracy_at_top, gdp_mu
 from dpaudit.auditing.one_run import snj_critical_count, snj_epsilon_lower
 from dpaudit.auditing.rates import rate_lower, rate_upper
@@ -21,6 +21,7 @@ MINIMUM_CONTROL_GUESSES = 30
 """A control with fewer guesses says nothing on the rate of right ones: the lower limit of its power is then 0."""
 
 _TAIL = 0.025  # each end of a 95 % interval
+_MU_TOL = 1e-4  # of bounds on μ whose mean is compared
 
 # Nodes and weights for a mean over a normal variable: Gauss-Hermite.
 _SEVEN = np.polynomial.hermite_e.hermegauss(7)
@@ -64,7 +65,43 @@ def expected_mu_lower(m: int, guesses: int, mu: float, alpha: float = 0.05) -> f
     """
     whole_at_least(1, guesses=guesses)
     p = gdp_accuracy_at_top(mu, guesses / (2 * m))
-    return _mean_over_counts(lambda v: f_dp_mu_lower(m, guesses, v, alpha, tol=1e-4), guesses, p, _THREE)
+    return _mean_over_counts(lambda v: f_dp_mu_lower(m, guesses, v, alpha, tol=_MU_TOL), guesses, p, _THREE)
+
+
+def best_mu_guesses(m: int, candidates: Sequence[int], mu: float, alpha: float) -> int:
+    """The number of guesses with the largest :func:`expected_mu_lower`, the first of equal ones.
+
+    Parameters
+    ----------
+    m : int
+        Canaries.
+    candidates : sequence of int
+        Numbers of guesses to choose from, not empty.
+    mu, alpha : float
+        As for :func:`expected_mu_lower`.
+
+    Notes
+    -----
+    All candidates are first computed roughly. A mean over brackets of width w is at most w below the exact mean, so
+    whoever is further behind cannot be the best; only the others are computed more finely, from the same brackets.
+    """
+    accuracies = {guesses: gdp_accuracy_at_top(mu, guesses / (2 * m)) for guesses in candidates}
+    brackets: dict[tuple[int, int], tuple[float, float]] = {}
+    left = list(candidates)
+    for tol in (2.0**-4, 2.0**-8, _MU_TOL):
+
+        def expected(guesses: int, tol: float = tol) -> float:
+            def bound(correct: int) -> float:
+                key = guesses, correct
+                brackets[key] = f_dp_mu_bracket(m, guesses, correct, alpha, tol=tol, within=brackets.get(key))
+                return brackets[key][0]
+
+            return _mean_over_counts(bound, guesses, accuracies[guesses], _THREE)
+
+        means = {guesses: expected(guesses) for guesses in left}
+        enough = max(means.values()) - (tol + 1e-9)  # the second term covers rounding
+        left = [guesses for guesses in left if means[guesses] >= enough]
+    return max(left, key=lambda guesses: means[guesses])
 
 
 def power_of_optimal_attack(

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import betainc, betaincinv, ndtri
 
 from dpaudit.auditing.gaussian import gdp_epsilon
-from dpaudit.auditing.solve import largest_rejected
+from dpaudit.auditing.solve import largest_not_above
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
@@ -130,7 +130,7 @@ def bayesian_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: floa
         boundary = np.clip(np.maximum(1.0 - delta - grow * fpr, (1.0 - delta - fpr) / grow), 0.0, 1.0)
         return float(np.mean(1.0 - betainc(a_fnr, b_fnr, boundary)))
 
-    return largest_rejected(lambda eps: mass(eps) < alpha, start=2.0, limit=700.0, tol=1e-9)
+    return largest_not_above(mass, math.nextafter(alpha, 0.0), start=2.0, limit=700.0, tol=1e-9)
 
 
 def gdp_mu_lower(tp: int, n_pos: int, fp: int, n_neg: int, alpha: float = 0.05) -> float:

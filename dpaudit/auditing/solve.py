@@ -22,21 +22,35 @@ def largest_rejected(rejects: Callable[[float], bool], *, start: float = 1.0, li
     tol : float
         Width of the last bracket, absolute.
     """
+    return narrowed(rejects, first_bracket(rejects, start=start, limit=limit), tol)[0]
+
+
+def first_bracket(rejects: Callable[[float], bool], *, start: float, limit: float) -> tuple[float, float]:
+    """Lower and upper end between which :func:`largest_rejected` halves; both are its answer where nothing is to halve.
+
+    The test rejects at the lower end and accepts at the upper one.
+    """
     if not rejects(0.0):
-        return 0.0
+        return 0.0, 0.0
     low, high = 0.0, start
     while rejects(high):
         low = high
         if high >= limit:
-            return limit
+            return limit, limit
         high = min(2 * high, limit)
+    return low, high
+
+
+def narrowed(rejects: Callable[[float], bool], bracket: tuple[float, float], tol: float) -> tuple[float, float]:
+    """The bracket, halved until it is at most ``tol`` wide; narrowed in two calls it ends where one call ends."""
+    low, high = bracket
     while high - low > tol:
         mid = 0.5 * (low + high)
         if rejects(mid):
             low = mid
         else:
             high = mid
-    return low
+    return low, high
 
 
 def largest_not_above(

@@ -14,7 +14,7 @@ from scipy.special import betaincinv, ndtr, ndtri
 
 from dpaudit.auditing.one_run import _check
 from dpaudit.auditing.rates import rate_lower
-from dpaudit.auditing.solve import largest_rejected
+from dpaudit.auditing.solve import largest_not_above
 from dpaudit.privacy import validate
 
 _NODES = 16
@@ -74,10 +74,11 @@ def xiang_mu_lower(m: int, guesses: int, correct: int, alpha: float = 0.05, *, t
     if guesses == 0:
         return 0.0
     levels = _order_quantiles(m, guesses)
-    target = math.log(alpha)
-    return largest_rejected(
-        lambda mu: _log_p(guesses - correct, _error_rates(mu, levels)) <= target, start=1.0, limit=60.0, tol=tol
-    )
+
+    def log_p(mu: float) -> float:
+        return _log_p(guesses - correct, _error_rates(mu, levels))
+
+    return largest_not_above(log_p, math.log(alpha), start=1.0, limit=60.0, tol=tol)
 
 
 def accuracy_mu_lower(m: int, correct: int, alpha: float = 0.05) -> float:

@@ -20,6 +20,8 @@ _ACCOUNTED = ("claim", "ledger", "accounting")
 
 def corrected_verdict(derived: Verdict, body: Predicate, amendments: Sequence[Amendment]) -> Verdict:
     """The gravest of the derived verdict and of what corrections say the verdict is."""
+    if not amendments:
+        return derived
     after = corrected(body, amendments)
     section = after.plain.get("verdict")
     name = section.get("name") if isinstance(section, dict) else section

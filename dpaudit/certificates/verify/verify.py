@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from dpaudit.certificates.amendments import amendment_steps, read_amendments
 from dpaudit.certificates.faults import missing_fields
 from dpaudit.certificates.pages import page_steps
 from dpaudit.certificates.policy import Facts, policy_warnings, read_policy
 from dpaudit.certificates.sign import signature_steps
-from dpaudit.certificates.statement import Predicate, Statement
+from dpaudit.certificates.statement import Predicate, Statement, canonical_bytes, digest_of
 from dpaudit.certificates.timestamp import timestamp_steps
 from dpaudit.certificates.verify.accounting import (
     accounting_steps,
@@ -86,7 +87,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
     folder, body, subjects = certificate.folder, certificate.body, certificate.statement.subject
     trusted = () if rules is None else rules.trusted_keys
     signature, origin = signature_steps(certificate.path, certificate.data, trusted)
-    steps = [_canonical_step(certificate), _digest_step(certificate), *signature]
+    steps = [*_file_steps(certificate), *signature]
     amendments = attempt("amendments", lambda: read_amendments(certificate.path, certificate.data)).value or []
     steps += guarded("amendments", lambda: amendment_steps(certificate.path, certificate.data, trusted))
     steps += guarded("fields", lambda: [_fields_step(certificate)])
@@ -171,16 +172,21 @@ def _made(derived: Attempt[Derived]) -> Derived:
     return derived.value or Derived(name=Verdict.INCONCLUSIVE, reasons=(), complete=False)
 
 
-def _canonical_step(certificate: Certificate) -> Step:
-    same = certificate.statement.to_bytes() == certificate.data
+def _file_steps(certificate: Certificate) -> list[Step]:
+    plain = certificate.statement.to_plain()
+    return [_canonical_step(certificate, plain), _digest_step(certificate, plain)]
+
+
+def _canonical_step(certificate: Certificate, plain: dict[str, Any]) -> Step:
+    same = canonical_bytes(plain) == certificate.data
     detail = "the file is the canonical form of what it says"
     return Step(
         "file", EQUAL if same else DIFFERENT, detail if same else "the file is not in canonical form: it was edited"
     )
 
 
-def _digest_step(certificate: Certificate) -> Step:
-    stated, found = certificate.body.digest, certificate.statement.digest
+def _digest_step(certificate: Certificate, plain: dict[str, Any]) -> Step:
+    stated, found = certificate.body.digest, digest_of(plain)
     if stated == found:
         return Step("digest", EQUAL, f"SHA-256 of the statement is {found[:12]}…")
     return Step(
