@@ -3,7 +3,7 @@
 - ``Flat``: c = min(1, C/n), exactly; 1 for n = 0 (Abadi et al. 1607.00133)
 - ``PerLayer``: the same with its own bound C_l in every layer, Σ C_l² = C² (McMahan et al.
   1710.06963; He et al. 2212.01539)
-- ``Automatic``: c = R/(n + γ), AUTO-S (Bu et al. 2206.07136)
+- ``Automatic``: c = C/(n + γ), AUTO-S (Bu et al. 2206.07136)
 - ``AdaptiveFlat``: flat, with C following a private quantile of the norms (Andrew et al. 1905.03871)
 
 A non-finite norm gives the factor 0: an error would reveal the record.
@@ -39,19 +39,19 @@ class Flat:
 
     Parameters
     ----------
-    max_grad_norm : float
+    clipping_norm : float
         C > 0; infinity switches clipping off (and with it any guarantee).
     """
 
-    max_grad_norm: float
+    clipping_norm: float
 
     def __post_init__(self) -> None:
-        validate.positive(max_grad_norm=self.max_grad_norm)
+        validate.positive(clipping_norm=self.clipping_norm)
 
     @property
     def sensitivity(self) -> float:
         """Largest L2 norm of one example's contribution to the clipped sum."""
-        return self.max_grad_norm
+        return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
         """(B,) norms to (B,) factors.
@@ -59,79 +59,81 @@ class Flat:
         >>> Flat(1.0).factors(torch.tensor([0.0, 0.5, 4.0, float("nan")]))
         tensor([1.0000, 1.0000, 0.2500, 0.0000])
         """
-        return _flat(norms, self.max_grad_norm)
+        return _flat(norms, self.clipping_norm)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PerLayer:
-    """A bound for every layer (one module's parameters): c_l = min(1, C_l/n_l), C_l = C/√L unless given.
+    """A bound for every layer (one module's parameters): c_l = min(1, C_l/n_l).
+
+    Unless bounds are given, all layers have the same, C over the root of their number.
 
     Parameters
     ----------
-    max_grad_norm : float
+    clipping_norm : float
         C > 0, the bound of the whole contribution.
     bounds : tuple of float, optional
         C_l for every layer, in the order of ``GhostClipping.layers``, with Σ C_l² <= C².
     """
 
-    max_grad_norm: float
+    clipping_norm: float
     bounds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        validate.positive(max_grad_norm=self.max_grad_norm)
+        validate.positive(clipping_norm=self.clipping_norm)
         if self.bounds is not None:
             for bound in self.bounds:
                 validate.positive(bounds=bound)
             total = math.sqrt(sum(bound**2 for bound in self.bounds))
-            if total > self.max_grad_norm * (1 + 1e-9):
+            if total > self.clipping_norm * (1 + 1e-9):
                 raise InvalidValue(
-                    f"bounds with root sum of squares {total:.6g} must stay within max_grad_norm={self.max_grad_norm};"
+                    f"bounds with root sum of squares {total:.6g} must stay within clipping_norm={self.clipping_norm};"
                     " scale them down."
                 )
 
     @property
     def sensitivity(self) -> float:
         """Largest L2 norm of one example's contribution to the clipped sum."""
-        return self.max_grad_norm
+        return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
-        """(L, B) norms to (L, B) factors; an example with one non-finite layer contributes nothing anywhere."""
+        """(layers, B) norms to factors alike; an example with one non-finite layer contributes nothing anywhere."""
         if self.bounds is not None and len(self.bounds) != len(norms):
             raise InvalidValue(
                 f"bounds of length {len(self.bounds)} must have one bound for each of {len(norms)} layers."
             )
-        each = [self.max_grad_norm / math.sqrt(len(norms))] * len(norms) if self.bounds is None else self.bounds
+        each = [self.clipping_norm / math.sqrt(len(norms))] * len(norms) if self.bounds is None else self.bounds
         factors = torch.stack([_flat(n, bound) for n, bound in zip(norms, each, strict=True)])
         return factors * norms.isfinite().all(0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Automatic:
-    """AUTO-S: c = R/(n + γ); every gradient is normalised, so C needs no tuning.
+    """AUTO-S: c = C/(n + γ); every gradient is normalised, so C needs no tuning.
 
     Parameters
     ----------
-    max_grad_norm : float
-        R > 0, the bound.
+    clipping_norm : float
+        C > 0, the bound.
     stability : float, default=0.01
         γ > 0.
     """
 
-    max_grad_norm: float
+    clipping_norm: float
     stability: float = 0.01
 
     def __post_init__(self) -> None:
-        validate.positive(max_grad_norm=self.max_grad_norm, stability=self.stability)
-        validate.finite(max_grad_norm=self.max_grad_norm, stability=self.stability)
+        validate.positive(clipping_norm=self.clipping_norm, stability=self.stability)
+        validate.finite(clipping_norm=self.clipping_norm, stability=self.stability)
 
     @property
     def sensitivity(self) -> float:
         """Largest L2 norm of one example's contribution to the clipped sum."""
-        return self.max_grad_norm
+        return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
         """(B,) norms to (B,) factors."""
-        return _finite_or_zero(self.max_grad_norm / (norms + self.stability), norms)
+        return _finite_or_zero(self.clipping_norm / (norms + self.stability), norms)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,12 +141,12 @@ class AdaptiveFlat:
     """Flat clipping whose bound follows the ``quantile`` of the norms (Andrew et al. 1905.03871).
 
     A step releases two things of one minibatch: the clipped sum, and the count of examples below C. The caller adds
-    noise of standard deviation ``quantile_sigma`` to :meth:`count` and gives the result to :meth:`updated`; the pair
-    is charged as one Gaussian release of multiplier (σ_sum⁻² + (2 σ_b)⁻²)^(-1/2).
+    noise of standard deviation ``quantile_sigma`` (σ_b) to :meth:`count` and gives the result to :meth:`updated`; the
+    pair is charged as one Gaussian release of noise multiplier (σ⁻² + (2 σ_b)⁻²)^(-1/2), σ being that of the sum.
 
     Parameters
     ----------
-    max_grad_norm : float
+    clipping_norm : float
         C > 0, the bound now.
     quantile : float, default=0.5
         Share of examples that should stay unclipped, in (0, 1).
@@ -152,41 +154,41 @@ class AdaptiveFlat:
         η of the geometric update C ← C exp(-η (share - quantile)).
     """
 
-    max_grad_norm: float
+    clipping_norm: float
     quantile: float = 0.5
     learning_rate: float = 0.2
 
     def __post_init__(self) -> None:
-        validate.positive(max_grad_norm=self.max_grad_norm, learning_rate=self.learning_rate)
-        validate.finite(max_grad_norm=self.max_grad_norm, learning_rate=self.learning_rate)
+        validate.positive(clipping_norm=self.clipping_norm, learning_rate=self.learning_rate)
+        validate.finite(clipping_norm=self.clipping_norm, learning_rate=self.learning_rate)
         validate.open_unit(quantile=self.quantile)
 
     @property
     def sensitivity(self) -> float:
         """Largest L2 norm of one example's contribution to the clipped sum."""
-        return self.max_grad_norm
+        return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
         """(B,) norms to (B,) factors."""
-        return _flat(norms, self.max_grad_norm)
+        return _flat(norms, self.clipping_norm)
 
     def count(self, norms: Tensor) -> float:
         """Σ_i (1[n_i <= C] - 1/2), PRIVATE, of sensitivity 1/2; a norm that is not finite counts as above C."""
-        return float((norms <= self.max_grad_norm).sum()) - norms.numel() / 2
+        return float((norms <= self.clipping_norm).sum()) - norms.numel() / 2
 
     def updated(self, noisy_count: float, expected_batch_size: float) -> AdaptiveFlat:
         """The rule for the next step, from the NOISED count and the public expected batch size."""
         validate.positive(expected_batch_size=expected_batch_size)
         share = noisy_count / expected_batch_size + 0.5
-        bound = self.max_grad_norm * math.exp(-self.learning_rate * (share - self.quantile))
-        return dataclasses.replace(self, max_grad_norm=bound)
+        bound = self.clipping_norm * math.exp(-self.learning_rate * (share - self.quantile))
+        return dataclasses.replace(self, clipping_norm=bound)
 
 
 def sum_noise_multiplier(noise_multiplier: float, quantile_sigma: float) -> float:
     """Noise multiplier left for the clipped sum when the count query takes its part of the budget.
 
-    z_sum = (z⁻² - (2 σ_b)⁻²)^(-1/2): the two releases together cost what one of multiplier z costs
-    (Andrew et al. 1905.03871, Theorem 1).
+    It is (σ⁻² - (2 σ_b)⁻²)^(-1/2), with σ for ``noise_multiplier`` and σ_b for ``quantile_sigma``: the two releases
+    together cost what one of noise multiplier σ costs (Andrew et al. 1905.03871, Theorem 1).
 
     >>> round(sum_noise_multiplier(1.0, 10.0), 6)
     1.001252

@@ -175,7 +175,8 @@ def refuse_undrawn(sampler: Sampler, drawn_from: int, *, canaries: bool) -> None
 def contribution_of(clipper: Clipper | Summing, clipping_norm: float) -> float:
     """Norm that a record whose gradient lies on one coordinate contributes under the clipper's rule.
 
-    It is C for flat, adaptive and automatic clipping, and C/√L for per-layer clipping with L equal bounds.
+    It is C for flat, adaptive and automatic clipping; for per-layer clipping with equal bounds C over the root of the
+    number of layers.
     """
     rule = rule_of(clipper)
     if not isinstance(rule, PerLayer):

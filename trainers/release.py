@@ -67,7 +67,7 @@ class Releaser:
     def clipping_norm(self) -> float:
         """C of the next step."""
         rule = rule_of(self._clipper)
-        return rule.max_grad_norm if isinstance(rule, AdaptiveFlat) else self._plan.clipping_norm
+        return rule.clipping_norm if isinstance(rule, AdaptiveFlat) else self._plan.clipping_norm
 
     def __call__(self, total: ClippedSum, totals: Sequence[Tensor]) -> Release:
         """Release the sums of ``total`` as the tensors ``totals``, overwritten; its own bound scales the noise."""

@@ -20,11 +20,11 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 
 TradeOff = Callable[[float], float]
-"""f(α): smallest false-negative rate of any test with false-positive rate α; convex, decreasing, symmetric."""
+"""f(x): smallest false-negative rate of any test with false-positive rate x; convex, decreasing, symmetric."""
 
 
 def gaussian_trade_off(mu: float) -> TradeOff:
-    """Trade-off curve of a μ-GDP mechanism, f(α) = Φ(Φ⁻¹(1 − α) − μ)."""
+    """Trade-off curve of a μ-GDP mechanism, f(x) = Φ(Φ⁻¹(1 − x) − μ)."""
     validate.non_negative(mu=mu)
 
     def curve(fpr: float) -> float:
@@ -44,7 +44,7 @@ def profile_trade_off(epsilons: ArrayLike, deltas: ArrayLike) -> TradeOff:
     Returns
     -------
     callable
-        f(α) = max over the points of max(0, 1 − δ − e^ε α, e^-ε (1 − δ − α)): a mechanism with this profile lies on or
+        f(x) = max over the points of max(0, 1 − δ − e^ε x, e^-ε (1 − δ − x)): a mechanism with this profile lies on or
         above it, so that refuting the curve refutes the mechanism. More points give more power.
 
     >>> curve = profile_trade_off([0.0, 1.0], [0.3, 0.0])
@@ -187,7 +187,7 @@ def f_dp_epsilon_lower(
 
 
 def check_curve(curve: TradeOff) -> None:
-    """Refuse a callable that is not a trade-off curve: values outside [0, 1 − α], or not decreasing."""
+    """Refuse a callable that is not a trade-off curve: values outside [0, 1 − x] at a rate x, or not decreasing."""
     previous = 1.0
     for step in range(1, 20):
         fpr = step / 20

@@ -102,7 +102,7 @@ def _never_cleared() -> Any:
 
 
 def _each_layer_whole(self: PerLayer, norms: Tensor) -> Tensor:
-    return torch.stack([_flat(n, self.max_grad_norm) for n in norms])
+    return torch.stack([_flat(n, self.clipping_norm) for n in norms])
 
 
 def _vectors_free(self: Any, parameter: Any, use: Any, _add: Any = _ghost_book.Book.add) -> None:

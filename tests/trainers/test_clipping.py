@@ -66,13 +66,13 @@ def test_adaptive_count_has_sensitivity_one_half() -> None:
 
 def test_adaptive_update_moves_towards_the_quantile() -> None:
     rule = AdaptiveFlat(1.0, quantile=0.5, learning_rate=0.2)
-    assert rule.updated(0.0, 100).max_grad_norm == 1.0  # exactly half lie below
-    assert rule.updated(50.0, 100).max_grad_norm == pytest.approx(math.exp(-0.1))  # all below: C shrinks
-    assert rule.updated(-50.0, 100).max_grad_norm == pytest.approx(math.exp(0.1))
+    assert rule.updated(0.0, 100).clipping_norm == 1.0  # exactly half lie below
+    assert rule.updated(50.0, 100).clipping_norm == pytest.approx(math.exp(-0.1))  # all below: C shrinks
+    assert rule.updated(-50.0, 100).clipping_norm == pytest.approx(math.exp(0.1))
     norms = torch.linspace(0, 10, 1001)
     for _ in range(200):
         rule = rule.updated(rule.count(norms), len(norms))
-    assert rule.max_grad_norm == pytest.approx(5.0, rel=0.02)
+    assert rule.clipping_norm == pytest.approx(5.0, rel=0.02)
 
 
 def test_the_count_takes_its_share_of_the_noise() -> None:
@@ -85,5 +85,5 @@ def test_the_count_takes_its_share_of_the_noise() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_bounds_must_be_positive(value: float) -> None:
     for rule in (Flat, PerLayer, Automatic, AdaptiveFlat):
-        with pytest.raises(InvalidValue, match="max_grad_norm"):
+        with pytest.raises(InvalidValue, match="clipping_norm"):
             rule(value)

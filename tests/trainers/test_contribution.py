@@ -57,7 +57,7 @@ def test_sums_of_two_bounds_are_refused(problem):
     running = RunningSum(list(model.parameters()))
     with GhostClipping(model, 0.3) as clipper:
         running.add(clipper.clipped_sum(losses()))
-        clipper.clipping = dataclasses.replace(clipper.clipping, max_grad_norm=0.4)
+        clipper.clipping = dataclasses.replace(clipper.clipping, clipping_norm=0.4)
         with pytest.raises(InvalidValue, match=r"clipped to 0\.3 and to 0\.4, and need one bound"):
             running.add(clipper.clipped_sum(losses()))
 

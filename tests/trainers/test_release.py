@@ -142,7 +142,7 @@ def test_every_rule_has_a_clipper():
     for rule in ("flat", "per_layer", "automatic", "adaptive"):
         plan = adaptive() if rule == "adaptive" else linear_plan(clipping=rule)
         with clipper_for(nn.Linear(2, 1), plan) as clipper:
-            assert clipper.clipping.max_grad_norm == 0.5
+            assert clipper.clipping.clipping_norm == 0.5
     assert isinstance(plan, PrivacyPlan)
 
 

@@ -44,7 +44,7 @@ class Book:
     exact : bool
         Write G down everywhere; Gram matrices cancelled too much.
     factors : Tensor, optional
-        (L, B), in phase SUMS.
+        (layers, B), in phase SUMS.
     sums : dict, optional
         Running sums, to which those of phase SUMS and of :meth:`settle` are added.
     ready : callable, optional
@@ -98,7 +98,7 @@ class Book:
             earlier.append(use)
 
     def norms(self, layers: int) -> tuple[Tensor, Tensor]:
-        """Squared norms (L, B) in fp64, and the examples (indices) whose terms cancelled too much to trust them."""
+        """Squared norms (layers, B) in fp64, and the indices of examples whose terms cancelled too much for trust."""
         self.grams.clear()
         values = torch.stack([value.double() for _, value in self.squares])
         index = torch.tensor([layer for layer, _ in self.squares], device=values.device)
@@ -120,7 +120,7 @@ class Book:
         return squares
 
     def settle(self, factors: Tensor, order: Iterable[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
-        """The clipped sums, given (L, B) factors, from the uses that were kept: one parameter at a time, in ``order``.
+        """The clipped sums by (layers, B) factors, from the uses that were kept: one parameter at a time, in ``order``.
 
         A parameter that no example used has None. The uses of a parameter are gone once its sum was given, so that one
         whole sum is alive at a time.

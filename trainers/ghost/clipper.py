@@ -44,9 +44,10 @@ class GhostClipping:
     model : nn.Module
         Its trainable parameters are those with ``requires_grad`` now. Not compiled.
     max_grad_norm : float
-        C > 0, in the units of the gradient of ONE example's loss.
+        C > 0, in the units of the gradient of ONE example's loss. Everywhere else C is ``clipping_norm``, as in the
+        ledger; this one argument has the name that loops written for Opacus and Hugging Face already use.
     clipping : Flat, PerLayer, Automatic or AdaptiveFlat, optional
-        The rule; ``Flat(max_grad_norm)`` by default. Its bound must equal ``max_grad_norm``.
+        The rule; ``Flat`` with this C by default. Its ``clipping_norm`` must be the same C.
     group : int, default=1
         G, successive rows of every forward pass that are one unit of privacy, with one loss: pairs of answers, views of
         a record. Units of different sizes are told by ``units`` of :meth:`clipped_sum`.
@@ -333,7 +334,7 @@ class GhostClipping:
         sending.settle()
 
     def _measure(self, losses: Tensor) -> tuple[Tensor, Book]:
-        """(L, B) squared norms, and the book that holds the uses (empty in the lean mode)."""
+        """(layers, B) squared norms, and the book that holds the uses (empty in the lean mode)."""
         phase = Phase.NORMS if self.lean else Phase.KEEP
         book = self._pass(losses, phase, last=not self.lean)
         if not book.squares:

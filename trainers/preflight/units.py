@@ -23,7 +23,7 @@ def preflight_units(
     records: Sequence[Any],
     units: Units | Iterable[Any],
     *,
-    max_grad_norm: float,
+    clipping_norm: float,
     tolerance: float = 1e-3,
 ) -> float:
     """Check on made-up records that a path from records to their clipped sum keeps the bound of every unit.
@@ -42,7 +42,7 @@ def preflight_units(
         Made up, and nobody's data: at least two units, one of them with two records or more.
     units : iterable
         Name of each record's unit: the truth, against which the path is held.
-    max_grad_norm : float
+    clipping_norm : float
         C, the bound that the path clips to. Take it so small that every unit is clipped.
     tolerance : float
         Of C, for rounding.
@@ -59,7 +59,7 @@ def preflight_units(
     InvalidValue
         If the records cannot show it: too few units or records, or a unit that is not clipped.
     """
-    validate.positive(max_grad_norm=max_grad_norm, tolerance=tolerance)
+    validate.positive(clipping_norm=clipping_norm, tolerance=tolerance)
     known = units if isinstance(units, Units) else Units.named(units, records=len(records))
     members = [rows.tolist() for rows in known.members()]
     if len(members) < 2 or max(map(len, members)) < 2:
@@ -73,13 +73,13 @@ def preflight_units(
         tensors = found.sums.values() if isinstance(found, ClippedSum) else found
         return torch.cat([t.detach().double().flatten().cpu() for t in tensors])
 
-    alone = [_alone(flat, rows, unit, max_grad_norm, tolerance) for unit, rows in enumerate(members)]
+    alone = [_alone(flat, rows, unit, clipping_norm, tolerance) for unit, rows in enumerate(members)]
     worst = 0.0
     everyone, own = list(range(len(records))), torch.stack(alone).sum(0)
     for order in (everyone, everyone[::-1], [row for rows in members for row in rows]):
-        moved = float((flat(order) - own).norm()) / max_grad_norm
+        moved = float((flat(order) - own).norm()) / clipping_norm
         if not moved <= tolerance:
-            _refuse_mixed(flat, members, alone, max_grad_norm, moved)
+            _refuse_mixed(flat, members, alone, clipping_norm, moved)
         worst = max(worst, moved)
     return worst
 
@@ -97,7 +97,7 @@ def _alone(flat: Flat, rows: Sequence[int], unit: int, bound: float, tolerance: 
     if reached < _REACHED:
         raise InvalidValue(
             f"the records of unit {unit} move the clipped sum by {reached:.3g} C, so that nothing is clipped and a"
-            " wrong unit would not show; give a smaller max_grad_norm to this check and to the path it takes."
+            " wrong unit would not show; give a smaller clipping_norm to this check and to the path it takes."
         )
     return total
 

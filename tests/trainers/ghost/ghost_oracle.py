@@ -34,7 +34,7 @@ def clipped(clipper: GhostClipping, rows: list[dict[str, Tensor]]) -> dict[str, 
     """Σ_i c_i g_i by the definition, in fp64."""
     names = {n: p for n, p in clipper.model.named_parameters() if n in rows[0]}
     layer = {n: clipper._layer_of[p] for n, p in names.items()}
-    bound = clipper.clipping.max_grad_norm
+    bound = clipper.clipping.clipping_norm
     if isinstance(clipper.clipping, PerLayer):
         limit = bound / math.sqrt(len(clipper.layers))
         groups = range(len(clipper.layers))

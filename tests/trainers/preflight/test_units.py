@@ -60,7 +60,7 @@ def path(
 
 def test_a_right_loop_passes_whatever_the_order_of_its_rows() -> None:
     clipped_sum, records = path()
-    assert preflight_units(clipped_sum, records, NAMES, max_grad_norm=C) < 1e-9
+    assert preflight_units(clipped_sum, records, NAMES, clipping_norm=C) < 1e-9
 
 
 def mixed(each: Tensor, of: Tensor, count: int) -> Tensor:
@@ -82,12 +82,12 @@ def mixed(each: Tensor, of: Tensor, count: int) -> Tensor:
 def test_rows_of_another_unit_are_refused(fault: Any, told: str) -> None:
     clipped_sum, records = fault
     with pytest.raises(PrivacyRefusal, match=told):
-        preflight_units(clipped_sum, records, NAMES, max_grad_norm=C)
+        preflight_units(clipped_sum, records, NAMES, clipping_norm=C)
 
 
 def test_records_that_can_show_nothing_are_refused() -> None:
     clipped_sum, records = path()
     with pytest.raises(InvalidValue, match="6 units of at most 1 records show nothing"):
-        preflight_units(clipped_sum, records, range(6), max_grad_norm=C)
+        preflight_units(clipped_sum, records, range(6), clipping_norm=C)
     with pytest.raises(InvalidValue, match="nothing is clipped and a wrong unit would not show; give a smaller"):
-        preflight_units(clipped_sum, records, NAMES, max_grad_norm=1e6)
+        preflight_units(clipped_sum, records, NAMES, clipping_norm=1e6)
