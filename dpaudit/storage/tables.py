@@ -317,8 +317,8 @@ def _dataset_files(folder: Path) -> list[Path]:
         raise InvalidEvidence(f"{folder.name} holds the splits {shown[:200]}; give the folder of one of them.")
     if not (folder / "state.json").is_file():
         raise InvalidEvidence(
-            f"{folder.name or folder} is a folder and no saved dataset (it has no state.json); give a .txt, .csv, .jsonl or"
-            " .parquet file, or a folder written by save_to_disk."
+            f"{folder.name or folder} is a folder and no saved dataset (it has no state.json); give a .txt, .csv,"
+            " .jsonl or .parquet file, or a folder written by save_to_disk."
         )
     state = read_json(folder / "state.json")
     files = state.get("_data_files") if isinstance(state, dict) else None

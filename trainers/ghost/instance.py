@@ -108,7 +108,7 @@ def is_elementwise(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
 
 
 def is_linear(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
-    """Whether a subclass of ``nn.Linear`` with a forward of its own computes what ``nn.Linear`` does, found out by trying.
+    """Whether a subclass of ``nn.Linear`` with its own forward computes what ``nn.Linear`` does, found out by trying.
 
     Falcon's layers do, for example. Random weights and inputs go through both, in the module's present mode.
     """
