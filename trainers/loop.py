@@ -152,8 +152,8 @@ def train(
     ------
     InvalidValue, PrivacyRefusal, UnsupportedModel
         Before the first step, with what to change.
-    TrainingStopped
-        When the journal or the callback could not write a file; it holds the result of the steps that ran.
+    StorageFailed
+        When the journal or the callback could not write a file; its ``result`` is of the steps that ran.
     """
     together = OneProcess() if reduction is None else reduction
     settings = optimizer or OptimizerSettings()

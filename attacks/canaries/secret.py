@@ -49,8 +49,14 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
     ----------
     path : path
         Usually ``private/canaries.secret.parquet``; the folder is made (mode 0700) when absent.
-    canaries, coins, nonce, copies
-        As for :func:`commit`.
+    canaries : CanarySet
+        m canaries.
+    coins : array (m,) of 0/1
+        1 = inserted.
+    nonce : bytes
+        32 secret bytes.
+    copies : int
+        How often an inserted canary stands in the data; k copies test the group-k claim.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -109,8 +109,10 @@ def snj_epsilon_lower(
 
     Parameters
     ----------
-    m, guesses, correct, delta
-        As for :func:`snj_p_value`.
+    m, guesses, correct : int
+        Canaries, guesses made and right guesses.
+    delta : float
+        δ of the claim.
     alpha : float
         Failure probability.
     tol : float

@@ -142,8 +142,8 @@ def zo_train(
     ------
     InvalidValue, PrivacyRefusal, UnsupportedModel
         Before the first step, with what to change.
-    TrainingStopped
-        When the journal, the log or the callback could not write a file; it holds the result of the steps that ran.
+    StorageFailed
+        When the journal, the log or the callback could not write a file; its ``result`` is of the steps that ran.
     """
     plan = as_plan(stages)
     refuse_data_dependent(directions)
