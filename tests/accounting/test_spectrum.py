@@ -15,9 +15,11 @@ from dpaudit import Ledger, Relation, Stage
 from dpaudit.accounting.prv import inverse
 from dpaudit.accounting.prv.compose import Law, weigh
 from dpaudit.accounting.prv.curves import epsilon_interval
+from dpaudit.accounting.prv.pair import chernoff
+from dpaudit.accounting.prv.refine import refine
 from dpaudit.accounting.prv.saddle import aim_at_delta
 from dpaudit.accounting.prv.sides import with_gaussian
-from dpaudit.accounting.prv.spectrum import LEAST_DECAY, Spectrum, spectra
+from dpaudit.accounting.prv.spectrum import LEAST_DECAY, Spectrum, _coefficients, spectra
 from dpaudit.accounting.relations import charges
 from dpaudit.privacy.stage import Sampling
 from tests.accounting.test_extremes import agrees
@@ -81,6 +83,62 @@ def test_every_coefficient_left_out_is_as_small_as_proven(seed: int, atoms: int,
     with np.errstate(divide="ignore"):
         decay = -times * np.log(np.abs(whole))
     assert decay[len(found.value) :].min() >= LEAST_DECAY - 1e-6
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(2, 60), st.integers(0, 700))
+def test_coefficients_are_as_accurate_as_charged(seed: int, atoms: int, last: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([4097, 2**20, 2**40 + 7]))
+    place = np.sort(rng.integers(-size // 3, size // 3, atoms)) if seed % 2 else np.arange(atoms) - atoms // 2
+    weights = np.array([rng.dirichlet(np.full(atoms, 0.3)) + 1e-21 for _ in range(2)])
+    found, error = _coefficients(place, weights, last, size)
+    assert found.shape == error.shape == (2, last + 1)
+    turns = (np.multiply.outer(np.arange(last + 1), place) + size // 2) % size - size // 2
+    y = (2 * np.longdouble("3.14159265358979323846264338327950288") / np.longdouble(size)) * turns
+    wide = weights.T.astype(np.longdouble)
+    real, imaginary = -2 * np.square(np.sin(y / 2)) @ wide, -np.sin(y) @ wide
+    assert np.all(np.hypot(found.real - real.T, found.imag - imaginary.T) <= error)
+    distance = np.multiply.outer(weights @ np.abs(place), (2 * math.pi / size) * np.arange(last + 1))
+    assert np.all(error <= 1e-12 * distance + 1e-20)
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(1, 250))
+def test_series_are_as_accurate_as_charged(seed: int, number: int) -> None:
+    """The sum over the window, each mass from all coefficients in extended precision."""
+    rng = np.random.default_rng(seed)
+    size, h, theta = 1024, 0.01, float(rng.choice([0.3, 4.0, 40.0]))
+    value = np.exp(-5 * np.arange(number) / number) * np.exp(1j * rng.uniform(0, 2 * math.pi, number))
+    value[0] = 1.0
+    first, shift = int(rng.integers(-(10**6), 10**6)), int(rng.integers(-(10**6), 10**6))
+    law = Spectrum(theta, h, first, size, 0.0, 0.0, 0.0, value, np.zeros(number), 0.0, shift, 0.0, 0.0)
+    pi, extended = np.longdouble("3.14159265358979323846264338327950288"), np.longdouble
+    offsets = np.arange(size)
+    turns = np.multiply.outer(first + offsets - shift, np.arange(number)) % size
+    y = 2 * pi / extended(size) * turns
+    weight = np.full(number, 2.0)
+    weight[0] = 1.0
+    mass = (np.cos(y) @ (weight * value.real) - np.sin(y) @ (weight * value.imag)) / size
+    places = first + rng.integers(0, size, 7)
+    for powers in ((theta,), (theta, theta + 1)):
+        values, errors = inverse._sums(law, inverse._series(law, powers), places, 0.0, exact=False)
+        for place, found, error in zip(places, values, errors):
+            left = extended(h) * np.arange(size - (place - first))
+            kernel = np.exp(-extended(theta) * left) * (-np.expm1(-left) if len(powers) == 2 else 1)
+            truth = mass[place - first :] @ kernel
+            assert abs(found - truth) <= error
+            assert error <= 1e-9
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("stages", [[(0.01, 1.0, 1000)], [(0.01, 0.9, 500), (0.01, 1.4, 500)], [(1e-3, 0.7, 10**5)]])
+def test_one_moment_bounds_a_direction_from_above(stages: list[tuple[float, float, int]], direction: int) -> None:
+    runs, log_delta = with_gaussian(charges(ledger(*stages))), math.log(1e-5)
+    aim = aim_at_delta(runs, direction, log_delta)
+    low, high = refine((runs, runs), aim, (log_delta, log_delta), 1e-3, 1e-6, 0.0)
+    one, many = (chernoff(runs, aim, 1e-3 * aim.spread, 0.01, log_delta, tilts) for tilts in ((1.0,), (0.7, 1.0, 1.4)))
+    assert low <= many <= one <= 1.4 * high
 
 
 def test_a_lattice_within_the_lattice_is_not_taken_for_smooth() -> None:

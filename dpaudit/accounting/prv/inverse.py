@@ -22,16 +22,15 @@ from dpaudit.accounting.prv.pair import above_law, below_laws, log_less
 from dpaudit.accounting.prv.saddle import Aim, Run
 from dpaudit.accounting.prv.spectrum import Complex, Spectrum, spectra
 
-_GRID = 33  # lattice points looked at in one round of a search; fewer where each has many coefficients
-_MANY = 300
+_GRID = 33  # lattice points looked at in one round of a search
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Series:
     """Sum over the window from j on, Σ_{i=0}^{m−1} W(j + i)·kernel(i), for a kernel that is a sum of powers.
 
-    ``inner`` are the coefficients of e^{iω_f(j − shift)}; each of ``ends`` is a constant to subtract, times
-    e^{-power·h·m}, with its power. ``error`` and ``error_ends`` bound what round-off does to them.
+    ``inner`` are the coefficients of e^{iω_f(j − shift)}, in rows of one length; each of ``ends`` is a constant to
+    subtract, times e^{-power·h·m}, with its power. ``error`` and ``error_ends`` bound what round-off does to them.
     """
 
     inner: Complex
@@ -69,23 +68,35 @@ def _series(law: Spectrum, powers: tuple[float, ...]) -> _Series:
         kernel = 1 / ones[0]
     else:
         kernel = np.exp(-powers[0] * law.h + 1j * _omega(law)) * (-np.expm1(-law.h)) / ones[0] / ones[1]
-    modulus, rounding = np.abs(law.value), (96 + 2 * len(number)) * UNIT
+    modulus, rounding = np.abs(law.value), (128 + 2 * len(number)) * UNIT
     unsure = weight * (law.error + rounding * modulus)
     inner = weight * law.value * kernel
+    width = 2 ** (math.isqrt(len(number)).bit_length())
+    rows = np.zeros((-(-len(number) // width), width), dtype=np.complex128)
+    rows.reshape(-1)[: len(number)] = inner
     # Coefficients left out are worth at most their moduli times the largest kernel, that of ω = 0.
     error = float(unsure @ np.abs(kernel)) + law.rest / law.size * float(np.abs(kernel[0]))
     ends, error_ends = [], []
     for sign, power, one in zip((1.0, -1.0), powers, ones):
         ends.append((sign * float((weight * at_end / one).real.sum()), power))
         error_ends.append(float(unsure @ np.abs(1 / one)) + law.rest / law.size * float(np.abs(1 / one[0])))
-    return _Series(inner, tuple(ends), error, tuple(error_ends))
+    return _Series(rows, tuple(ends), error, tuple(error_ends))
+
+
+def _phases(law: Spectrum, places: Integers, number: int, stride: int) -> Complex:
+    """e^{iω_f(j − shift)} at lattice points j for f = 0, stride, 2·stride, …, a row for each of the points."""
+    half = law.size // 2
+    turns = (np.multiply.outer((places - law.shift) % law.size, stride * np.arange(number)) + half) % law.size - half
+    found: Complex = np.exp((2j * math.pi / law.size) * turns)
+    return found
 
 
 def _sums(law: Spectrum, series: _Series, places: Integers, largest: float, exact: bool) -> tuple[Array, Array]:
     """The series at lattice points, and how far each may be off; ``largest`` is the largest value of the kernel."""
-    turns = (np.multiply.outer((places - law.shift) % law.size, np.arange(len(law.value)))) % law.size
-    phases = np.exp((2j * math.pi / law.size) * turns)
-    value: Array = np.einsum("jf,f->j", phases, series.inner).real
+    # The phase of coefficient f = width·r + c is a product of two, of the row and of the column.
+    rows, width = series.inner.shape
+    within = np.einsum("jc,rc->jr", _phases(law, places, width, 1), series.inner)
+    value: Array = np.einsum("jr,jr->j", within, _phases(law, places, rows, width)).real
     error: Array = np.full(len(places), series.error)
     left = (law.first + law.size - places).astype(np.float64)
     for (constant, power), off in zip(series.ends, series.error_ends):
@@ -112,12 +123,11 @@ def _log(values: Array) -> Array:
     return found
 
 
-def _between(low: int, high: int, law: Spectrum) -> Integers:
+def _between(low: int, high: int) -> Integers:
     """A few lattice points from ``low`` to ``high``, both ends included."""
-    count = _GRID if len(law.value) < _MANY else 9
-    if high - low < 2 * count:
+    if high - low < 2 * _GRID:
         return np.arange(low, high + 1, dtype=np.int64)
-    return np.linspace(low, high, count).astype(np.int64)
+    return np.linspace(low, high, _GRID).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +178,7 @@ def _first_met(excess: Callable[[Integers], Array], law: Spectrum) -> int | None
     """A lattice point at which ``excess`` is at most zero and just before which it is not."""
     low, high, found = law.first, law.first + law.size - 1, None
     while True:
-        places = _between(low, high, law)
+        places = _between(low, high)
         met = np.flatnonzero(excess(places) <= 0)
         if len(met) == 0:
             return found
@@ -192,7 +202,7 @@ class Below:
         tails = _series(p, (p.theta,)), _series(q, (q.theta,))
         low, high, best = p.first, p.first + p.size - 1, 0.0
         while True:
-            places = _between(low, high, p)
+            places = _between(low, high)
             (one, one_off), (two, two_off) = (
                 _sums(law, series, places, 1.0, exact) for law, series in zip((p, q), tails)
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpaudit.accounting.prv.compose import Law, Tails, Tilted, compose, log_sum, tails
+from dpaudit.accounting.prv.compose import Law, Tails, Tilted, compose, tails
 from dpaudit.accounting.prv.loss import Array, Cells, cells, origin
 from dpaudit.accounting.prv.saddle import Aim, Run, rough
 
@@ -109,14 +109,28 @@ def _log_add(a: float, b: float) -> float:
     return float(np.logaddexp(a, b))
 
 
-def chernoff(runs: Sequence[Run], aim: Aim, h: float, growth: float, log_delta: float) -> float:
-    """Upper bound on ε at δ from moments of the dominating laws alone: loose, but it never depends on a window."""
-    thetas = aim.theta * np.geomspace(0.05, 2.0, 12)
+_TILTS = tuple(np.geomspace(0.05, 2.0, 12))
+
+
+def chernoff(
+    runs: Sequence[Run], aim: Aim, h: float, growth: float, log_delta: float, tilts: tuple[float, ...] = _TILTS
+) -> float:
+    """Upper bound on ε at δ from moments of the dominating laws alone: loose, but it never depends on a window.
+
+    δ(ε) = E max(0, 1 − e^{ε−L}) is at most c·E e^{θ(L−ε)} with c the largest value of (1 − e^{-x})·e^{-θx}.
+
+    Parameters
+    ----------
+    tilts : tuple of float
+        Values of θ to try, in units of the aim's.
+    """
+    thetas = aim.theta * np.array(tilts)
     total, log_infinite, raised = _moments(runs, aim, h, growth, thetas)
     log_left = log_less(log_delta - raised, log_infinite)
     if log_left == -math.inf:
         return math.inf
-    return max(0.0, float(((total - log_left) / thetas).min()) + raised) * (1 + 1e-9)
+    constant = -thetas * np.log1p(1 / thetas) - np.log1p(thetas) + 1e-12
+    return max(0.0, float(((total + constant - log_left) / thetas).min()) + raised) * (1 + 1e-9)
 
 
 def chernoff_delta(runs: Sequence[Run], aim: Aim, h: float, growth: float, epsilon: float) -> float:
@@ -134,7 +148,10 @@ def _moments(runs: Sequence[Run], aim: Aim, h: float, growth: float, thetas: Arr
     for step, times in runs:
         law, lost, kappa = above_law(cells(step, h, growth, aim.reach), aim.direction)
         losses = law.origin + h * law.index
-        total += times * np.array([log_sum(law.log_mass + theta * losses) for theta in thetas])
+        exponents = law.log_mass + np.multiply.outer(thetas, losses)
+        tops = exponents.max(axis=1)
+        exponents -= tops[:, None]
+        total += times * (tops + np.log(np.exp(exponents, out=exponents).sum(axis=1)))
         log_infinite = _log_add(log_infinite, lost + math.log(times))
         raised += times * (kappa + 1e-13)
     return total + 1e-12 * np.abs(total), log_infinite, raised

@@ -43,6 +43,11 @@ def refine(
     # Where the other direction is larger, this one need only be shown to stay below it.
     tolerance = max(_LATTICE_SHARE * rtol * aim.epsilon, 0.5 * atol, 0.5 * (ceiling - aim.epsilon))
     route = Route(runs) if route is None else route
+    if ceiling > 0 and route.cut_at is not None:
+        # One moment of cells that are there already is mostly enough to show that the other direction is larger.
+        high = chernoff(runs, aim, route.cut_at, growth, log_left, (1.0,))
+        if high <= ceiling:
+            return 0.0, high
     h = route.spacing(aim, tolerance)
     moves = 0
     for _ in range(ROUNDS):

@@ -29,15 +29,16 @@ class Route:
     def __init__(self, runs: Sequence[Run], *, few: bool = True) -> None:
         self._runs = runs
         self._by_few = few and sum(times for _, times in runs) >= _MANY
-        self._cut_at: float | None = None
+        self.cut_at: float | None = None
+        """Width of the lattice on which cells have been made last."""
 
     def spacing(self, aim: Aim, tolerance: float) -> float:
         """Width of the lattice for a width of ``tolerance`` in ε."""
         if self._by_few:
             h = on_grid(wanted_spacing(self._runs, aim, tolerance))
             # The number of points costs nothing, so the cells of the other direction may as well be used again.
-            if self._cut_at is not None and self._cut_at <= h:
-                h = self._cut_at
+            if self.cut_at is not None and self.cut_at <= h:
+                h = self.cut_at
             if _worth_it(aim, h):
                 return h
         return spacing(self._runs, aim, tolerance)
@@ -51,7 +52,7 @@ class Route:
         if self._by_few and _worth_it(aim, h):
             found = inverse.above(runs, aim, h, growth)
             if found is not None:
-                self._cut_at = h
+                self.cut_at = h
                 return found.upper, h
             self._by_few = False
             h = spacing(self._runs, aim, tolerance)

@@ -34,7 +34,7 @@ LEAST_DECAY = 50.0
 MOST_FREQUENCIES = 4096
 _LARGEST_SIZE = 2**50  # lattice indices times frequencies stay exact integers
 _FEW_STEPS = 20  # runs of fewer steps prove no decay worth having
-_ENTRIES = 2**20  # atoms times frequencies summed at once
+_ENTRIES = 2**20  # atoms times powers held at once
 _TINY = 1e-22  # weights below this are left out of sums, and counted as an error
 
 
@@ -147,34 +147,47 @@ def _coefficients(place: Integers, weights: Array, last: int, size: int) -> tupl
     """Σ_k w_k·(e^{-iω_f·place_k} − 1) for f = 0 .. last and each row of weights, and how far each may be off.
 
     Less one, because of many steps each is near one, and what it is raised to multiplies its error: of e^{iy} − 1 that
-    is a few units of |y|. Powers follow by doubling, with ab − 1 = (a − 1)(b − 1) + (a − 1) + (b − 1).
+    is a few units of |y|. Powers follow by doubling, with ab − 1 = (a − 1)(b − 1) + (a − 1) + (b − 1); the last time
+    with all high powers a and all low powers b at once, where the three terms are summed over the atoms each by itself.
+    Their moduli add up to at most 2·|y|, and an error of a − 1 is only turned by b, so that errors still add.
     """
     kept = weights.max(axis=0) > _TINY
     some, at = weights[:, kept], place[kept]
-    found = np.zeros((last + 1, len(weights)), dtype=np.complex128)
     powers = 1 << np.arange(max(1, last.bit_length()), dtype=np.int64)
-    width = max(1, _ENTRIES // (last + 1))
+    split = (len(powers) + 1) // 2
+    rows, columns = (last >> split) + 1, 2**split
+    found = np.zeros((len(weights), rows, columns), dtype=np.complex128)
+    width = max(1, _ENTRIES // (rows + columns))
     for start in range(0, len(at), width):
         here = at[start : start + width]
         turn = (np.multiply.outer(powers, here) + size // 2) % size - size // 2  # exact, and reduced before rounding
         y = (-2 * math.pi / size) * turn
         steps = -2 * np.square(np.sin(0.5 * y)) + 1j * np.sin(y)
-        rows = np.empty((last + 1, len(here)), dtype=np.complex128)
-        rows[0] = 0
-        have = 1
-        for step in steps:
-            more = min(have, last + 1 - have)
-            new = rows[have : have + more]
-            np.multiply(rows[:more], 1 + step, out=new)
-            new += step
-            have += more
-        for column, weight in enumerate(some[:, start : start + width]):
-            found[:, column] += np.einsum("fk,k->f", rows, weight)  # on this thread alone, unlike a matrix product
+        low, high = _powers(steps[:split], columns), _powers(steps[split:], rows)
+        for both, weight in zip(found, some[:, start : start + width]):
+            weighted = high * weight
+            both += np.einsum("hk,lk->hl", weighted, low)  # on this thread alone, unlike a matrix product
+            both += weighted.sum(axis=1)[:, None]
+            both += np.einsum("lk,k->l", low, weight)
     distance = weights @ np.abs(place)
     omega = (2 * math.pi / size) * np.arange(last + 1, dtype=np.float64)
-    units = 64 + 12 * len(powers) + 3 * len(at)  # a sum of n terms is right to n units, in whatever order
+    units = 64 + 12 * len(powers) + 4 * len(at)  # a sum of n terms is right to n units, in whatever order
     error: Array = UNIT * units * (1 + 1e-9) * np.multiply.outer(distance, omega)
-    return found.T, error + 2 * _TINY * (len(place) - len(at))
+    return found.reshape(len(weights), -1)[:, : last + 1], error + 2 * _TINY * (len(place) - len(at))
+
+
+def _powers(steps: Complex, count: int) -> Complex:
+    """a^0 − 1, a^1 − 1, … for ``count`` powers, a row each, from a^1 − 1, a^2 − 1, a^4 − 1, … ."""
+    rows = np.empty((count, steps.shape[1]), dtype=np.complex128)
+    rows[0] = 0
+    have = 1
+    for step in steps:
+        more = min(have, count - have)
+        new = rows[have : have + more]
+        np.multiply(rows[:more], 1 + step, out=new)
+        new += step
+        have += more
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
