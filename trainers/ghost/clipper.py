@@ -25,13 +25,16 @@ from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal, UnsupportedMode
 from dpaudit.trainers.clipping import Clipping, Flat, PerLayer
 from dpaudit.trainers.contribution import ClippedSum
 from dpaudit.trainers.distributed.shards import InOrder, Scatter, any_process, first_process, gather_nothing, has_shards
+from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.axis import BatchAxis
 from dpaudit.trainers.ghost.book import Book, Phase
 from dpaudit.trainers.ghost.cross import Use
+from dpaudit.trainers.ghost.faster import FrozenLinear, has_usual_forward
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
+from dpaudit.trainers.ghost.instance import InstanceSite
 from dpaudit.trainers.ghost.recording import JointRecord, LinearRecord, Record
 from dpaudit.trainers.ghost.rules import sites_of
-from dpaudit.trainers.ghost.sites import RelativeBiasSite, Site
+from dpaudit.trainers.ghost.sites import LinearSite, RelativeBiasSite, Site
 from dpaudit.trainers.ghost.units import UnitRows
 from dpaudit.trainers.refusals import refuse_model
 
@@ -137,6 +140,22 @@ class GhostClipping:
                 owner: Any = self.model.get_submodule(site.name.rpartition(".")[0])
                 owner.compute_bias = site.wrap(owner.compute_bias)
                 self._restore.append(functools.partial(delattr, owner, "compute_bias"))
+        self._take_over(sites)
+
+    def _take_over(self, sites: list[Site]) -> None:
+        """Put forward passes by the faster matrix products on linear layers; see :mod:`.faster`."""
+        if not products.has_onednn():
+            return
+        own = {id(site.module): site for site in sites}
+        replayed = {id(part) for site in sites if isinstance(site, InstanceSite) for part in site.module.modules()}
+        for module in self.model.modules():
+            if not has_usual_forward(module) or id(module) in replayed or "forward" in vars(module):
+                continue
+            site = own.get(id(module))
+            # Bound methods, so that a copy of the model gets one of its own module.
+            forward: Any = site.forward if isinstance(site, LinearSite) else FrozenLinear(module).forward
+            module.forward = forward
+            self._restore.append(functools.partial(delattr, module, "forward"))
 
     def close(self) -> None:
         """Take every hook off the model; the clipper is then of no further use."""

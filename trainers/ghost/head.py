@@ -60,7 +60,10 @@ class HeadInputs:
         """Logits z in at least fp32, (n, T, V)."""
         with torch.autocast(self.hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(self.dtype)
-            return wide(F.linear(self.hidden[rows].to(self.dtype), self.weight.to(self.dtype), bias))
+            hidden, weight = self.hidden[rows].to(self.dtype), self.weight.to(self.dtype)
+            if products.onednn_for(hidden):
+                return products.affine(hidden, weight, bias)
+            return wide(F.linear(hidden, weight, bias))
 
     def losses_and_slopes(self, rows: slice | Tensor, *, slopes: bool = True) -> tuple[Tensor, Tensor]:
         """Losses (n,) and b (n, T, V) of some examples; b takes the place of the logits."""

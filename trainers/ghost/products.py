@@ -1,16 +1,18 @@
-"""Matrix products of per-example norms and sums, by the fastest routine of the processor at hand.
+"""Matrix products of private steps by the fastest routine of the processor at hand.
 
-On CPUs torch multiplies fp32 matrices with MKL, which leaves half of the vector units of other makers' processors idle
-(AMD with AVX-512: about 100 against 210 Gflop/s a core); oneDNN, which torch also carries, does not. On Intel's own
-processors MKL is the faster of the two, so it stays. Both are fp32 throughout, with fp32 accumulation. The choice
-depends on the machine alone, never on timing, so results repeat bitwise; the environment variable
-``DPAUDIT_PRODUCTS=plain`` keeps torch's own routine everywhere.
+On CPUs torch multiplies fp32 matrices with MKL, which uses no more than 256 bits of other makers' vector units; oneDNN,
+which torch also carries, uses 512. A core of AMD's Zen 5 gives 100 Gflop/s with the one and 180 to 240 with the other.
+Zen 4 does a 512-bit operation in two halves, so that oneDNN gains nothing there, and on Intel's own processors MKL is
+the faster of the two: both keep MKL. Either is fp32 throughout, with fp32 accumulation. The choice depends on the
+processor alone, never on timing, so results repeat bitwise. The environment variable ``DPAUDIT_PRODUCTS`` decides it
+otherwise: ``plain`` keeps torch's own routine everywhere, and ``onednn`` takes oneDNN on any processor with AVX-512.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -39,13 +41,19 @@ def fast() -> Iterator[None]:
     yield
 
 
-def made_by_intel(description: str) -> bool:
-    """Whether a processor's description, the text of /proc/cpuinfo or of ``platform.processor()``, names Intel.
+def has_wide_units(description: str) -> bool:
+    """Whether a description, /proc/cpuinfo or ``platform.processor()``, is of an AMD with full 512-bit units: Zen 5.
 
-    >>> made_by_intel("vendor_id : AuthenticAMD"), made_by_intel("Intel64 Family 6 Model 143, GenuineIntel")
-    (False, True)
+    >>> has_wide_units("vendor_id : AuthenticAMD, cpu family : 26"), has_wide_units("GenuineIntel, cpu family : 6")
+    (True, False)
+    >>> has_wide_units("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD")  # Zen 4
+    False
     """
-    return "genuineintel" in description.lower()
+    family = re.search(r"family\s*:?\s*(\d+)", description, re.IGNORECASE)
+    return "authenticamd" in description.lower() and family is not None and int(family[1]) >= _ZEN_5
+
+
+_ZEN_5 = 26
 
 
 def _processor() -> str:
@@ -56,33 +64,38 @@ def _processor() -> str:
 
 
 @cache
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
     """Whether oneDNN's fp32 product is here, is the faster routine of this processor, and gives what torch.mm gives.
 
-    Measured with the whole private step against MKL's products: AMD with AVX-512 0.86 against 1.09 on one machine and
-    1.22 against 1.18 (GPT-2), 1.19 against 1.18 (BERT) on another; Intel (Sapphire Rapids) 1.35 against 1.18.
+    Whole private steps with oneDNN and with MKL, as ratios to the same ordinary step: Zen 4 1.22 and 1.18 (GPT-2), 1.19
+    and 1.18 (BERT); Intel's Sapphire Rapids 1.35 and 1.18; Zen 5 1.17 and 1.81 (GPT-2).
     """
-    if os.environ.get("DPAUDIT_PRODUCTS") == "plain" or made_by_intel(_processor()):
+    wanted = os.environ.get("DPAUDIT_PRODUCTS")
+    if wanted == "plain" or (wanted != "onednn" and not has_wide_units(_processor())):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     try:
-        x, y = torch.linspace(-1, 1, 35).view(5, 7), torch.linspace(0, 2, 21).view(3, 7)
-        return torch.allclose(_onednn(x, y), x @ y.T, rtol=1e-5, atol=1e-6)
+        x, y, z = torch.linspace(-1, 1, 35).view(5, 7), torch.linspace(0, 2, 21).view(3, 7), torch.linspace(0, 1, 3)
+        return torch.allclose(_onednn(x, y, z), x @ y.T + z, rtol=1e-5, atol=1e-6)
     except Exception:  # a private operator may change; torch.mm always works
         return False
 
 
-def _onednn(x: Tensor, y: Tensor) -> Tensor:
-    """The product x yᵀ for x (m, k) and y (n, k)."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+LEAST = 2**16
+"""Multiplications from which on a call of its own pays."""
+
+
+def _onednn(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product x yᵀ for x (..., k) and y (n, k), plus a bias (n,)."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, bias, "none", [], "")
     return product
 
 
 def onednn_for(x: Tensor) -> bool:
     """Whether oneDNN multiplies matrices of this device and type."""
-    return _enabled and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn()
+    return _enabled and x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn()
 
 
 def worth_onednn(rows: int, columns: int, inner: int) -> bool:
@@ -99,17 +112,22 @@ def gram(x: Tensor, y: Tensor, *, onednn: bool) -> Tensor:
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """The product leftᵀ right: left (n, p), right (n, q) to (p, q)."""
-    if not onednn_for(left) or left.shape[0] * left.shape[1] * right.shape[1] < 2**16:
+    if not onednn_for(left) or left.shape[0] * left.shape[1] * right.shape[1] < LEAST:
         return torch.mm(left.mT, right)
     if left.shape[1] > 2 * right.shape[1]:  # the wide side second is faster, even with the copy
         return _onednn(right.mT, left.mT).mT.contiguous()
     return _onednn(left.mT, right.mT)
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias by oneDNN, for operands that :func:`onednn_for` accepts: x (..., d), W (p, d)."""
+    return _onednn(x, weight.detach(), None if bias is None else bias.detach())
+
+
 def right(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
     """Gradient (..., p) to (..., d) through a layer's weight, (p, d) if ``transposed`` and else (d, p)."""
     flat = x.reshape(-1, x.shape[-1])
-    if onednn_for(x) and weight.dtype == x.dtype and flat.numel() * weight.shape[0] >= 2**16:
+    if onednn_for(x) and weight.dtype == x.dtype and flat.numel() * weight.shape[0] >= LEAST:
         product = _onednn(flat, weight.mT if transposed else weight)
     else:
         product = torch.mm(flat, weight if transposed else weight.mT)

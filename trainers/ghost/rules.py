@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from dpaudit.privacy.errors import UnsupportedModel
+from dpaudit.trainers.ghost.faster import has_usual_forward
 from dpaudit.trainers.ghost.instance import InstanceSite, is_elementwise, is_linear, kinds_of, refuse_coupled
 from dpaudit.trainers.ghost.sites import (
     ConvolutionSite,
@@ -60,7 +61,7 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
 
 def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Site]:
     forward = type(module).forward
-    if forward is nn.Linear.forward or _is_hf_conv1d(module) or is_linear(module, own):
+    if has_usual_forward(module) or is_linear(module, own):
         return LinearSite
     if isinstance(module, nn.Embedding):
         coupled = [k for k in ("max_norm", "scale_grad_by_freq", "sparse") if getattr(module, k)]
@@ -77,11 +78,3 @@ def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Si
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward) and getattr(module, "groups", 0) == 1:
         return ConvolutionSite
     return GainSite if is_elementwise(module, own) else InstanceSite
-
-
-def _is_hf_conv1d(module: nn.Module) -> bool:
-    return any(
-        kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-        for kind in type(module).__mro__
-        if type(module).forward is vars(kind).get("forward")
-    )

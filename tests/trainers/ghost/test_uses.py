@@ -369,20 +369,30 @@ def test_plain_products_agree_with_the_fast_ones() -> None:
         torch.testing.assert_close(s, f, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("text", ["vendor_id\t: GenuineIntel\n", "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel"])
-def test_intel_processors_keep_the_routine_that_their_maker_wrote(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vendor_id\t: GenuineIntel\ncpu family\t: 6\n",
+        "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel",
+        "vendor_id\t: AuthenticAMD\ncpu family\t: 25\n",
+        "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD",
+        "",
+    ],
+)
+def test_processors_on_which_it_gains_nothing_keep_torchs_routine(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DPAUDIT_PRODUCTS", raising=False)
     monkeypatch.setattr(products, "_processor", lambda: text)
-    products._has_onednn.cache_clear()
+    products.has_onednn.cache_clear()
     try:
         assert not products.onednn_for(torch.zeros(2, 2))
     finally:
-        products._has_onednn.cache_clear()
+        products.has_onednn.cache_clear()
 
 
 def test_plain_products_can_be_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPAUDIT_PRODUCTS", "plain")
-    products._has_onednn.cache_clear()
+    products.has_onednn.cache_clear()
     try:
         assert not products.onednn_for(torch.zeros(2, 2))
     finally:
-        products._has_onednn.cache_clear()
+        products.has_onednn.cache_clear()
