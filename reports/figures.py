@@ -65,7 +65,7 @@ def epsilon_axis(
         axes.set_ylim(len(rows) - 0.15, -0.55)
         axes.axvspan(limit, end, color=COLOURS["alarm"], linewidth=0, zorder=0)
         for y, (text, kind) in enumerate(rows):
-            # The claim's line leaves the words free.
+            # A row's words stand above its bar, so the claim's line runs along the bar alone.
             axes.plot(
                 [claim, claim],
                 [y - 0.12, y + 0.4],

@@ -24,7 +24,7 @@ def p_value(value: Any) -> str:
 def factor(value: Any) -> str:
     """How many times more likely any outcome may become at ε: e^ε rounded up, "20.1", or "more than a million"."""
     number = float(value)
-    # Beyond e^13.8 the figure tells nobody anything.
+    # e^13.8 is a million, beyond which more digits say nothing more, so none are printed.
     return "more than a million" if number > 13.8 else upper_text(math.exp(number), 3)
 
 

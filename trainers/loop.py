@@ -182,7 +182,7 @@ def train(
     if clipper is None:
         clipper = held = clipper_for(model, plan, updates.param_groups[0].get("clipping_norm"), rows=rows_per_record)
     if canaries is not None:
-        contribution_of(clipper, plan.clipping_norm)  # refuses a rule that gives a canary no one bound
+        contribution_of(clipper, plan.clipping_norm)  # raises for a rule that gives a canary no single bound
     units_become = plan.unit_reduction if plan.draws_units else None
     modes = {module: module.training for module in model.modules()}
     objective = dataclasses.replace(objective, reduction=units_become, state=ModelState(model))
@@ -201,7 +201,7 @@ def train(
 
 def _refuse(model: nn.Module, plan: PrivacyPlan, journal: Journal, start_step: int, together: Reduction) -> None:
     """Refuse what can be told to be wrong before anything is made."""
-    plan.stage(0)  # σ is known
+    plan.stage(0)  # raises where σ is still to be calibrated
     validate.integer_at_least(0, start_step=start_step)
     if start_step > plan.steps:
         raise InvalidValue(f"start_step={start_step} must be <= steps={plan.steps}; the plan is used up.")

@@ -103,7 +103,7 @@ class PrivacyPlan:
     records_per_unit: int | None = None
     unit_reduction: str = "mean"
 
-    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+    if TYPE_CHECKING:  # for type checkers: the constructor also takes the members' names
 
         def __init__(
             self,
@@ -168,7 +168,8 @@ class PrivacyPlan:
             raise InvalidValue(f"target_quantile={self.target_quantile} must be in (0, 1); 0.5 steers to the median.")
         validate.positive(quantile_rate=self.quantile_rate)
         self._check_units()
-        self._stage(self.noise_multiplier or 0.0, self.steps)  # the stage's own rules, checked now and not at step 1
+        # A stage has rules of its own, which are to fail now and not at the first step.
+        self._stage(self.noise_multiplier or 0.0, self.steps)
 
     def _check_units(self) -> None:
         validate.one_of(("record", "unit"), sampling_unit=self.sampling_unit)

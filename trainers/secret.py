@@ -56,5 +56,5 @@ def _forked() -> None:
     _forks += 1
 
 
-if hasattr(os, "register_at_fork"):  # not where no process forks
+if hasattr(os, "register_at_fork"):  # absent on systems that cannot fork, where nothing is to be counted
     os.register_at_fork(after_in_child=_forked)

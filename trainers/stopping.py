@@ -65,7 +65,7 @@ def finish_the_step() -> Iterator[Interruption]:
         if told.signal is not None:
             raise KeyboardInterrupt
         told.signal = number
-        if sys.stderr.isatty():  # os.write: the handler may have interrupted a print
+        if sys.stderr.isatty():  # the handler may have interrupted a print, whose lock os.write does not need
             os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     before: dict[int, Any] = {}

@@ -53,5 +53,5 @@ def spent(ledger: Ledger, delta: float) -> float | None:
         return None
     try:
         return parts.epsilon_upper(ledger.merged(), delta=delta)
-    except DpauditError:  # what is told beside training never ends it
+    except DpauditError:  # the number is told beside training, which must not end because an accountant refuses
         return None

@@ -90,11 +90,12 @@ class ReleaseRecorder:
         flat = [r.detach().reshape(-1) for r in released]
         if tuple(r.numel() for r in flat) != self.sizes:
             raise InvalidValue(f"a release of {len(flat)} tensors must have the {len(self.sizes)} recorded sizes.")
-        # float64 sums: an fp32 sum over 1e8 squares would be off by more than the test's own resolution
+        # An fp32 sum over 1e8 squares would be off by more than the test can tell apart, so squares are summed in
+        # float64.
         squares = [float(torch.linalg.vector_norm(r, dtype=torch.float64)) ** 2 / deviation**2 for r in flat]
         parts = [r[:n].float() for r, n in zip(flat, self.probe, strict=True)]
         probe = torch.cat(parts)
-        # fp32 products: their error is a millionth of their deviation, and they cost a tenth of fp64 ones
+        # fp32 products are off by a millionth of their deviation and cost a tenth of fp64 ones, so they suffice.
         lagged = 0.0
         if self._before is not None:
             before, scale = self._before

@@ -197,7 +197,7 @@ def random_secrets(m: int, *, alphabet: str, length: int, rng: np.random.Generat
     space = len(alphabet) ** length
     if space < m:
         raise InvalidValue(f"m={m} secrets must be distinct and only {space} exist; lengthen the secret.")
-    # Beyond 2^62 a draw repeats with negligible probability, but repeats are drawn again all the same.
+    # Secrets must be distinct, so repeats are drawn again, also beyond 2^62 where they hardly ever occur.
     chosen: dict[str, None] = {}
     if space <= 4 * m:
         codes = rng.permutation(space)[:m]
@@ -310,7 +310,7 @@ def high_temperature_canaries(
             ids = torch.as_tensor(first.astype(np.int64), device=device)
             for _ in range(length if head else length - 1):
                 logits = model(input_ids=ids).logits[:, -1].float().cpu().numpy()[:, ordinary] / temperature
-                # Gumbel trick: the randomness is the caller's rng and nothing else.
+                # The Gumbel trick draws from a softmax by an argmax, so that all randomness is the caller's rng.
                 drawn = ordinary[np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)]
                 ids = torch.cat([ids, torch.as_tensor(drawn[:, None], device=device)], dim=1)
             blocks.append(ids.cpu().numpy())

@@ -105,7 +105,8 @@ def _scaled(seen: Sums) -> tuple[int, int, float] | None:
     if len(large) < 1:
         return None
     top = max(large, key=lambda i: sizes[i])
-    # where a clip acts at a wrong bound, the largest contributions stand at it together
+    # Where a clip acts at a wrong bound, the largest contributions all have that norm, so the two largest tell the
+    # bound.
     rest = [i for i in sizes if i != top and math.isfinite(sizes[i])]
     second = max(rest, key=lambda i: sizes[i], default=top)
     return (second, top, 3.0) if second != top else None

@@ -36,7 +36,8 @@ def ledger(
     """Deterministic tests of the bookkeeping; also returns what could not be tested."""
     begun = probe.used()
     findings, tests, untested = list(_claim(plan, accountant)), [], []
-    probe.reserve = 0.0 if probe.counted else 1.2 * (probe.used() - begun)  # the step audit's bound is composed at last
+    # The step audit composes its bound at the end, so time is kept for it.
+    probe.reserve = 0.0 if probe.counted else 1.2 * (probe.used() - begun)
     if plan.epsilon is not None and accountant is not None:
         tests.append(_test("claim", f"ε of the plan recomputed at δ={plan.delta:g}", "a claim below the accounted ε"))
     elif plan.epsilon is not None:
@@ -86,7 +87,7 @@ def _claim(plan: ExamPlan, accountant: Accountant | None) -> Iterator[ExamFindin
 
 def _counted(probe: Probe, plan: ExamPlan, base: Footing) -> Iterator[ExamFinding]:
     before = probe.called("ledger").steps
-    # an epoch and a little more where the budget has it: a count may stop with the first
+    # A count may stop after the first epoch, so a little more than one epoch is run where the budget allows.
     longer = min(math.ceil(1.2 / max(plan.stage.sampling_probability, 1e-9)), 200, probe.affordable(0.5, probe.cost))
     plain = () if base.empty in ("", "usable") and base.asks_empty else base.usual
     batches: list[tuple[int, ...]] = [plain, (0,), (0, 1), plain, (1,), (2, 3), plain]

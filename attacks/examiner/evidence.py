@@ -155,7 +155,7 @@ def _measure(probe: Probe, base: Footing, d: int) -> float:
     else:
         rows = probe.residuals(base.usual, 2)
     ran = probe.used() - begun
-    autocorrelation(rows[:1])  # the dearest part of the look, of which there are about three like it
+    autocorrelation(rows[:1])  # the most expensive of the tests; all together take about three times as long
     return ran / 2 + 3 * (probe.used() - begun - ran)
 
 
@@ -178,7 +178,7 @@ def _with_records(
         begun = probe.used()
         steady = probe.clean(batch) if known else probe.release(batch)
         each = (probe.used() - begun) * (1 if known and base.exact else 2)
-        # of what is left but for the last test of the group, which takes a few pairs of steps
+        # The last test of the group takes a few pairs of steps, so their time is left out of what may be spent here.
         room = max(probe.left() - (LATER * probe.cost if base.empty == "usable" else 0.0), 0.0)
         repeats = max(1, min(wanted, int(room / (len(sizes) - number) / max(each, cost / 2, 1e-6))))
         rows = []

@@ -39,7 +39,8 @@ def _rounded(evidence: Evidence, plan: ExamPlan) -> list[ExamFinding]:
     scale = plan.stage.noise_multiplier * plan.clipping_norm
     for name, bits in FORMATS.items():
         if evidence.lattice > 2.0 ** -(bits + 4):
-            continue  # what the values are read from is no finer
+            # The weights that the values are read from have no finer spacing, so they show nothing of this format.
+            continue
         for values in (standard, standard * scale, standard * plan.noise_std):
             hits = int((_off(values, bits) < NEAR).sum())
             p = binomial_upper(hits, values.size, 4 * NEAR)
@@ -57,7 +58,8 @@ def _off(values: Vector, bits: int) -> Vector:
 
 def _seeds(evidence: Evidence) -> list[ExamFinding]:
     """Whether whole vectors of noise come back by chance, as they do where seeds are few."""
-    rows = np.ascontiguousarray(evidence.rows[evidence.rows.any(axis=1)])  # a step without noise has its own name
+    # A step without noise is another finding, so its rows are left out.
+    rows = np.ascontiguousarray(evidence.rows[evidence.rows.any(axis=1)])
     steps = len(rows)
     different = len(np.unique(rows.round(12), axis=0))
     repeated = steps - different

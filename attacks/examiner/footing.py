@@ -160,7 +160,8 @@ def _repeats(probe: Probe, batch: tuple[int, ...], first: Vector, rounding: floa
         return "exact"
     other = (probe.size or 8) - 1
     probe.clean((*batch[:-1], other))
-    # what a step keeps of the minibatch before it shows after another one; a rate that changes does not
+    # What a step keeps of the minibatch before shows after another minibatch, and a rate that changes does not, so
+    # another one is run between.
     refuse_changed(second, probe.clean(batch))
     set_public_seeds(SEED)
     once = probe.clean(batch)
@@ -195,7 +196,7 @@ def _rate(probe: Probe, base: Footing, first: Vector) -> Vector | None:
 def refuse_changed(first: Vector, later: Vector) -> None:
     """Refuse a step that releases one minibatch from one state at several lengths: its rate follows a hidden count."""
     if first.size < LEAST:
-        return  # numbers so few are parallel by chance
+        return  # so few numbers may be parallel by chance, so nothing follows
     length, now = float(np.linalg.norm(first)), float(np.linalg.norm(later))
     if length == 0 or now == 0 or abs(now / length - 1) < 0.01:
         return
@@ -226,7 +227,8 @@ def _single(probe: Probe, base: Footing) -> str | None:
     try:
         probe.release((0,))
         if probe.has("clean") and base.reference is not None and base.reference.any():
-            # a step that drops what fills no micro-batch shows nothing of one record: it is swapped among others
+            # A step that drops what fills no micro-batch shows nothing of a single record, so a record is then swapped
+            # among others.
             base.single = any(probe.clean((i,)).any() for i in (0, 1))
     except StepRaised as error:
         base.single = False

@@ -121,7 +121,8 @@ class LoopAdapter(StepAdapter):
             size = p.detach().abs().double().clamp_min(torch.finfo(p.dtype).tiny)
             spacing = torch.finfo(p.dtype).eps * torch.exp2(torch.floor(torch.log2(size)))
             total += float((spacing / 2 / self._rate_of(p)).square().sum())
-        # of many coordinates the errors add like independent ones, whose mean square is a third of the largest
+        # Errors of many coordinates add like independent ones, whose mean square is a third of the square of the
+        # largest.
         many = sum(p.numel() for p in self._moving.values())
         return min(1.0, (1 + 3 / math.sqrt(many)) / math.sqrt(3)) * 1.2 * math.sqrt(total)
 

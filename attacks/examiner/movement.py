@@ -31,7 +31,7 @@ def public_movement(seen: Sums) -> list[ExamFinding]:
         return []
     movement = np.asarray((first + second + third) / 3, dtype=np.float64)
     if norm(movement) <= COUPLING and not _decay(seen, movement):
-        return []  # of the size of rounding
+        return []  # the difference is of the size of rounding
     if not _decay(seen, movement):
         raise NotExamined(
             f"the step moves the sum by {norm(movement):.3g} C beside what the records of a minibatch make, whatever"

@@ -68,7 +68,7 @@ def noise(
         return findings, [], [*untested, f"noise: {FEWEST} steps do not fit its part ({probe.words(probe.part)})"]
     each = alpha / 12
     findings += _judged(probe, plan, base, evidence, each, untested)
-    findings += seeded  # a run under public seeds, judged before, says the same of more steps
+    findings += seeded  # judged before, since a run under public seeds says the same of more steps
     return findings, _tests(evidence, each), untested
 
 
@@ -85,7 +85,8 @@ def _judged(
     joint = list(_coordinates(level, each))
     steps_too = list(_steps(rows, level, each))
     if joint and steps_too and steps_too[0].name == "noise_correlated_steps":
-        # each brings the other with it, faintly: steps that are all but parallel are the cause
+        # Correlated steps also look like weakly correlated coordinates, and the other way round, so only the cause is
+        # reported: the steps where they are nearly parallel, otherwise the coordinates.
         joint = steps_too if abs(steps_too[0].detail["measured"]) > 0.9 else joint
     else:
         joint += steps_too
@@ -142,7 +143,8 @@ def _worth(rows: Vector, alpha: float) -> float:
     The variance of a mean square grows with the fourth moment. Only noise whose shape is convicted is corrected, so
     that for Gaussian noise the laws of the tests are exact.
     """
-    # every step at its own scale where it has the coordinates to tell it: the shape alone is judged
+    # The shape alone is judged here, so every step is brought to its own scale where it has coordinates enough to tell
+    # it.
     level = _level(rows) if rows.shape[1] >= 16 else rows / max(math.sqrt(_mean_square(rows)), 1e-300)
     values = level.ravel()[:LAW]
     if not values.any() or kolmogorov(values)[1] > alpha:
@@ -167,7 +169,8 @@ def _scale(probe: Probe, evidence: Evidence, alpha: float, worth: float) -> Iter
     if ratio < MISSING:
         yield found("noise_missing", f"deviation {math.sqrt(ratio):.3g} of the plan's", p, **detail)
         return
-    # held against the run's own level, so that noise too small everywhere does not look like missing steps
+    # Noise that is too small everywhere must not look like missing steps, so each step is compared with the run's own
+    # level.
     squares = np.square(rows).sum(axis=1)
     chances = np.asarray([chi2_lower(square / ratio * worth, d * worth) * steps for square in squares])
     weak = np.flatnonzero(chances <= alpha)
@@ -181,7 +184,8 @@ def _scale(probe: Probe, evidence: Evidence, alpha: float, worth: float) -> Iter
         chance = chi2_lower(own * worth, count * worth) * len(blocks)
         apart = variance_ratio(own / count, count * worth, other, (rows.size - count) * worth) * len(blocks)
         share = math.sqrt(own / count)
-        # where steps differ in scale, few of them decide a parameter's, and only its silence says something of its own
+        # Where steps differ in scale, few of them decide the scale of a parameter, so that only missing noise is then
+        # reported of a parameter.
         if chance <= alpha and apart <= alpha and (share**2 < MISSING or not weak.size):
             everywhere = False
             cause = "noise_missing_on_parameter" if share**2 < MISSING else "noise_scale_parameter"
@@ -206,7 +210,7 @@ def _scale(probe: Probe, evidence: Evidence, alpha: float, worth: float) -> Iter
 
 
 def _standard(rows: Vector, blocks: list[tuple[str, slice]]) -> Vector:
-    """Rows whose every part has mean square 1: dependence is looked for whatever the scale; silent parts left out."""
+    """Rows whose every part has mean square 1, or is 0 where it has no noise: dependence is looked for at any scale."""
     parts = [rows[:, part] for _, part in blocks]
     sizes = [_mean_square(part) if part.size else 0.0 for part in parts]
     kept = [part / math.sqrt(size) for part, size in zip(parts, sizes, strict=True) if size > MISSING]
@@ -262,7 +266,8 @@ def _steps(rows: Vector, level: Vector, alpha: float) -> Iterator[ExamFinding]:
         kept = rows[: min(steps, 400)]
         gram = kept @ kept.T
         lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-        # of two independent directions, however long the steps are: a scale that changes is no dependence
+        # A scale that changes from step to step is no dependence, so the cosine of two directions is taken, whatever
+        # their length.
         cosines = np.triu(gram / np.outer(lengths, lengths), 1)
         pairs = len(kept) * (len(kept) - 1) // 2
         a, b = np.unravel_index(int(np.argmax(np.abs(cosines))), cosines.shape)
@@ -309,7 +314,7 @@ def _coordinates(rows: Vector, alpha: float) -> Iterator[ExamFinding]:
     if d < 2:
         return
     total = float(np.square(rows.sum(axis=1)).sum() / d)
-    others = float(np.square(rows).sum()) - total  # what is orthogonal to the sum, d − 1 directions of d
+    others = float(np.square(rows).sum()) - total  # what is orthogonal to the sum: d − 1 of d directions
     p = variance_ratio(total / steps, steps, max(others, 1e-300) / (steps * (d - 1)), steps * (d - 1))
     if p <= alpha:
         text = f"the sum of all coordinates has variance {total / steps:.3g} times that of independent ones"
@@ -361,7 +366,8 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str], sc
     if not probe.has("clean"):
         return
     record = probe.adversaries.get("large loss", 0)
-    for batch in ((record,), (record,) * 5):  # a step that waits for a whole micro-batch shows nothing of one record
+    # A step that waits for a whole micro-batch shows nothing of one record, so five are tried as well.
+    for batch in ((record,), (record,) * 5):
         direction = probe.clean(batch)
         length = float(np.linalg.norm(direction))
         if length > 0.1 * plan.sensitivity / plan.normaliser:
@@ -371,14 +377,15 @@ def _carried(probe: Probe, plan: ExamPlan, alpha: float, untested: list[str], sc
     if probe.affordable(1.0, 2.2 * probe.cost) < 4:
         untested.append("noise after a step with a record: 8 steps do not fit the budget")
         return
-    # sums over pairs of steps, so that a long vector is not kept: later on direction, own on later, own on own, shift
+    # Vectors may be long, so only sums over pairs of steps are kept: later on direction, own on later, own on own,
+    # shift.
     sums, repeats = np.zeros(4), 0
     while repeats < 200 and (repeats < 4 or probe.left() > 2.2 * probe.cost):
         pair = probe.run([batch, ()])
         own, later = normal(plan, pair[0] - direction), normal(plan, pair[1])
         sums += later @ direction, own @ later, own @ own, pair[1] @ direction
         repeats += 1
-    # of noise larger than planned, by its own scale
+    # Noise may be larger than planned, so the correlation is taken in units of the noise's own scale.
     along = float(sums[0]) / (length * math.sqrt(repeats)) / scale
     noise_kept = float(sums[1]) / max(math.sqrt(sums[2]), 1e-300) / scale
     p = 2 * min(gaussian_two_sided(along), gaussian_two_sided(noise_kept))
@@ -417,7 +424,8 @@ def _law(evidence: Evidence, rows: Vector, alpha: float, laplace: bool, untested
 def _tails(values: Vector, law: str, alpha: float) -> Iterator[ExamFinding]:
     """Test how many values lie beyond a few standard deviations: a truncated law has none."""
     spread = math.sqrt(_mean_square(values))
-    # values that were brought to one scale have it to within its error; neither tail is blamed for that
+    # The scale that values were brought to is known to within an error only, so neither tail is judged within that
+    # error.
     slack = 4 / math.sqrt(2 * values.size)
     for bound in TAILS:
         beyond = int((np.abs(values) > bound * max(spread, 1e-300)).sum())

@@ -93,7 +93,7 @@ class Optimizers:
                 p.grad = g.clone()
         self.put_back(states)
         for optimizer in self.each:
-            type(optimizer).step(optimizer)  # its class's own, where an engine put another in its place
+            type(optimizer).step(optimizer)  # an engine may have replaced the method, so that of the class is called
         gap = math.sqrt(
             sum(float((p.detach() - q).double().square().sum()) for p, q in zip(self._moving, after, strict=True))
         )

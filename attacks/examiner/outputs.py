@@ -15,7 +15,7 @@ def published_outputs(
 ) -> tuple[list[ExamFinding], list[ExamTest], list[str]]:
     """Numbers published beside the release: one that follows the records and never varies carries no noise."""
     if not (probe.has("published") and probe.called("published")):
-        return [], [], []  # nothing was published beside the steps so far
+        return [], [], []  # the steps so far published nothing beside the release, so there is nothing to compare
     batches: list[tuple[int, ...]] = [(0, 1, 2, 3, 4), (0, 1, 2, 3), (5,), *([()] if base.empty == "usable" else [])]
     after: tuple[int, ...] = () if base.empty == "usable" else (5,)
     seen: list[dict[str, list[float]]] = []

@@ -88,7 +88,7 @@ class Probe:
             self.clock, self.releases = Clock(), 0
             self.release(batch)
         except StepRaised:
-            return  # what comes next says so
+            return  # the tests that follow meet the same error and report it
         finally:
             self.part = self.until = self.limit
         self.cost = max(self.used(), 1e-6)
@@ -270,5 +270,6 @@ def set_public_seeds(seed: int) -> None:
     np.random.seed(seed)
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
-    else:  # it would note a call for each kind of accelerator, with the whole stack as text, again for every replay
+    # Torch.manual_seed writes the whole stack as text for each kind of accelerator, at every replay; this does not.
+    else:
         torch.default_generator.manual_seed(seed)

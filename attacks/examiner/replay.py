@@ -49,7 +49,7 @@ def replay(probe: Probe, plan: ExamPlan, base: Footing) -> tuple[list[ExamFindin
     for place, (name, part) in enumerate(parts):
         try:
             findings += part()
-        except StepRaised as error:  # a step that raises on a record tells that the record is there
+        except StepRaised as error:  # raising on a record tells that the record is in the minibatch, so it is a finding
             findings.append(found("step_failed", f"in the tests of {name} it raised {error}"))
             untested.append(f"replay: the tests of {name} were cut off by an error")
         except OutOfTime:
@@ -164,7 +164,7 @@ def kept(seen: Sums) -> list[ExamFinding]:
             still.append(norm(left) > 0.05 + seen.slack(2) and cosine > 0.99)
             largest = max(largest, norm(left))
     except StepRaised:
-        return []  # an empty minibatch that raises has its own name
+        return []  # an empty minibatch that raises is another finding
     if not all(still):
         return []
     words = f"an empty step after one with record {record} still moves the sum by {largest:.3g} C"
@@ -220,7 +220,9 @@ def _sizes(seen: Sums) -> list[ExamFinding]:
     low, high = shown(fewer), shown(more)
     limit = max(TOLERANCE, COUPLING if seen.footing.rounding else 0.0) * max(norm(high), 1e-9) + seen.slack(2)
     if norm(high - low) <= limit:
-        return []  # a divisor that follows the size moves over as many records as make one more expected record
+        # Nothing moved, though the sizes are so far apart that they make one more expected record: the divisor is
+        # fixed.
+        return []
     while more - fewer > 1:
         size = (fewer + more) // 2
         middle = shown(size)

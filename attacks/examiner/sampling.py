@@ -58,7 +58,8 @@ def sampler(probe: Probe, plan: ExamPlan, alpha: float) -> tuple[list[ExamFindin
     rate = list(_rate(draws, n, q, each))
     shared = list(_together(draws, n, q, each, whole=not (findings or rate))) if plan.poisson else []
     uneven = list(_unequal(draws, n, q, each))
-    if shared and uneven:  # each brings the other with it, faintly: the clearer one is the cause
+    # Unequal rates also look like a weak overlap, and the other way round, so only the clearer one is reported.
+    if shared and uneven:
         overlap_is_clearer = (shared[0].p_value or 0.0) <= (uneven[0].p_value or 0.0)
         shared, uneven = (shared, []) if overlap_is_clearer else ([], uneven)
     findings += (rate and _why_rate(draws, n, each)) or rate or uneven
@@ -123,7 +124,8 @@ def _why_rate(draws: Draws, n: int, alpha: float) -> list[ExamFinding]:
     if not 0 < realised < 1:
         return []
     why = list(_unequal(draws, n, realised, alpha * 1e-3))
-    # that something is wrong is decided; of two names the narrower one, unless chance alone would give it now and then
+    # That something is wrong is decided already. The narrower of two names is given, unless chance alone would give it
+    # now and then.
     return why or [f for f in _sizes(draws, n, realised, NARROWER) if f.detail["measured"] < f.detail["bound"]]
 
 
@@ -145,7 +147,7 @@ def _together(draws: Draws, n: int, q: float, alpha: float, *, whole: bool) -> I
     steps = len(draws)
     epoch = max(1, round(1 / q))
     rate = sum(map(len, draws)) / max(n * steps, 1)
-    # with a wrong q the overlap is held against the realised rate: the cause is then still the rate's
+    # A wrong q is a finding of its own, so the overlap is then compared with what the realised rate gives.
     square = q * q if whole else rate * rate
     lags = sorted({lag for lag in (1, 2, 3, epoch - 1, epoch, epoch + 1, steps // 2) if 1 <= lag <= steps // 2})
     seen: list[tuple[float, int, int, float]] = []
@@ -157,7 +159,8 @@ def _together(draws: Draws, n: int, q: float, alpha: float, *, whole: bool) -> I
     found_at = [row for row in seen if row[0] <= (alpha if whole else alpha * 1e-6)]
     if not found_at:
         return
-    # minibatches that avoid each other at one lag and return at another are epochs in a fixed order
+    # Minibatches that avoid each other at one lag and return at another are epochs in a fixed order, so avoidance is
+    # reported first.
     p, lag, shared, expected = min(found_at, key=lambda row: (row[2] >= row[3], row[0]))
     cause = "sampling_without_replacement" if shared < expected else "sampling_repeated_batches"
     text = f"minibatches {lag} apart share {shared} records, expected {expected:.1f}"

@@ -59,7 +59,8 @@ def step_audit(probe: Probe, plan: ExamPlan, base: Footing, alpha: float) -> Ste
     rest = tuple(i for i in range(min(4, probe.size or 4)) if i != canary)
     whole, planned = (*rest, canary), plan.mu
     if base.fixed or not base.single:
-        # one record of the usual minibatch is the canary or another: a swap, held against twice the sensitivity
+        # Where the size is fixed, one record of the usual minibatch is the canary or another record. That is a swap, so
+        # it is compared with twice the sensitivity.
         rest = tuple(i for i in base.usual if i != canary)
         whole, planned = (*rest[:-1], canary), 2 * plan.mu
     begun = probe.used()
@@ -70,7 +71,8 @@ def step_audit(probe: Probe, plan: ExamPlan, base: Footing, alpha: float) -> Ste
     if not math.isfinite(length) or length < 0.1 * plan.sensitivity / plan.normaliser:
         return "no record shows in the release without noise"
     direction, middle = shift / length, float(out @ shift / length) + length / 2
-    # fixed before the first coin; a tenth is kept for steps that take longer than the two that were measured
+    # The number of steps must be fixed before the first coin. Later steps may take longer than the two that were
+    # measured, so a tenth is kept for that.
     steps = min(STEPS, probe.affordable(1.0, 1.1 * each))
     if steps < FEWEST:
         return f"{FEWEST} steps of {probe.words(each)} do not fit what is left of the budget"

@@ -34,8 +34,8 @@ def together(seen: Sums, base: list[int], *, excess: bool) -> list[ExamFinding]:
 def _divisor(seen: Sums, base: list[int]) -> ExamFinding | None:
     """Whether k records release 1/k of the sum of their shares."""
     if seen.swaps:
-        return None  # one size, one divisor
-    # few released numbers may cancel: the first records whose shares do so least
+        return None  # all minibatches have one size, so there is one divisor and nothing to compare
+    # The shares of few released numbers may cancel, so those first records are taken whose shares cancel least.
     group = max((base[:k] for k in range(len(base), 1, -1)), key=lambda some: norm(seen.shares(some)))
     whole, shares = seen.sum(*group), seen.shares(group)
     bound = COUPLING * max(norm(shares), 1e-12) + seen.slack(len(group) + 2)
@@ -55,12 +55,12 @@ def _one_clip(seen: Sums, base: list[int]) -> ExamFinding | None:
         along = seen.share(loud, 1 if seen.swaps else 0)
         if not 0.1 < norm(along) < math.inf:
             continue
-        # few released numbers point few ways: the record that has most of its own
+        # Few released numbers have few directions, so the record with the largest part of its own is taken.
         chosen = max(base[1:], key=lambda i: norm(_across(seen.beside(i, ()), along)))
         own = norm(_across(seen.beside(chosen, ()), along))
         blurred = 8 * norm(along) * SINGLE * math.sqrt(along.size) + seen.slack(4)
         if own <= max(1e-3, 4 * blurred):
-            continue  # beside so large a contribution nothing of another can be read
+            continue  # rounding of so large a contribution hides another record's
         left = norm(_across(seen.beside(chosen, (loud,)), along))
         if left < 0.3 * own:
             words = f"beside a record with a huge loss, {left:.3g} C is left of the {own:.3g} C of record {chosen}"

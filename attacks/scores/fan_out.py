@@ -51,7 +51,8 @@ def run_each(
                     number, result = next(results)
                 except StopIteration:
                     break
-                except Exception:  # not the task's, which comes as a value: workers were lost
+                # An error of the task itself comes as a value, so this one says that workers were lost.
+                except Exception:
                     fruitless = fruitless + 1 if len(left) == arrived else 0
                     if fruitless == FRUITLESS:
                         raise

@@ -155,7 +155,8 @@ def min_k_plus_plus_scores(log_probs: object, means: object, deviations: object,
     array, mean, sd = (np.asarray(a, dtype=np.float64) for a in (log_probs, means, deviations))
     same_shape("means", mean, array.shape)
     same_shape("deviations", sd, array.shape)
-    # A one-point distribution has no spread; its only token is as expected as can be.
+    # A one-point distribution has no spread and its only token is what the model expects, so its score is 0 instead of
+    # 0/0.
     return min_k_scores(np.where(sd == 0, 0.0 * array, (array - mean) / np.where(sd == 0, 1.0, sd)), k=k)
 
 
@@ -194,7 +195,8 @@ def logit_confidence(losses: object) -> FloatArray:
     array = np.asarray(losses, dtype=np.float64)
     if not np.isfinite(array).all() or (array < 0).any():
         raise InvalidValue("losses must be finite and >= 0 for a logit; give per-record cross-entropies in nats.")
-    # A loss of exactly 0 is p = 1 in floating point; half a unit in the last place keeps the logit finite.
+    # A loss of exactly 0 is p = 1 in floating point, whose logit is infinite, so losses are at least half a unit in the
+    # last place.
     array = np.maximum(array, 2.0**-53)
     return np.asarray(-array - np.log(-np.expm1(-array)))
 

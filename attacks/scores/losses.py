@@ -72,7 +72,8 @@ def sequence_losses(
         raise InvalidValue("labels differ from input_ids at scored places; a causal model predicts the next input id.")
     losses = np.empty(len(ids))
     for rows, log_probs, _ in _token_log_probs(model, ids, mask, scored, batch_size, moments=False):
-        # A float64 sum over fp32 log-probabilities: its error does not grow with the batch. NaN of the model stays NaN.
+        # Log-probabilities are fp32, so they are summed in float64, whose error does not grow with the length. A
+        # model's NaN stays NaN.
         total = np.where(scored[rows, 1:], log_probs, 0.0).sum(axis=1)
         losses[rows] = -total if reduction == "sum" else -total / np.maximum(scored[rows].sum(axis=1), 1)
     return losses
@@ -158,7 +159,7 @@ def _token_log_probs(
                     f"the model's output has shape {tuple(logits.shape)} and a causal language model's is "
                     f"({len(batch)}, {width}, vocabulary); load it as a causal model or give class labels."
                 )
-            # Only scored places are kept: the (places, vocabulary) table is the largest array here.
+            # The (places, vocabulary) table is the largest array here, so only scored places are kept.
             places = torch.as_tensor(wanted, device=device)
             table = torch.log_softmax(logits[:, :-1][places].float(), dim=-1)
             chosen = table.gather(1, batch[:, 1:][places][:, None]).squeeze(1)
@@ -206,5 +207,5 @@ def _classification(
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    # A copy: canary arrays are read-only, and torch warns about memory that it may not write.
+    # Canary arrays are read-only, and torch warns about memory that it may not write, so it gets a copy.
     return torch.from_numpy(np.array(array, dtype=np.int64)).to(device)

@@ -75,7 +75,7 @@ def neighbour_texts(
             for row, (index, ids, places) in enumerate(block):
                 table = logits[row, torch.from_numpy(places).to(device)].cpu().numpy()
                 table[np.arange(len(places)), ids[places]] = -np.inf
-                # Gumbel trick: the randomness is the caller's rng and nothing else.
+                # The Gumbel trick draws from a softmax by an argmax, so that all randomness is the caller's rng.
                 filled = ids.copy()
                 filled[places] = np.argmax(table + rng.gumbel(size=table.shape), axis=1)
                 made[index].append(str(tokenizer.decode(filled.tolist(), skip_special_tokens=True)))

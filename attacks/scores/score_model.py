@@ -77,7 +77,7 @@ def _gradient_norm(given: Scored) -> FloatArray:
 
 
 def _lira_offline(given: Scored) -> FloatArray:
-    # A mean loss per token keeps the logit away from saturation for long records.
+    # The probability of a long record is nearly 0, where its logit says little, so the mean loss per token is taken.
     signals = np.stack([logit_confidence(given.losses(r, mean=True)) for r in given.references])
     shadows = ShadowSignals(signals, np.zeros(signals.shape, dtype=bool))
     return lira_offline_scores(logit_confidence(given.losses(given.model, mean=True)), shadows)

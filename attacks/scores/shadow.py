@@ -207,7 +207,8 @@ def choose_offline_a(
         aucs = []
         for s in range(len(signals)):
             others = np.delete(np.arange(len(signals)), s)
-            # Offline: only references that did not see the record count; -inf drops the others from the mean.
+            # Offline attacks compare with references that did not see the record alone, so the others get -inf, which
+            # drops them from the mean.
             out = np.where(inside[others], -np.inf, signals[others])
             usable = np.isfinite(out).any(axis=0)
             if not inside[s, usable].any() or inside[s, usable].all():

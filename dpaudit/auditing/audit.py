@@ -178,7 +178,8 @@ def _power_of(found: Sequence[Finding]) -> tuple[float | None, float | None, str
     measured = [f for f in found if f.power is not None]
     if not measured:
         return None, None, None
-    # A control measures this very attack and goes before white-box tests, whose power is known exactly.
+    # Only a positive control measures the power of this very attack, so it goes before every other finding that has
+    # power.
     best = max(measured, key=lambda f: (f.name == CONTROL, f.power or 0.0))
     lower = best.detail["interval"][0] if best.name == CONTROL else best.power
     return best.power, lower, f"{best.name}: {best.excludes}"

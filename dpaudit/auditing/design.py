@@ -94,7 +94,7 @@ def choose_guesses(
     pool = fit if constrained and fit else every
     value = {k: expected_epsilon_lower(m, 2 * k, mu, delta, alpha, tol=_TOL) for k in pool}
     first = best(value, -1)
-    # Refine once around the grid's best.
+    # Between its points the grid is coarse, so the neighbourhood of its best point is searched once more.
     place = every.index(first)
     low, high = every[max(place - 1, 0)], every[min(place + 1, len(every) - 1)]
     for k in sorted({int(x) for x in np.linspace(low, high, 13)}):
@@ -105,9 +105,10 @@ def choose_guesses(
 
 
 def choose_mechanism_guesses(m: int, mu: float, alpha: float) -> int:
-    """Number k of guesses per side for the one-run test of the declared Gaussian curve; it likes more than the primary.
+    """Number k of guesses per side for the one-run test of the declared Gaussian curve.
 
-    Maximises the expected bound on μ if the mechanism is exactly μ-GDP, from m, μ and α alone.
+    k maximises the expected bound on μ if the mechanism is exactly μ-GDP, from m, μ and α alone. This test is usually
+    best with more guesses than the primary (ε, δ) test.
     """
     whole_at_least(2, m=m)
     every = _candidates(m)[-40::2] or _candidates(m)

@@ -146,7 +146,8 @@ def chi_square_lower_tail(value: float, degrees: float) -> float:
     x = max(value / degrees, 1e-300)
     u = (1 - x) * math.sqrt(degrees / 2)
     w = math.sqrt(degrees * max(0.0, (x - 1) - (math.log1p(x - 1) if x > 0.5 else math.log(x))))
-    # 1/u − 1/w cancels for x near 1, where its limit is √(2/n)/3
+    # For x near 1 both terms are large and nearly equal, so that their difference would be rounding alone; it is then
+    # taken at its limit.
     correction = 1 / u - 1 / w if u > 1e-2 else math.sqrt(2 / degrees) / 3
     density = math.exp(-0.5 * w * w) / math.sqrt(2 * math.pi)
     return min(1.0, (float(ndtr(-w)) + density * max(correction, 0.0)) * 1.001)
@@ -206,7 +207,8 @@ def _within_p_values(energy: ReleaseEnergy) -> tuple[NDArray[np.float64], NDArra
                 beyond = float(product) - length * length - 2 * normal * length
                 if beyond <= 0:
                     continue
-                root = (-math.sqrt(2 * pairs) + math.sqrt(2 * pairs + 8 * beyond)) / 4  # √x of √(2Vx) + 2x = beyond
+                # √x, where √(2·pairs·x) + 2x = beyond.
+                root = (-math.sqrt(2 * pairs) + math.sqrt(2 * pairs + 8 * beyond)) / 4
                 bound = len(_LEVELS) * (2 * level + 2 * math.exp(-root * root))
                 p[t, column] = min(p[t, column], bound)
     return p, z
@@ -297,7 +299,8 @@ def smallest_visible_shortfall(energy: ReleaseEnergy, alpha: float, *, power: fl
     degrees = float(energy.sizes.sum()) * len(energy.step_squares)
     added = max(0.0, total - degrees) + float(ndtri(0.95)) * math.sqrt(2 * degrees)
     critical = degrees - float(-ndtri(alpha / 5)) * math.sqrt(2 * degrees)
-    # f²·n + added + z √(2 n f⁴ + 4 f² added) ≤ critical; the variance is taken at f = 1, its largest value
+    # With noise of f times the declared deviation the total has mean f²·degrees + added and variance 2·degrees·f⁴ +
+    # 4·f²·added. The variance is taken at f = 1, where it is largest, so that f² follows from the mean alone.
     left = critical - added - float(ndtri(power)) * math.sqrt(2 * degrees + 4 * added)
     return 1.0 - math.sqrt(left / degrees) if left > 0 else 1.0
 

@@ -115,7 +115,7 @@ def f_dp_p_value(m: int, guesses: int, correct: int, curve: TradeOff, *, alphabe
     """Smallest level at which ``f_dp_rejects`` rejects (rounded up, relative accuracy 1e-3); 1 when none does."""
     if not f_dp_rejects(m, guesses, correct, curve, 0.999999, alphabet=alphabet):
         return 1.0
-    low, high = -40.0 * 2.302585092994046, 0.0  # natural logarithms: 1e-40 and 1
+    low, high = -40.0 * 2.302585092994046, 0.0  # natural logarithms of 1e-40 and 1
     if f_dp_rejects(m, guesses, correct, curve, math.exp(low), alphabet=alphabet):
         return math.exp(low)
     while high - low > 1e-3:

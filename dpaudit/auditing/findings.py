@@ -1,4 +1,4 @@
-"""White-box test results as findings, with the power they lend to an audit."""
+"""White-box test results as findings, with the power they give an audit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpaudit.privacy.rounding import lower_text, upper_text
 def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit", power: float = 0.8) -> Finding:
     """What a step-level bound says at the examiner's level α.
 
-    A refuted step is ``violated`` for the declared mechanism; a step that stands lends the audit the power of the noise
+    A refuted step is ``violated`` for the declared mechanism; a step that stands gives the audit the power of the noise
     test for the fault it names in ``excludes`` (only the ``noise`` estimator, whose power is known exactly).
     """
     if bound.p_value is None:
@@ -26,16 +26,16 @@ def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit
             ),
         )
     test = AtLevel(bound.p_value, alpha)
-    excludes, lent = "", None
+    excludes, measured = "", None
     if not test.rejected and bound.estimator == "noise":
         factor = smallest_visible_fault(bound.releases, alpha, power)
-        excludes, lent = f"noise smaller than declared by a factor of {upper_text(factor, 3)} or more", power
+        excludes, measured = f"noise smaller than declared by a factor of {upper_text(factor, 3)} or more", power
     return Finding(
         name=name,
         status=test.status,
         claim="declared mechanism",
         p_value=bound.p_value,
-        power=lent,
+        power=measured,
         excludes=excludes,
         text=(
             f"{bound.releases} releases of the step {test.verb} its declared ratio of sensitivity to noise"

@@ -27,7 +27,8 @@ def ranking(ids: Sequence[str], scores: ArrayLike) -> NDArray[np.int64]:
     tied = np.concatenate((same, [False])) | np.concatenate(([False], same))
     places = np.sort(order[tied])
     if places.size:
-        # Only tied scores need a digest. numpy ignores trailing zero bytes: that keeps the order, as zero is smallest.
+        # Digests are slow to make, so only tied scores get one. That numpy drops trailing zero bytes keeps their order,
+        # since zero is the smallest byte.
         digests = np.array([hashlib.sha256(names[i].encode("utf-8")).digest() for i in places.tolist()], dtype="S32")
         # Equal scores stand together already, so that the tied ones keep their places and only change among themselves.
         order[tied] = places[np.lexsort((digests, -values[places]))]

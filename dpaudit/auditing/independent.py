@@ -142,9 +142,10 @@ def _p_value(
     v: int, n: int, w: int, m: int, epsilon: float, delta: float, *, between: tuple[float, float] = (0.0, 1.0)
 ) -> float:
     growth = math.exp(min(epsilon, 700.0))
-    # The two rates are compared per canary, so left-out ones count n/m-fold, as if as many had been left out as put in.
+    # Rates are compared, and m canaries were left out where n were put in, so each left-out one counts n/m-fold.
     cost = growth * n / m if m else 0.0
-    corner = (1.0 - delta) / growth  # beyond it b stays at 1, and a larger rate a only lowers the statistic
+    # Beyond it the rate of the inserted stays at 1, so a larger rate of the left-out only lowers the statistic.
+    corner = (1.0 - delta) / growth
     rate = np.r_[0.0, np.logspace(-7, 0, 160)] * corner
     if between != (0.0, 1.0):
         rate = np.linspace(min(between[0], corner), min(between[1], corner), 40)
@@ -300,7 +301,7 @@ class _Events:
     def _excess(self, epsilon: float, delta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Excess of one rate over what (ε, δ) allows, and its squared deviation for one canary of each kind."""
         cost = math.exp(epsilon)
-        # half a canary more of either kind: a rate of 0 seen on few is not a rate of 0
+        # A rate of 0 seen on few canaries is no rate of 0, so half a canary is added to either kind.
         high = (self._high * self._n + 0.5) / (self._n + 1)
         low = (self._low * self._m + 0.5) / (self._m + 1)
         return high - cost * low - delta, high * (1 - high) + cost * cost * low * (1 - low)

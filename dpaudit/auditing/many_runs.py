@@ -51,7 +51,8 @@ def best_threshold(scores: ArrayLike, member: ArrayLike, delta: float, alpha: fl
         return float(np.median(values))
     bounds = [cp_epsilon_lower(*counts_at(values, coins, t), delta, alpha) for t in grid]
     if max(bounds) == 0.0:
-        # Nothing is certified: take the largest point ratio with a little smoothing instead of the lowest score.
+        # Where no threshold certifies anything all tie at 0, and the lowest score would be taken for the best; the
+        # threshold whose smoothed rates are the most deviations apart decides instead.
         bounds = []
         for t in grid:
             tp, n_pos, fp, n_neg = counts_at(values, coins, t)

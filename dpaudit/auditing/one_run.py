@@ -143,7 +143,7 @@ def snj_critical_count(m: int, guesses: int, epsilon: float, delta: float, alpha
     _check(m, guesses, guesses, delta)
     if guesses == 0 or _p_value(m, guesses, guesses, epsilon, delta) > alpha:
         return None
-    low, high = 0, guesses  # low does not reject (v = 0 never does), high does
+    low, high = 0, guesses  # low does not reject (no right guess refutes nothing), high does
     while high - low > 1:
         mid = (low + high) // 2
         if _p_value(m, guesses, mid, epsilon, delta) <= alpha:

@@ -160,7 +160,7 @@ class AuditPlan:
         values["alpha_split"] = dataclasses.asdict(self.alpha_split)
         values["relation"] = self.relation.value
         if self.control_canaries is None:
-            del values["control_canaries"]  # a plan written before this was stated keeps its bytes
+            del values["control_canaries"]  # earlier plans lack this field, and their bytes must stay as they are
         if self.in_run is None:
             del values["in_run"]
         else:

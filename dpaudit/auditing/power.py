@@ -152,7 +152,7 @@ def power_from_control(
 
     Notes
     -----
-    An attack that guesses blindly is right with p = 1/2, and its true power is at most α. Its lower end therefore
+    An attack that guesses at random is right with p = 1/2, and its true power is at most α. Its lower end therefore
     reaches 0.8 in at most 2.5 % of controls, whatever m, the claim and the control's size are.
     """
     whole_at_least(1, control_guesses=control_guesses)

@@ -121,7 +121,8 @@ def bayesian_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: floa
     validate.open_unit(alpha=alpha)
     a_fpr, b_fpr = fp + 0.5, n_neg - fp + 0.5
     a_fnr, b_fnr = n_pos - tp + 0.5, tp + 0.5
-    # Midpoints of equal posterior mass in FPR: the integral of the FNR posterior along the region's boundary.
+    # The nodes are midpoints of 4096 shares of equal posterior mass of the FPR, so that a plain mean over them is the
+    # integral over that posterior.
     nodes = (np.arange(4096) + 0.5) / 4096
     fpr = betaincinv(a_fpr, b_fpr, nodes)
 

@@ -61,7 +61,7 @@ def auc_interval(scores: ArrayLike, member: ArrayLike, alpha: float = 0.05) -> t
     """
     validate.open_unit(alpha=alpha)
     values, coins, n_pos, n_neg = _split(scores, member)
-    # Sorted once: either class is in order where all are.
+    # Both classes are needed in order, and a part of a sorted array is sorted, so all scores are sorted once.
     order = np.argsort(values)
     inside, place = coins[order], np.cumsum(coins) - 1
     every = _midranks(values, order)
@@ -110,7 +110,7 @@ def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float) -> float:
     allowed = math.floor(fpr * n_neg + 1e-9)
     if allowed >= n_neg:
         return 1.0
-    # Everything strictly above the first non-member that may not pass.
+    # The first non-member that may not pass is the threshold, so only what lies strictly above it passes.
     return float(np.count_nonzero(values[coins] > negatives[allowed]) / n_pos)
 
 

@@ -140,7 +140,7 @@ def step_noise_bound(
     if square == 0:
         raise InvalidEvidence("all residuals are 0: the step adds no noise; report it as a deterministic witness.")
     mu = sensitivity / math.sqrt(square / n)
-    # square / sd² is chi-squared with n degrees of freedom; its α-quantile bounds sd from above.
+    # square / sd² is chi-squared with n degrees of freedom, so its α-quantile bounds sd from above.
     sd_upper = math.sqrt(square / (2.0 * float(gammaincinv(n / 2.0, alpha))))
     p = None
     if declared_mu is not None:

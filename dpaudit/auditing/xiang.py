@@ -46,7 +46,7 @@ def _log_p(errors: int, rates: NDArray[np.float64]) -> float:
         return 0.0
     if errors == 0:
         return float(np.log1p(-rates).sum())
-    # Convex in l; the minimum is where the tilted mean equals the number of errors.
+    # The bound is convex in the tilt l, so its minimum is where the tilted mean equals the number of errors.
     low, high = -60.0, 0.0
     for _ in range(60):
         mid = 0.5 * (low + high)

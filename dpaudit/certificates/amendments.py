@@ -130,7 +130,7 @@ def amend(certificate: Path, *, kind: str, text: str, author: str, changes: Mapp
     )
     folder.mkdir(exist_ok=True)
     path = folder / f"{len(earlier) + 1:04d}.json"
-    with path.open("xb") as file:  # "x": an amendment that exists is never overwritten
+    with path.open("xb") as file:  # mode "x" refuses a file that exists, so that no amendment is overwritten
         file.write(data)
     return path
 

@@ -129,7 +129,7 @@ class CertificateEvidence:
         validate.one_of(["complete", "unfinished", "test"], run_status=self.run_status)
         validate.integer_at_least(1, copies=self.copies)
         for finding in self.findings:
-            finding_status(finding)  # refuses an unknown one
+            finding_status(finding)  # raises for an unknown status
         power = None if self.audit_result is None else self.audit_result.get("power")
         if self.control_digest is None and power is not None:
             raise InvalidValue(

@@ -133,7 +133,7 @@ def write_control(
     if control.runs is not None:
         columns["run"] = pa.array([row[3] for row in rows], pa.string())
     stated = read_json(plan)
-    AuditPlan.from_dict(stated)  # refuses a file that is no plan
+    AuditPlan.from_dict(stated)  # raises for a file that is no plan
     binding = binding_of(stated, plan_sha256=sha256_file(plan), config_sha256=config_sha256)
     for name, cells in control_columns(binding, fault=control.fault, rows=len(rows)).items():
         columns[name] = pa.array(cells, pa.string()).dictionary_encode()

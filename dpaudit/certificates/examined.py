@@ -39,7 +39,8 @@ def examination_gaps(body: Predicate) -> tuple[str, ...]:
         return ("the implementation was not examined",)
     gaps = []
     examined, config = examination.get("config_sha256"), body.provenance.get("config_sha256")
-    # A loop of one's own has no configuration file: then the owner's word alone joins the two, and the line says so.
+    # A loop of one's own has no configuration file, so that only the owner's word says that the examined step is the
+    # one that trained; the line of evidence then says so.
     if examined is None and config is not None:
         gaps.append("the examination does not say which configuration it examined")
     elif examined != config:

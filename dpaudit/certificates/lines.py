@@ -163,7 +163,8 @@ def _implementation(body: Predicate, weighed: Weighed) -> Line:
     refuted = () if observed is None else (*observed.against, *observed.invalid, *observed.mismatch)
     reasons = [*(f"{row.get('name')}: {row.get('text')}" for row in against), *refuted] or gaps
     if observed is not None and not refuted and observed.weak:
-        # It keeps the run from level 3, and takes nothing from the examination.
+        # A weak in-run audit keeps the run from level 3 and takes nothing from the examination, so it is told beside
+        # it.
         text += "".join(f". In the run: {weak.removeprefix('in the run: ').rstrip('.')}" for weak in observed.weak)
     contradicts = any(row.get("status") in _CONTRADICTS for row in against)
     contradicts = contradicts or (observed is not None and bool(observed.against or observed.mismatch))

@@ -45,7 +45,7 @@ def audit_is_valid(body: Predicate) -> bool:
     broken = result.get("verdict") == Verdict.INVALID_AUDIT or any(
         f.get("status") == Verdict.INVALID_AUDIT for f in findings
     )
-    # A graver verdict may stand above a fault of the audit; the fault is then among the reasons.
+    # A graver verdict may stand above a fault of the audit, so the fault is also looked for among the reasons.
     faulty = body.verdict.name == Verdict.INVALID_AUDIT or any(
         fault in body.verdict.reasons for fault in audit_faults(audit)
     )

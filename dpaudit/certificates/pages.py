@@ -40,7 +40,8 @@ def bind_pages(statement: Statement, renderers: Renderers) -> tuple[Statement, d
         Path of a page relative to the certificate's folder, and the function that renders it from a statement. It may
         use the statement's digest in full only.
     """
-    # As a reader will find it: a page that followed the order in which keys were made would differ the next time.
+    # Keys that were just made may stand in another order than in the file, and a page that followed it would differ the
+    # next time; so the statement is read back from its bytes.
     statement = Statement.from_bytes(statement.to_bytes())
     body = statement.predicate
     draft = statement.replaced(predicate=body.replaced(digest=PLACEHOLDER.decode()))

@@ -21,7 +21,8 @@ def prepare() -> None:
         if reconfigure is None:  # replaced by a test or a notebook
             continue
         ascii_only = codecs.lookup(stream.encoding or "ascii").name == "ascii"
-        # click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 into it.
+        # click takes a stream that calls itself ASCII for a mistake and writes UTF-8 into it, so ASCII gets another
+        # name.
         reconfigure(encoding=spelling.ASCII if ascii_only else None, errors=spelling.HANDLER)
 
 

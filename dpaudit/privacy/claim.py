@@ -34,7 +34,7 @@ class Claim:
     unit: str
     max_records_per_unit: int
 
-    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+    if TYPE_CHECKING:  # for type checkers: the constructor also takes the members' names
 
         def __init__(
             self,

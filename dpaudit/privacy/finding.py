@@ -125,7 +125,7 @@ def public_findings(given: Any) -> list[dict[str, Any]]:
         value = (
             row.public() if isinstance(row, PublicFinding) else row.to_dict() if isinstance(row, PlainFinding) else row
         )
-        finding_status(value)  # refuses what is no finding
+        finding_status(value)  # raises for what is no finding
         found.append(dict(value))
     return found
 

@@ -37,7 +37,8 @@ def mills(x: Array) -> Array:
 def _fall(z: Array, mu: Array) -> Array:
     """Difference R(z) − R(z + μ) of two Mills ratios, by its series where they are nearly equal."""
     ratio = mills(z)
-    # R' = xR − 1, and every further derivative by R^(n+1) = x·R^(n) + n·R^(n−1).
+    # The Mills ratio R has R′(x) = x·R(x) − 1, so each further derivative follows from the two before it: R⁽ⁿ⁺¹⁾ =
+    # x·R⁽ⁿ⁾ + n·R⁽ⁿ⁻¹⁾.
     before, slope = ratio, z * ratio - 1
     total, factor = -mu * slope, mu
     for n in range(1, 8):
@@ -53,7 +54,8 @@ def log_delta_at(z: Real, mu: Real) -> Array:
     inside = np.maximum(z, -30.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         near = -0.5 * inside * inside - _LOG_ROOT_2PI + np.log(np.maximum(_fall(inside, mu), 0.0))
-        # Far below zero Φ(−z) is 1 − Φ(z), and what is subtracted beside it is at most as small.
+        # Far below zero δ is 1 − Φ(z) less a term that is no larger than Φ(z). Both are below 1e-190 there, so that 1 −
+        # 2Φ(z) is δ to the last digit of a float.
         far = np.log1p(-np.minimum(2 * ndtr(z), 1.0))
     return np.where(mu <= 0, -np.inf, np.where(z < -30.0, far, near))
 
@@ -93,7 +95,7 @@ def gaussian_epsilon(mu: float, delta: float, *, below: bool = False) -> float:
     low = -mu / 2
     if mu == 0 or float(log_delta_at(low, mu)) <= target:
         return 0.0
-    # Φ(−z) ≤ e^{−z²/2}, so the root lies below this.
+    # Φ(−z) ≤ e^{−z²/2}, so the root lies below the z at which this equals δ.
     low, high = max(low, -40.0), math.sqrt(-2 * target)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -109,7 +111,7 @@ def gaussian_mus(epsilon: Real, delta: Real) -> tuple[Array, Array]:
     # δ(ε) ≤ δ(0) ≤ μ/√(2π) from below; from above z is below −10 there, so that δ passes 1 − 1e-22.
     low, high = 2 * delta, 10 + np.sqrt(100 + 2 * finite)
     for step in range(_HALVINGS):
-        # Halve the exponent first: μ may be anywhere between 1e-323 and 1e154.
+        # μ may be anywhere between 1e-323 and 1e154, so the first rounds halve its exponent.
         middle = np.sqrt(low) * np.sqrt(high) if step < 14 else (low + high) / 2
         over = log_gaussian_delta(middle, finite) >= target
         low, high = np.where(over, low, middle), np.where(over, middle, high)

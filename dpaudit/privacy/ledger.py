@@ -32,7 +32,7 @@ class Ledger:
     unit: str = "record"
     max_records_per_unit: int = 1
 
-    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+    if TYPE_CHECKING:  # for type checkers: the constructor also takes the members' names
 
         def __init__(
             self,

@@ -127,7 +127,7 @@ class Stage:
     quantile_sigma: float | None = None
     stop_reason: str | None = None
 
-    if TYPE_CHECKING:  # names are read as well as members; type checkers shall know
+    if TYPE_CHECKING:  # for type checkers: the constructor also takes the members' names
 
         def __init__(
             self,

@@ -448,7 +448,8 @@ def parse_config(value: dict[str, Any], name: str) -> Config:
         return Config.model_validate(value)
     except pydantic.ValidationError as error:
         found = error.errors()
-        # A misspelt key is both unknown and missing under its right name: the first of the two says more.
+        # A misspelt key is both unknown and missing under its right name, so the error that names the spelling goes
+        # first.
         first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         key = printable(".".join(str(part) for part in first["loc"]))[:80] or "configuration"
         got = "" if first["type"] == "missing" else _given(first.get("input"))

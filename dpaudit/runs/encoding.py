@@ -51,7 +51,7 @@ def private_records(prepared: Prepared) -> list[dict[str, Any]]:
 
     config = prepared.config
     records = encode(prepared, prepared.private)
-    # A new-token canary trains on its secret positions alone: nothing else in it can be told from noise later.
+    # A new-token canary is scored on its secret positions alone, so only they are trained on.
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records += inserted(prepared.secret.canaries, prepared.secret.coins, config.canaries.copies, supervise=supervise)
     return records

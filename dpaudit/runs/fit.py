@@ -96,7 +96,8 @@ def _continue(
         if counted < planned:
             if counted:
                 refuse_overspending(config, whole_run(journal.ledger(), prepared.plans), counted=counted)
-            # Beside the weights: AdamW's two fp32 moments, or a stage's fp32 anchor.
+            # A checkpoint also holds AdamW's two fp32 moments, or the fp32 copy that a zeroth-order stage pulls
+            # towards.
             file.reserve(
                 model,
                 bytes_per_number=4 if config.privacy.method == "dp-zoso" else 8,

@@ -65,7 +65,8 @@ def segment(part: Part) -> Segment:
             ZOPlan(stages_of(config, prepared.plans)),
             collate=fixed_length(collator(prepared), config.data.max_length, pad=prepared.tokenizer.pad_token_id),
             loss_fn=loss_function(prepared),
-            # Public, and of this run alone: two runs on the same records do not share directions.
+            # Directions are public and two runs on the same records must not share them, so they follow from the
+            # commitment.
             directions=directions_of(config, str(prepared.audit_plan.coin_commitment)),
             log=log,
             physical_batch_size=config.optimizer.physical_batch_size,
@@ -82,7 +83,8 @@ def segment(part: Part) -> Segment:
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped
         if team.leads:
-            CheckpointFile(prepared.folder.checkpoint).let_go()  # room for the lines that the log still owes
+            # Makes room for the lines of the log that are still to be written.
+            CheckpointFile(prepared.folder.checkpoint).let_go()
             log.flush()
     finally:
         log.close()

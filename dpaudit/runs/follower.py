@@ -87,7 +87,7 @@ def follow_the_first(config: Config | None) -> None:
 def main() -> int:
     """Join the run that started this process; its exit code."""
     place = launched()
-    assert place is not None  # whoever starts this module says so
+    assert place is not None  # the process that starts this one sets its rank in the environment
     arrived(Path(os.environ[MEETING]), place.rank).touch()
     try:
         follow(place)

@@ -120,7 +120,7 @@ def init(
     choice.mechanism(folder)
     choice.audit(folder)
     text = _write(choice, f"{found.path.name} and {folder.path.name}")
-    parse_config(tomllib.loads(text), str(path))  # what is proposed can be read, whatever was proposed
+    parse_config(tomllib.loads(text), str(path))  # raises here where the file that is proposed could not be read later
     write_atomically(path, text.encode("utf-8"))
     return Proposal(path=path, text=text, assumed=tuple(choice.assumed.values()))
 

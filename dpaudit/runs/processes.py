@@ -154,7 +154,7 @@ def gathered(prepared: Prepared, journal: DiskJournal) -> Iterator[Team]:
                 try:
                     _from_the_first(prepared)
                     yield Team(place, journal)
-                except RunInterrupted:  # every process has ended the same step
+                except RunInterrupted:  # every process has ended the same step, so that all can be told to stop
                     _from_the_first(None)
                     raise
                 except RuntimeError as error:
@@ -163,7 +163,7 @@ def gathered(prepared: Prepared, journal: DiskJournal) -> Iterator[Team]:
             for process in started:
                 process.wait()
         finally:
-            for process in started:  # nothing is theirs to write
+            for process in started:  # only the first process writes, so the others may be killed
                 process.kill()
                 process.wait()
 
@@ -202,7 +202,7 @@ def _group(place: Place, config: Config | None, meeting: str | None) -> Iterator
     try:
         yield
     finally:
-        with suppress(RuntimeError):  # a group that broke
+        with suppress(RuntimeError):  # raised where a process of the group is gone
             dist.destroy_process_group()
 
 

@@ -116,7 +116,7 @@ def load_model(config: Config, base: Path, *, classes: Sequence[str] | None = No
     except Exception as error:  # what a damaged file raises depends on the format and its reader
         raise _not_a_model(config, error) from error
     if config.model.task == "text-infilling":
-        # Whoever loads the release needs them to read a class off the gap.
+        # Whoever loads the release needs template and words to read a class off the gap, so they are saved with it.
         model.config.text_infilling = {"template": config.model.template, "words": list(config.model.words or ())}
     for attribute in ("hf_quantizer", "_hf_quantizer"):
         if hasattr(model, attribute):

@@ -88,7 +88,8 @@ def _alarm(seconds: float) -> Iterator[None]:
         return
     outer, began = signal.getitimer(signal.ITIMER_PROF)[0], cpu_seconds()
     before = signal.signal(signal.SIGPROF, _raise)
-    # Again every half second: an exception may be lost where Python cannot raise one, such as in a destructor.
+    # An exception is lost where Python cannot raise one, such as in a destructor, so the alarm repeats every half
+    # second.
     signal.setitimer(signal.ITIMER_PROF, max(1e-3, min(seconds, outer or math.inf)), 0.5)
     try:
         yield

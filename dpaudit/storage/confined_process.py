@@ -36,7 +36,7 @@ def serve(megabytes: int) -> None:
 
 def _answer(request: dict[str, Any], answers: IO[bytes], megabytes: int) -> None:
     seconds = float(request["seconds"])
-    # The kernel ends the process where no Python code runs that could be interrupted.
+    # An alarm interrupts Python code alone, so the kernel is told to end the process where none runs.
     _limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds + 1))
     budget = Budget(seconds)
     answer: dict[str, Any]

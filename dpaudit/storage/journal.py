@@ -182,7 +182,7 @@ class DiskJournal(FileJournal):
         self._last_count: float | None = None
         self._planned = planned_steps
         self.recovered_steps = 0
-        # refused now what could not be read back once steps are counted
+        # a header that could not be read back must be refused before any step is counted
         Ledger(stages=(), relation=relation, unit=unit, max_records_per_unit=max_records_per_unit)
         header = {
             "kind": "header",

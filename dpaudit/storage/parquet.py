@@ -24,7 +24,7 @@ from dpaudit.storage.budget import seconds_left
 MAX_SECONDS = 120
 MAX_MEMORY = 16 * 2**30
 
-# Self-contained, so that the child finds it wherever dpaudit itself was imported from.
+# The child may be unable to import dpaudit from where it runs, so its program is self-contained.
 _CHILD = """
 import json, sys
 request = json.loads(sys.argv[1])

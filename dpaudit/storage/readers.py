@@ -67,7 +67,8 @@ def parse_json(data: bytes, *, name: str = "the file", limit: int = MAX_JSON_BYT
     """
     if len(data) > limit:
         raise InvalidEvidence(f"{name} has {len(data)} bytes and the limit is {limit}; give the original file.")
-    # Every value but the first follows one of these; counted before parsing, since a value takes 30 times its text.
+    # A parsed value takes 30 times the memory of its text, so values are counted before parsing: each but the first
+    # follows one of these.
     if sum(map(data.count, (b",", b"[", b"{", b":"))) > MAX_NODES:
         raise InvalidEvidence(f"{name} holds more than {MAX_NODES} values; give the original file.")
     try:

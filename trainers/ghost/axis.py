@@ -66,7 +66,8 @@ class BatchAxis:
             return
         self._call = None
         if doubtful:
-            # A process whose batch of one shows nothing runs the passes with the others all the same.
+            # A sharded model gathers its weights in all processes together, so a process whose batch of one shows
+            # nothing runs the passes with the others all the same.
             more = tree_map(self._with_one_more, call) if mine else call
             before, after = self._lengths(call), self._lengths(more)
             if mine and before is not None and after is not None and len(before) == len(after):

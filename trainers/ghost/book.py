@@ -65,7 +65,7 @@ class Book:
     sums: dict[nn.Parameter, Tensor] = dataclasses.field(default_factory=dict)
     ready: Callable[[nn.Parameter, Tensor | None], None] | None = None
     grams: Grams = dataclasses.field(default_factory=Grams)
-    _silent: bool | None = None
+    _some_zero: bool | None = None
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
         """Note one use of a parameter."""
@@ -127,7 +127,7 @@ class Book:
         """
         self.factors = factors
         for parameter in order:
-            # Matrix products first: they can write a fresh sum, the others add into it.
+            # Matrix products can write a fresh sum and the other uses add into one, so matrix products go first.
             uses = sorted(
                 self.uses.pop(parameter, ()), key=lambda use: not isinstance(use, MatrixUse | HeadUse | UnitHeadUse)
             )
@@ -139,10 +139,10 @@ class Book:
     def _sum(self, parameter: nn.Parameter, uses: list[Use]) -> None:
         assert self.factors is not None
         factors = self.factors[self.layer_of[parameter]]
-        # A factor of zero must also silence infinities and NaN, which 0 · x would not.
-        if self._silent is None:  # asked once a pass: it waits for the device
-            self._silent = bool((self.factors == 0).any())
-        rows = factors.nonzero().squeeze(1) if self._silent else None
+        # 0 · x is NaN where x is infinite or NaN, so what has the factor zero is taken out instead of multiplied.
+        if self._some_zero is None:  # asked once a pass, since the answer waits for the device
+            self._some_zero = bool((self.factors == 0).any())
+        rows = factors.nonzero().squeeze(1) if self._some_zero else None
         for use in uses:
             chosen = use if rows is None else use.select(rows)
             weights = factors if rows is None else factors[rows]

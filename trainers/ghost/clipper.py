@@ -132,7 +132,8 @@ class GhostClipping:
             self._handles.append(_hook(parameter, self._bypass(name)))
         for site in sites:
             self._handles.append(site.module.register_forward_pre_hook(site.before, with_kwargs=True))
-            # Where weights are sharded, outputs are recorded before FSDP2 hangs its own backward hook on them.
+            # FSDP2 attaches a backward hook of its own to the outputs of sharded layers, so they are recorded before
+            # that.
             self._handles.append(
                 site.module.register_forward_hook(site.after, with_kwargs=True, always_call=True, prepend=self._sharded)
             )
@@ -439,7 +440,7 @@ class GhostClipping:
     # -- hooks on the model -----------------------------------------------------------------------------------------
     def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
-            return  # an evaluation between forward and backward says nothing about the losses
+            return  # an evaluation between forward and backward has another batch size than the losses
         named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")]
         for value in (*named, *args, *kwargs.values()):
             if isinstance(value, Tensor) and value.dim():

@@ -34,7 +34,8 @@ def cross(one: Use, other: Use) -> Square:
             same = (one.ids[:, :, None] == other.ids[:, None, :]).to(wide(one.b).dtype)
             return _sum_of_products(same, torch.bmm(wide(one.b), wide(other.b).mT))
         case (HeadUse() | UnitHeadUse() as head, _) | (_, HeadUse() | UnitHeadUse() as head):
-            rows = torch.arange(head.size)  # one example at a time: G_i is as large as the vocabulary
+            # One example at a time, since an example's gradient is as large as the vocabulary.
+            rows = torch.arange(head.size)
             parts = [(one.instance(row[None]) * other.instance(row[None])).flatten(1).sum(1) for row in rows]
             value = torch.cat(parts)
             return Square(value, value.abs())

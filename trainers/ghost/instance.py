@@ -93,7 +93,8 @@ def is_elementwise(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
                 x = draw(2, *middle, shape[0])
                 values = {k: draw(2, shape[0]) for k in own}
                 together = {k: v.view(2, *[1] * len(middle), -1) for k, v in values.items()}
-                # Past the module's hooks: those of FSDP2 would gather weights and take the module for the root.
+                # FSDP2's hooks would gather weights and take the module for the root, so the module is called past its
+                # hooks.
                 both = module_call(module, together, (x,), {})
                 alone = [
                     module_call(module, {k: v[i] for k, v in values.items()}, (x[i : i + 1],), {}) for i in range(2)
@@ -145,7 +146,7 @@ class InstanceSite(Site):
             raise self.refusal(
                 f"has no rule of its own and contains dropout ({random[0] or 'itself'}), so it cannot be replayed"
             )
-        # Call the base explicitly: zero-argument super() does not survive slots=True on the dataclass base.
+        # Zero-argument super() fails in a subclass of a dataclass with slots=True, so the base is called by name.
         Site.before(self, module, args, kwargs)
 
     def with_record(self, active: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -114,7 +114,8 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     """The product leftᵀ right: left (n, p), right (n, q) to (p, q)."""
     if not onednn_for(left) or left.shape[0] * left.shape[1] * right.shape[1] < LEAST:
         return torch.mm(left.mT, right)
-    if left.shape[1] > 2 * right.shape[1]:  # the wide side second is faster, even with the copy
+    # A product with the wide side second is faster, even with the copy that it takes.
+    if left.shape[1] > 2 * right.shape[1]:
         return _onednn(right.mT, left.mT).mT.contiguous()
     return _onednn(left.mT, right.mT)
 

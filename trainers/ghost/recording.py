@@ -70,7 +70,8 @@ class JointRecord(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, record: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.record = record
-        # Copies: models add to an output in place, which autograd allows where a backward pass needs no output.
+        # Models add to an output in place, which autograd allows where a backward pass needs no output; so copies are
+        # kept.
         ctx.save_for_backward(*tensors[count:], *(t.detach().clone() for t in tensors[:count]))
         return tuple(t.detach() for t in tensors[:count])
 

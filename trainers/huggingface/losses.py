@@ -50,7 +50,7 @@ def per_example_losses(model: nn.Module, batch: Mapping[str, Any], *, chunked_he
         decoder = {k: v for k, v in batch.items() if k.startswith("decoder")}
         if not decoder:
             labels = decoder_labels(labels)
-        # These models shift the labels into decoder inputs themselves, and only when labels are passed.
+        # These models make decoder inputs from labels themselves, and only when labels are passed, so they are passed.
         logits = model(**inputs, **decoder, labels=labels, use_cache=False).logits
         return token_losses(logits, attended_targets(labels, decoder.get("decoder_attention_mask")))
     raise PrivacyRefusal(

@@ -68,7 +68,7 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         )
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not has_shards(model):  # shards are where they belong
+        if not has_shards(model):  # a sharded model is on its devices already
             super()._move_model_to_device(model, device)
 
     # -- preparing ------------------------------------------------------------------------------------------------
@@ -98,7 +98,8 @@ class ProcessesTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         owned = iter(self._together.owned(trained))
         for group in self.optimizer.param_groups if self.optimizer is not None else []:
             pairs = [(held, next(owned)) for held in group["params"]]
-            # Moments hang on the tensors that are already there.
+            # The optimizer finds its moments by the tensor object, so a parameter that is already there stays the same
+            # object.
             group["params"] = [held if _same(held, part) else part for held, part in pairs]
 
     # -- saving and loading -----------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def shard_by_accelerate(trainer: Any) -> None:
     """Bring a Trainer's model into shards where it is to be (``fsdp_version: 2``) and is not yet."""
     if not trainer.is_fsdp_enabled or has_shards(trainer.model):
         return
-    # accelerate shards a model together with an optimizer alone; this one is never used
+    # accelerate shards a model only together with an optimizer, so it is given one that is never used.
     idle = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.0)
     trainer.model, _ = trainer.accelerator.prepare(trainer.model, idle)
     trainer.model_wrapped = trainer.model

@@ -284,7 +284,7 @@ class DPTrainer(ProcessesTrainer):
         if self.args.save_strategy == "no" or not steps:
             return f"the model in memory holds the {steps} steps that were counted."
         if steps > self._saved:
-            self._room = CheckpointRoom(Path(self.args.output_dir), 0)  # training ends: none is reserved any more
+            self._room = CheckpointRoom(Path(self.args.output_dir), 0)  # training ends, so no room is reserved any more
             try:
                 self._save_checkpoint(self.model, None)
             except Exception as error:

@@ -348,7 +348,7 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return bool(self.control.should_training_stop) or self._told.signal is not None
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not has_shards(model):  # shards are where they belong
+        if not has_shards(model):  # a sharded model is on its devices already
             super()._move_model_to_device(model, device)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

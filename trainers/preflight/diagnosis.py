@@ -95,7 +95,7 @@ def _field_of_another(alone: Any, batch: Any, at: int) -> str | None:
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether two rows agree where both have content, from the first position on or back from the last."""
     if one.ndim != other.ndim or one.shape[1:] != other.shape[1:]:
-        return True  # of another kind; nothing can be said
+        return True  # another kind of batch, of which nothing can be said
     if one.ndim == 0:
         return bool(torch.isclose(one.double(), other.double(), equal_nan=True))
     shared = min(len(one), len(other))

@@ -94,7 +94,8 @@ class Alone:
             If a loss is not finite: a weight that is not, or a loss that fails on an ordinary record.
         """
         if company.whole[0].size > 1:
-            evaluation.losses(company.whole[0].batch, company.whole[0].size)  # the clearest message about shapes
+            # Run first, since its message about shapes is the clearest.
+            evaluation.losses(company.whole[0].batch, company.whole[0].size)
         optional = {number for part in company.compositions if part.optional for _, number in part.rows}
         replayed = {number for part in company.whole for _, number in part.rows}
         losses, gradients = [], []

@@ -104,7 +104,8 @@ def _made_up(
                 continue  # the same lengths come next
             try:
                 with torch.no_grad():
-                    losses(source.batch([maker.make()]))  # before the many batches of a company
+                    # A loss that cannot run at all fails here, before the many batches that follow.
+                    losses(source.batch([maker.make()]))
                 company = _collated(source, maker, min(positions(model), max(most, maker.length)), size)
             except (CannotMake, PrivacyRefusal):
                 raise

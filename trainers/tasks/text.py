@@ -67,7 +67,8 @@ class Infilling:
         """Token id of each class's word; None where it is not one token."""
         found = []
         for word in self.words:
-            # Byte-level tokenizers distinguish " word" from "word"; the template always has a space before the mask.
+            # Byte-level tokenizers distinguish " word" from "word" and the template has a space before the mask, so the
+            # word is tried with a space first.
             options = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f" {word}", word)]
             found.append(next((ids[0] for ids in options if len(ids) == 1), None))
         return tuple(found)
@@ -141,7 +142,7 @@ def encode_pair(tokenizer: Any, source: str, target: str, *, length: int) -> Rec
     tail = tail[: length - 1]
     room = length - 1 - len(tail)
     head = head[-room:] if room > 0 else []
-    ids = [*head, end, *tail]  # the first end token separates: no new, untrained token
+    ids = [*head, end, *tail]  # the end token that exists separates the two, since a new token would be untrained
     return {"input_ids": ids, "labels": [IGNORED] * (len(head) + 1) + tail}
 
 

@@ -213,7 +213,8 @@ def _key(run: str, step: int, direction: int, tensor: str) -> tuple[int, int]:
 
 
 _EMPTY = np.zeros(_PER_COUNTER, dtype=np.uint64)
-_IDLE: list[np.random.Philox] = []  # generators to set anew: making one also seeds it from the system's entropy
+# A generator that is made reads the system's entropy, so used ones are kept and their state is set anew.
+_IDLE: list[np.random.Philox] = []
 
 
 class _Reader:

@@ -140,7 +140,8 @@ class ZOLogWriter:
     def _append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
         if self._file is not None:
-            self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")  # buffered: refused in flush
+            # Buffered, so a full disk is refused in flush.
+            self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
             self.flush()
 
 
@@ -166,7 +167,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number == len(raw) - 1:  # no newline after it: torn by a crash
+            if number == len(raw) - 1:  # a last line without a newline was cut by a crash
                 break
             raise InvalidEvidence(f"log {path}, line {number + 1} is not JSON; restore the file.") from error
     return found

@@ -145,7 +145,7 @@ class PerLayer:
         handles = []
         for module in self._owned:
             handles.append(module.register_forward_pre_hook(self._enter))
-            # With shards before FSDP2's own hook, which frees the gathered weights.
+            # FSDP2's own hook frees the gathered weights, so with shards this one runs before it.
             handles.append(module.register_forward_hook(self._leave, always_call=True, prepend=self._sharded))
         self._seen.clear()
         self._ready.clear()
@@ -159,7 +159,8 @@ class PerLayer:
             for handle in handles:
                 handle.remove()
             self._restore_all()
-        if not self._checked and self._seen:  # an empty draw runs nothing and shows nothing
+        # An empty draw runs no module, so nothing follows from modules that did not run.
+        if not self._checked and self._seen:
             self._refuse_unseen()
             self._checked = True
 
@@ -175,7 +176,7 @@ class PerLayer:
         if not is_sharded(p):
             return p
         found = module._parameters[key]
-        if isinstance(found, nn.Parameter):  # else the perturbed value stands there
+        if isinstance(found, nn.Parameter):  # otherwise the perturbed value stands in the parameter's place
             self._gathered[module, key] = found
         return self._gathered[module, key]
 
@@ -188,7 +189,8 @@ class PerLayer:
                     for member, weights in self._group(module):
                         self._ready[member] = self._perturbed(member, weights)
                     found = self._ready[module]
-                else:  # inside another module and unforeseen: memory of its own
+                # It runs inside another module in an order that was not seen before, so it gets memory of its own.
+                else:
                     found = self._perturbed(module, self._memory_for(module, None))
         else:
             found = self._ready[module]

@@ -72,7 +72,7 @@ class ZOWeights:
         self._rule = rule
         self.anchor = None
         if schedule["proximal"]:
-            # A copy: an alias would follow the in-place updates and make the pull zero for ever.
+            # Updates are made in place, so an alias would follow them and there would be no pull; hence a copy.
             self.anchor = {name: local(p).detach().clone() for name, p in self.parameters.items()}
 
     def refresh(self, *, done: int, step: int) -> None:

@@ -62,7 +62,7 @@ def canary_rates(
     half = 14 * math.sqrt(spread) + 1
     cell = 2 * half / _CELLS
     grid = mean + cell * (np.arange(_CELLS) - _CELLS // 2)
-    shift = round(grid[0] / cell)  # index 0 of the circular law is a score of 0
+    shift = round(grid[0] / cell)  # the transform begins at a score of 0, so the law is rolled to begin there
     found = []
     for included in (True, False):
         transform = np.ones(_CELLS // 2 + 1, dtype=np.complex128)

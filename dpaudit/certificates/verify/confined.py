@@ -39,7 +39,7 @@ def verify_certificate(
     """
     try:
         folder = os.getcwd()
-    except OSError:  # it was removed; an absolute path can be read all the same
+    except OSError:  # the working folder was removed, and an absolute path can be read all the same
         folder = os.sep
     with opened(Path(path), limits) as place:
         arguments = {"path": str(place), "policy": None if policy is None else str(policy), "folder": folder}

@@ -158,7 +158,8 @@ def _again(body: Predicate, section: InRun, plan: InRunPlan, evidence: InRunEvid
         stages=ledger.stages,
         deltas=declared_deltas(ledger, plan.epsilons),
         coins="verified" if not plan.m or _opens(section, plan, evidence) else "asserted",
-        # As it was made: whether this bound follows from the ledger is what the accounting's own steps say.
+        # Whether the stated bound follows from the ledger is judged by the steps on accounting, so it is taken as
+        # stated.
         accounted_upper=smallest_upper(body.accounting.guarantees),
     )
     fresh: dict[str, Any] = plain_json(result.to_dict())

@@ -136,7 +136,7 @@ def _finding_differences(stated: dict[str, Any], fresh: dict[str, Any]) -> tuple
 def _words_step(stated: dict[str, Any], fresh: dict[str, Any], own: bool) -> Step:
     same = same_text(stated.get("summary"), fresh["summary"])
     same = same and same_text(stated.get("power_source"), fresh["power_source"])
-    word = str(stated.get("verdict")).split("_")[0].capitalize()  # every version began with it
+    word = str(stated.get("verdict")).split("_")[0].capitalize()  # the sentence of every version begins with this word
     if not same and not own and str(stated.get("summary")).startswith(word):
         return Step("audit.summary", RECORDED, "the writer's words; not all that they rest on can be derived here")
     return judge("audit.summary", same, "the words follow from the numbers", "the words are not those that follow")
@@ -163,8 +163,8 @@ def power_step(stated: dict[str, Any], again: RecomputedAudit) -> Step:
     if not control.bound:
         if power is None and lower is None:
             return Step(name, ABSENT, control.detail)
-        lent = [f for f in stated.get("findings") or () if isinstance(f, dict) and f.get("power") is not None]
-        if lent and all(f.get("name") != "positive_control" for f in lent):
+        measured = [f for f in stated.get("findings") or () if isinstance(f, dict) and f.get("power") is not None]
+        if measured and all(f.get("name") != "positive_control" for f in measured):
             return Step(name, ABSENT, "it rests on white-box tests that cannot be repeated here; it counts as null")
         return Step(name, DIFFERENT, f"power={_show(power)} is stated and no control is bound to show it")
     if control.control is None:

@@ -58,9 +58,9 @@ def limits_step(body: Predicate) -> Step:
 def recorded_steps(body: Predicate) -> list[Step]:
     """What the owner states and nobody can recompute from the evidence."""
     evaluated = " and the public evaluation" if body.provenance.get("public_evaluation") else ""
-    lent = f"; {len(body.findings)} finding(s) of white-box tests" if body.findings else ""
+    more = f"; {len(body.findings)} finding(s) of white-box tests" if body.findings else ""
     return [
         Step("mechanism", RECORDED, "algorithm, normaliser, noise source and sampler are the owner's words"),
         Step("provenance", RECORDED, f"versions, commit, digests of configuration and data{evaluated}, as recorded"),
-        Step("statements", RECORDED, f"scope, deviations and reproduction, as recorded{lent}"),
+        Step("statements", RECORDED, f"scope, deviations and reproduction, as recorded{more}"),
     ]

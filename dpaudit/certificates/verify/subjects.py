@@ -75,7 +75,8 @@ def subject_steps(folder: Path, subjects: Sequence[Subject]) -> list[Step]:
 
 def _subject_step(step: str, path: Path, parent: Path, folder: Path, stated: str) -> Step:
     if not os.path.lexists(path):
-        # A folder that is there without its certified file holds something else under another name.
+        # Where its folder is there and the certified file is not, what lies in the folder stands in its place: a
+        # difference.
         gone = parent.is_dir() and parent != folder.resolve()
         detail = "its folder is here and the file is not" if gone else "the file is not beside the certificate"
         return Step(step, DIFFERENT if gone else ABSENT, detail)
