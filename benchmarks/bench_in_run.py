@@ -40,7 +40,13 @@ from dpaudit.auditing import snj_epsilon_lower  # noqa: E402
 from dpaudit.auditing.guess import count_correct, guess  # noqa: E402
 from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit  # noqa: E402
 from dpaudit.auditing.in_run.evidence import InRunEvidence, energy_from_state  # noqa: E402
-from dpaudit.auditing.in_run.plan import InRunPlan, plan_in_run, split_alpha  # noqa: E402
+from dpaudit.auditing.in_run.plan import (  # noqa: E402
+    COORDINATES,
+    ControlDesign,
+    InRunPlan,
+    guesses_in_run,
+    split_alpha,
+)
 from dpaudit.auditing.in_run.visible import smallest_visible_canary_shortfall  # noqa: E402
 from dpaudit.auditing.independent import EPSILONS, independent_epsilon_lower, profile_test  # noqa: E402
 from dpaudit.certificates.curve import declared_deltas  # noqa: E402
@@ -210,18 +216,22 @@ def small(seed: int, fault: str = "none") -> tuple[InRunResult, float]:
 
 
 @functools.cache
-def planned(m: int, dimension: int) -> InRunPlan:
+def planned(m: int, dimension: int, claim: float = CLAIM, control: ControlDesign | None = None) -> InRunPlan:
     """The plan of m canaries; the number of guesses is chosen once."""
-    return plan_in_run(
-        m,
-        CLAIM,
-        PLAN.delta,
+    levels = split_alpha(ALPHA)[1]
+    return InRunPlan(
+        kind=COORDINATES,
+        m=m,
         dimension=dimension,
-        relation="add_or_remove_one",
+        claimed_epsilon=claim,
+        delta=PLAN.delta,
+        relation=PLAN.relation,
         unit="record",
+        guesses=guesses_in_run(m, claim, PLAN.delta, levels),
         alpha=ALPHA,
-        alpha_split=split_alpha(ALPHA)[1],
+        alpha_split=levels,
         commitment="0" * 64,
+        control=control,
     )
 
 
@@ -440,18 +450,7 @@ def claims() -> Iterator[tuple[str, Callable[[], Row]]]:
     def case(claim: float, seed: int) -> Row:
         plan = calibrate(dataclasses.replace(PLAN, noise_multiplier=None, target_epsilon=claim))
         deltas, m, level = deltas_of(plan.ledger()), 100_000, split_alpha(ALPHA)[1].profile
-        frozen = plan_in_run(
-            m,
-            claim,
-            PLAN.delta,
-            dimension=m,
-            relation="add_or_remove_one",
-            unit="record",
-            alpha=ALPHA,
-            alpha_split=split_alpha(ALPHA)[1],
-            commitment="0" * 64,
-            control=control_for(m, [plan.stage()], deltas, EPSILONS, level),
-        )
+        frozen = planned(m, m, claim, control_for(m, [plan.stage()], deltas, EPSILONS, level))
         begun = time.process_time()
         scores, coins = simulate(plan, m)
         seconds = time.process_time() - begun

@@ -231,13 +231,15 @@ def on_coordinates(seed: int) -> Row:
     plan, m = make_plans(config, public_size(config))[0], 100_000
     deltas, alpha = small.deltas_of(plan.ledger()), small.split_alpha(config.audit.alpha)[1]
     claim = config.claim
-    frozen = small.plan_in_run(
-        m,
-        claim.epsilon,
-        claim.delta,
+    frozen = small.InRunPlan(
+        kind=small.COORDINATES,
+        m=m,
         dimension=MINILM,
+        claimed_epsilon=claim.epsilon,
+        delta=claim.delta,
         relation=claim.relation,
         unit=claim.unit,
+        guesses=small.guesses_in_run(m, claim.epsilon, claim.delta, alpha),
         alpha=config.audit.alpha,
         alpha_split=alpha,
         commitment="0" * 64,

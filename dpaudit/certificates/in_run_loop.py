@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from dpaudit.auditing.in_run.arrays import bits_text
 from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit
 from dpaudit.auditing.in_run.evidence import InRunEvidence, energy_from_state, in_run_manifest
-from dpaudit.auditing.in_run.plan import InRunPlan, plan_in_run, split_alpha
+from dpaudit.auditing.in_run.plan import COORDINATES, InRunPlan, guesses_in_run, split_alpha
 from dpaudit.auditing.plan import AlphaSplit
 from dpaudit.certificates.curve import declared_deltas
 from dpaudit.privacy.errors import InvalidEvidence
@@ -99,13 +99,15 @@ def commit_in_run(
     """
     where, flips, nonce = np.asarray(coordinates, np.int64), np.asarray(coins).astype(bool), os.urandom(NONCE_BYTES)
     final, mine = split_alpha(alpha)
-    plan = plan_in_run(
-        len(where),
-        claimed_epsilon,
-        delta,
+    plan = InRunPlan(
+        kind=COORDINATES,
+        m=len(where),
         dimension=dimension,
-        relation=relation,
+        claimed_epsilon=claimed_epsilon,
+        delta=delta,
+        relation=Relation.parse(relation),
         unit=unit,
+        guesses=guesses_in_run(len(where), claimed_epsilon, delta, mine),
         alpha=alpha,
         alpha_split=mine,
         commitment=commitment(nonce, in_run_manifest(where, flips, dimension)),

@@ -12,13 +12,14 @@ from dpaudit.auditing.energy import ReleaseEnergy
 from dpaudit.auditing.in_run.arrays import bits_text
 from dpaudit.auditing.in_run.audit import in_run_audit
 from dpaudit.auditing.in_run.evidence import ControlRun, InRunEvidence, in_run_manifest
-from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, plan_in_run, split_alpha
+from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, split_alpha
 from dpaudit.auditing.independent import profile_counts
 from dpaudit.certificates.curve import declared_deltas
 from dpaudit.certificates.plain import plain_json
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.storage.commitment import canonical_json, commitment, sha256_bytes
+from tests.auditing.in_run.cases import plan_of
 from tests.certificates.forgery import Forgery
 
 M, DIMENSION = 4_000, 50_000
@@ -73,10 +74,9 @@ def case_of(
     scores = scores_of(rng, ledger, coins, noise_factor)
     energy = energy_of(rng, ledger.steps, noise_factor)
     digest = commitment(NONCE, in_run_manifest(coordinates, coins, dimension))
-    plan = plan_in_run(
-        m, 3.0, 1e-5, dimension=dimension, relation=ledger.relation, unit=ledger.unit, alpha=0.05,
-        alpha_split=split_alpha(0.05)[1], control=CONTROL, commitment=digest,
-    )  # fmt: skip
+    plan = plan_of(
+        m, dimension=dimension, relation=ledger.relation, unit=ledger.unit, control=CONTROL, commitment=digest
+    )
     deltas = declared_deltas(ledger, plan.epsilons)
     control = tuple(_control(rng, ledger, deltas, plan) for _ in range(CONTROL.repeats))
     if shuffled:

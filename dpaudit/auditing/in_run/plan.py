@@ -79,7 +79,7 @@ class ControlDesign:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InRunPlan:
-    """An in-run audit, frozen before training; ``plan_in_run`` makes one.
+    """An in-run audit, frozen before training.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class InRunPlan:
     claimed_epsilon, delta, relation, unit
         The run's claim.
     guesses : int
-        Guesses on either side of the unconditional bound.
+        Guesses on either side of the unconditional bound; :func:`guesses_in_run` says how many.
     alpha : float
         Failure probability of the printed bound.
     alpha_split : InRunAlpha
@@ -206,47 +206,6 @@ def split_alpha(alpha: float, *, canaries: bool = True) -> tuple[AlphaSplit, InR
     return split, InRunAlpha(primary=part(0.4), profile=part(0.08), energy=part(0.04))
 
 
-def plan_in_run(
-    m: int,
-    claimed_epsilon: float,
-    delta: float,
-    *,
-    dimension: int,
-    relation: Relation | str,
-    unit: str,
-    alpha: float,
-    alpha_split: InRunAlpha,
-    kind: str = COORDINATES,
-    commitment: str | None = None,
-    control: ControlDesign | None = None,
-    reason: str = "",
-) -> InRunPlan:
-    """Plan an in-run audit: the number of guesses follows from m, claim, level and δ alone.
-
-    Parameters
-    ----------
-    m : int
-        Canaries; 0 for the energy of the releases alone, with the ``reason``.
-    claimed_epsilon, delta, relation, unit
-        The claim.
-    dimension : int
-        Coordinates of one release.
-    alpha, alpha_split
-        Failure probability of the printed bound, and the levels of the tests that may convict.
-    """
-    guesses = choose_guesses(m, claimed_epsilon, delta, alpha_split.primary)[0] if m else 0
-    return InRunPlan(
-        kind=kind,
-        m=m,
-        dimension=dimension,
-        claimed_epsilon=claimed_epsilon,
-        delta=delta,
-        relation=Relation.parse(relation),
-        unit=unit,
-        guesses=guesses,
-        alpha=alpha,
-        alpha_split=alpha_split,
-        commitment=commitment,
-        control=control,
-        reason=reason,
-    )
+def guesses_in_run(m: int, claimed_epsilon: float, delta: float, levels: InRunAlpha) -> int:
+    """Guesses on either side of an in-run audit, from m, claim, level and δ alone; 0 without canaries."""
+    return choose_guesses(m, claimed_epsilon, delta, levels.primary)[0] if m else 0

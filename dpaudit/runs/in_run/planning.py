@@ -17,7 +17,7 @@ from dpaudit.auditing.in_run.plan import (
     SCALARS,
     ControlDesign,
     InRunPlan,
-    plan_in_run,
+    guesses_in_run,
     split_alpha,
 )
 from dpaudit.auditing.in_run.visible import control_for, expected_auc
@@ -147,16 +147,17 @@ def fix_in_run(
         control = _control(m, plans, ledger, mine.profile)
     if secret is not None:
         write_secret(folder.in_run_secret, secret)
-    plan = plan_in_run(
-        m,
-        claim.epsilon,
-        claim.delta,
+    plan = InRunPlan(
+        kind=SCALARS if scalars else COORDINATES,
+        m=m,
         dimension=dimension if secret is None else secret.dimension,
+        claimed_epsilon=claim.epsilon,
+        delta=claim.delta,
         relation=claim.relation,
         unit=claim.unit,
+        guesses=guesses_in_run(m, claim.epsilon, claim.delta, mine),
         alpha=config.audit.alpha,
         alpha_split=mine,
-        kind=SCALARS if scalars else COORDINATES,
         commitment=None if secret is None else secret.commitment,
         control=control,
         reason=reason,

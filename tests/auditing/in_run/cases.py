@@ -6,14 +6,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.auditing.energy import ReleaseEnergy
+from dpaudit.auditing.in_run.plan import COORDINATES, ControlDesign, InRunPlan, guesses_in_run, split_alpha
 from dpaudit.privacy.ledger import Ledger
-from dpaudit.privacy.stage import Stage
+from dpaudit.privacy.stage import Relation, Stage
 
+M = 20_000
 Q, SIGMA, STEPS = 0.08, 1.4717, 110
 STAGE = Stage(sampling="poisson", sampling_probability=Q, noise_multiplier=SIGMA, steps=STEPS)
 LEDGER = Ledger(relation="add_or_remove_one", unit="record", max_records_per_unit=1, stages=(STAGE,))
 DELTAS = (0.243363, 0.199783, 0.160798, 0.0979897, 0.0284050, 0.00595328, 0.000921313, 9.90554e-06)
 """Certified δ of LEDGER at the points of a plan; compared with the accountant in a test."""
+
+
+def plan_of(
+    m: int = M,
+    *,
+    dimension: int | None = None,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    unit: str = "record",
+    commitment: str = "0" * 64,
+    control: ControlDesign | None = None,
+) -> InRunPlan:
+    """The plan of m canaries under a claim of 3 at δ = 1e-5."""
+    levels = split_alpha(0.05)[1]
+    return InRunPlan(
+        kind=COORDINATES,
+        m=m,
+        dimension=dimension or 10 * m,
+        claimed_epsilon=3.0,
+        delta=1e-5,
+        relation=relation,
+        unit=unit,
+        guesses=guesses_in_run(m, 3.0, 1e-5, levels),
+        alpha=0.05,
+        alpha_split=levels,
+        commitment=commitment,
+        control=control,
+    )
 
 
 def simulated(

@@ -13,29 +13,13 @@ from dpaudit import InvalidEvidence
 from dpaudit.auditing.energy import ReleaseEnergy
 from dpaudit.auditing.in_run.audit import InRunResult, in_run_audit
 from dpaudit.auditing.in_run.evidence import ControlRun, InRunEvidence
-from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, plan_in_run, split_alpha
+from dpaudit.auditing.in_run.plan import ControlDesign, InRunPlan, split_alpha
 from dpaudit.auditing.in_run.visible import canary_rates, control_for, smallest_visible_canary_shortfall
 from dpaudit.auditing.independent import EPSILONS, profile_counts, profile_test
 from dpaudit.certificates.curve import declared_deltas
-from tests.auditing.in_run.cases import DELTAS, LEDGER, STAGE, STEPS, quiet_energy, simulated
+from tests.auditing.in_run.cases import DELTAS, LEDGER, STAGE, STEPS, M, plan_of, quiet_energy, simulated
 
-M = 20_000
 CONTROL = ControlDesign(noise_factor=0.5, canaries=2_000, repeats=20)
-
-
-def plan_of(m: int = M, control: ControlDesign | None = None) -> InRunPlan:
-    return plan_in_run(
-        m,
-        3.0,
-        1e-5,
-        dimension=10 * m,
-        relation="add_or_remove_one",
-        unit="record",
-        alpha=0.05,
-        alpha_split=split_alpha(0.05)[1],
-        control=control,
-        commitment="0" * 64,
-    )
 
 
 def evidence_of(scores, coins, control: tuple[ControlRun, ...] = ()) -> InRunEvidence:  # type: ignore[no-untyped-def]
@@ -162,7 +146,7 @@ def test_more_canaries_see_more_and_none_see_nothing() -> None:
 def test_plan_and_evidence_come_back_from_json() -> None:
     rng = np.random.default_rng(5)
     scores, coins = simulated(rng, 2_000)
-    plan = plan_of(2_000, dataclasses.replace(CONTROL, canaries=2_000))
+    plan = plan_of(2_000, control=dataclasses.replace(CONTROL, canaries=2_000))
     assert InRunPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     evidence = evidence_of(scores, coins, _control(rng))
     again = InRunEvidence.from_dict(json.loads(json.dumps(evidence.to_dict())), coins)

@@ -8,10 +8,11 @@ import joblib
 import numpy as np
 import pytest
 
-from dpaudit.auditing.in_run.plan import ControlDesign, plan_in_run, split_alpha
+from dpaudit.auditing.in_run.plan import ControlDesign
 from dpaudit.auditing.in_run.visible import canary_rates
 from dpaudit.runs.in_run.control import WeakerNoise, simulate, simulate_control
 from dpaudit.trainers import PrivacyPlan
+from tests.auditing.in_run.cases import plan_of
 
 PLAN = PrivacyPlan(
     delta=1e-5,
@@ -41,10 +42,7 @@ def test_scores_have_the_rates_of_the_declared_steps_with_that_noise(factor: flo
 def test_repetitions_are_spread_over_joblibs_backend_and_are_all_there(engine: str) -> None:
     """Each has coins, draws and noise of its own, also in a worker: two alike would count one run twice."""
     control = ControlDesign(noise_factor=0.5, canaries=400, repeats=6)
-    plan = plan_in_run(
-        400, 3.0, 1e-5, dimension=4_000, relation="add_or_remove_one", unit="record", alpha=0.05,
-        alpha_split=split_alpha(0.05)[1], control=control, commitment="0" * 64,
-    )  # fmt: skip
+    plan = plan_of(400, control=control)
     short, told = dataclasses.replace(PLAN, steps=3), []
     deltas = [1e-5] * len(plan.epsilons)
     with joblib.parallel_config(engine, n_jobs=2):
