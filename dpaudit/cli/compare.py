@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dpaudit.cli.common import EXISTING, PATH, Result, accounting_options, optio
 @option("--accountant", "accountants", multiple=True, help="Which to compare (all built-in ones); repeatable.")
 @option("--points", type=EXISTING, help="CSV fpr,tpr of an attack to draw.")
 @option("--out", type=PATH, help="Write one HTML page with the curves.")
-def command(out: Path | None, **options: Any) -> Result:
+def command(accountants: Sequence[str], points: Path | None, out: Path | None, **asked: Any) -> Result:
     """Accountants side by side; says which is rigorous and which is wrong here.
 
     \b
@@ -22,6 +23,7 @@ def command(out: Path | None, **options: Any) -> Result:
       dpaudit compare --ledger runs/first --delta 1e-6 --out compare.html
     """
     from dpaudit.reports import compare_page
-    from dpaudit.runs.account import compare_stages
+    from dpaudit.runs.account import Asked, compare_stages
 
-    return with_page(compare_stages(**options, curves=out is not None), out, compare_page)
+    found = compare_stages(Asked(**asked), accountants=accountants, points=points, curves=out is not None)
+    return with_page(found, out, compare_page)

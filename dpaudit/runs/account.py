@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,40 @@ from dpaudit.accounting.text import account_text, comparison_text
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.runs.ledger_file import ledger_of
 from dpaudit.runs.points import read_points
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question to accountants: the steps, and the guarantee that is asked of them.
+
+    Attributes
+    ----------
+    stages : sequence of str
+        Such as ``"q=0.01,sigma=1.0,steps=1000"``; empty where a ledger is given.
+    ledger : Path or None
+    relation : str or None
+        Where nothing states one, ``add_or_remove_one`` is taken and the answer says so.
+    delta : float
+    group_size : int, default=1
+        Units that change together.
+    assume : sequence of str
+        Assumptions of accountants, such as ``shuffle_fixed_schedule``.
+    """
+
+    stages: Sequence[str]
+    ledger: Path | None
+    relation: str | None
+    delta: float
+    group_size: int = 1
+    assume: Sequence[str] = ()
+
+    def ledger_and_echo(self) -> tuple[Ledger, dict[str, Any]]:
+        """The ledger of the steps, and what an answer echoes of the question."""
+        return ledger_of(self.stages, self.ledger, self.relation)
+
+    def conditions(self) -> dict[str, Any]:
+        """What every accountant is asked with the ledger."""
+        return {"delta": self.delta, "group_size": self.group_size, "assume": self.assume}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,69 +104,41 @@ class Compared:
 
 
 def account_stages(
-    stages: Sequence[str],
-    ledger: Path | None,
-    relation: str | None,
-    *,
-    delta: float,
-    accountants: Sequence[str] = (),
-    group_size: int = 1,
-    **options: Any,
+    asked: Asked, *, accountants: Sequence[str] = (), tuning: str | None = None, rtol: float | None = None
 ) -> Accounts:
     """Ask accountants for ε of stages in text, or of a ledger file; ``prv`` where none is named.
 
     Parameters
     ----------
-    stages : sequence of str
-        Such as ``"q=0.01,sigma=1.0,steps=1000"``; empty where a ledger is given.
-    ledger : Path or None
-    relation : str or None
-        Where nothing states one, ``add_or_remove_one`` is taken and the answer says so.
-    **options
-        ``assume``, ``tuning`` and ``rtol``, as for :func:`dpaudit.account`.
+    asked : Asked
+    accountants, tuning, rtol
+        As for :func:`dpaudit.account`.
 
     Raises
     ------
     UnsupportedStage
         When no accountant answers.
     """
-    read, echo = ledger_of(stages, ledger, relation)
-    found = replies(read, delta=delta, accountants=accountants or ("prv",), group_size=group_size, **options)
+    ledger, echo = asked.ledger_and_echo()
+    found = replies(ledger, accountants=accountants or ("prv",), tuning=tuning, rtol=rtol, **asked.conditions())
     answered(found)
-    return Accounts(ledger=read, delta=delta, group_size=group_size, replies=found, echo=echo)
+    return Accounts(ledger=ledger, delta=asked.delta, group_size=asked.group_size, replies=found, echo=echo)
 
 
 def compare_stages(
-    stages: Sequence[str],
-    ledger: Path | None,
-    relation: str | None,
-    *,
-    delta: float,
-    accountants: Sequence[str] = (),
-    group_size: int = 1,
-    assume: Collection[str] = (),
-    points: Path | None = None,
-    curves: bool = False,
+    asked: Asked, *, accountants: Sequence[str] = (), points: Path | None = None, curves: bool = False
 ) -> Compared:
     """Compare accountants on stages in text, or on a ledger file; all built-in ones where none is named.
 
     Parameters
     ----------
-    stages, ledger, relation
-        As for :func:`account_stages`.
+    asked : Asked
     points : Path or None
         CSV fpr, tpr of an attack, which the trade-off figure shows.
     curves : bool, default=False
         Also compute what the figures draw.
     """
-    read, echo = ledger_of(stages, ledger, relation)
-    found = compare(
-        read,
-        delta=delta,
-        accountants=accountants or BUILT_IN,
-        group_size=group_size,
-        assume=assume,
-        curves=curves,
-        empirical=read_points(points) if points else (),
-    )
+    ledger, echo = asked.ledger_and_echo()
+    drawn = read_points(points) if points else ()
+    found = compare(ledger, accountants=accountants or BUILT_IN, curves=curves, empirical=drawn, **asked.conditions())
     return Compared(comparison=found, echo=echo)
