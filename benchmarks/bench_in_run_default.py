@@ -9,6 +9,7 @@ Rows go to benchmarks/results/in_run_default.jsonl, one a case; DIR holds run fo
 - ``runs``: `dpaudit certify examples/certify.toml`, a seed a case, with the examination that `make certify` asks for.
 - ``without``: the training phase of the same configuration without in-run canaries: its perplexity.
 - ``faulty``: the training phase with a planted fault, whole: what both observers say of it.
+- ``recorded``: the training phase of a correct run (seed ``RECORDED``) whose clipped sums stay in DIR.
 - ``replayed``: the clipped sums of the records of one run (seed ``RECORDED``, kept in DIR) go again through the
   trainer's own loop, with new coins, new draws of the canaries and new noise, correct or with a fault. The mechanism is
   the run's; only the records' gradients no longer answer to the noise that this replay drew.
@@ -49,6 +50,7 @@ from in_run_faults import (  # noqa: E402
     faulty,
     heard,
     recorded,
+    recordings,
     replayed,
     seconds,
     shortened,
@@ -347,6 +349,7 @@ def table() -> None:
 PARTS = {
     "runs": runs,
     "without": without,
+    "recorded": recordings,
     "replayed": replayed,
     "faulty": faulty,
     "shortened": shortened,
