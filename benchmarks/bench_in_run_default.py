@@ -17,6 +17,7 @@ Rows go to benchmarks/results/in_run_default.jsonl, one a case; DIR holds run fo
 - ``cost``: the same steps with and without observers in turns, in CPU seconds.
 - ``models``: what canaries show at the steps of other configurations: adapters (LoRA) on the bundled model, trained in
   whole, and the encoder of examples/encoder.toml (MiniLM) on canary coordinates alone.
+- ``claims``: adapters and MiniLM at claims of 1, 2, 4 and 8, on canary coordinates alone.
 - ``adaptive``: guesses that follow the coins revealed before them, on the recorded scores of the runs in DIR.
 """
 
@@ -39,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 import bench_in_run as small  # noqa: E402
 import numpy as np  # noqa: E402 - the checkout comes first on the path
 import torch  # noqa: E402
+from in_run_claims import claims  # noqa: E402
 from in_run_faults import (  # noqa: E402
     AT_EDGES,
     CONFIG,
@@ -355,6 +357,7 @@ PARTS = {
     "shortened": shortened,
     "cost": cost,
     "models": models,
+    "claims": claims,
     "adaptive": adaptive,
 }
 
