@@ -19,10 +19,11 @@ from dpaudit.trainers.counted import refuse_uncounted
 from dpaudit.trainers.distributed.examination import refuse_faulty_release
 from dpaudit.trainers.distributed.reduction import OneProcess, Reduction, refuse_unshared
 from dpaudit.trainers.distributed.shards import gather_nothing, has_shards
+from dpaudit.trainers.distributed.watched import refuse_observers_of_the_whole
 from dpaudit.trainers.heartbeat import Heartbeat
 from dpaudit.trainers.noise import Noise, NoiseSource
 from dpaudit.trainers.objective import Batch, LossFunction, Objective
-from dpaudit.trainers.observer import Canaries, Observers, contribution_of, refuse_undrawn
+from dpaudit.trainers.observer import Canaries, Observers, Recorder, contribution_of, refuse_undrawn
 from dpaudit.trainers.optimizers import DPOptimizer, OptimizerSettings
 from dpaudit.trainers.physical import PhysicalBatch
 from dpaudit.trainers.plan import PrivacyPlan
@@ -37,7 +38,6 @@ from dpaudit.trainers.steps import StepReport, Steps
 from dpaudit.trainers.stopping import TrainingStopped, sealed
 from dpaudit.trainers.target import check
 from dpaudit.trainers.units import Units, draws_of
-from dpaudit.trainers.witness import ReleaseRecorder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def train(
     units: Units | Iterable[Any] | None = None,
     rows_per_record: int = 1,
     canaries: Canaries | None = None,
-    recorder: ReleaseRecorder | None = None,
+    recorder: Recorder | None = None,
     preflight: bool | Sequence[Any] | None = None,
 ) -> TrainingResult:
     """Train a model privately, as the plan says, in place.
@@ -137,8 +137,7 @@ def train(
         clipped as one.
     canaries, recorder : optional
         In-run canaries, which are drawn with the records' q and added to the clipped sums, and a record of the
-        releases' energy. With several processes canaries are given to ``distributed_options``, whose rank 0 draws them,
-        and the recorder to rank 0's call alone.
+        releases' energy. With several processes they are given to ``distributed_options``.
     preflight : bool, sequence or None
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
         them is refused (see :func:`preflight`); or the made-up records to take. By default they do, unless a clipper is
@@ -163,6 +162,7 @@ def train(
     if optimizer_state is not None:
         updates.load_state_dict(dict(optimizer_state))
     contributors = draws_of(plan, countable(records), units)
+    refuse_observers_of_the_whole(together, canaries, recorder)
     observers = Observers(plan, contributors.count, canaries=canaries, recorder=recorder)
     draws = sampler_for(plan, observers.drawn_from) if sampler is None else sampler
     refuse_undrawn(draws, observers.drawn_from, canaries=canaries is not None)

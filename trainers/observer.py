@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
@@ -17,7 +19,6 @@ from dpaudit.trainers.clipping import PerLayer
 from dpaudit.trainers.contribution import Clipper, Layered, Summing, rule_of
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.sampling import CountedSampler, Sampler
-from dpaudit.trainers.witness import ReleaseRecorder
 
 
 class Members(Protocol):
@@ -47,6 +48,49 @@ class Canaries(Members, Protocol):
         contribution: float | Sequence[float] | None = None,
     ) -> None:
         """Take in one release; ``deviation`` is the declared standard deviation of its noise."""
+        ...
+
+
+@runtime_checkable
+class SparseCanaries(Canaries, Protocol):
+    """Canaries of one coordinate each, which can be added and read by those that hold their coordinates."""
+
+    @property
+    def coordinates(self) -> NDArray[np.int64]:
+        """Coordinate (m,) of each canary among those of all trained parameters, one after another."""
+        ...
+
+    def added(
+        self, drawn: Sequence[int], *, contribution: float | Sequence[float] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Coordinates of the drawn members, and what each adds there to the clipped sum."""
+        ...
+
+    def score(
+        self,
+        seen: NDArray[np.float64],
+        *,
+        deviation: float,
+        normaliser: float = 1.0,
+        contribution: float | Sequence[float] | None = None,
+    ) -> None:
+        """Take in what one release shows (m,) on the canaries' coordinates."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Accumulators for a resume."""
+        ...
+
+    def resume(self, state: Any) -> None:
+        """Go on from :meth:`state`."""
+        ...
+
+
+class Recorder(Protocol):
+    """Keeps what the releases of a run say of their noise, as :class:`ReleaseRecorder` does."""
+
+    def observe(self, released: Sequence[Tensor], deviation: float) -> Any:
+        """Record one release of tensors whose noise has this declared deviation."""
         ...
 
 
@@ -98,7 +142,7 @@ class Observers(Drawn):
     n_records : int
         Records in the data set at hand. Draws at or above it are canaries.
     canaries : Canaries, optional
-    recorder : ReleaseRecorder, optional
+    recorder : Recorder, optional
 
     Raises
     ------
@@ -112,7 +156,7 @@ class Observers(Drawn):
         n_records: int,
         *,
         canaries: Canaries | None = None,
-        recorder: ReleaseRecorder | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(plan, n_records, canaries)
         self._plan, self._canaries, self._recorder = plan, canaries, recorder

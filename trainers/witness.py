@@ -55,7 +55,7 @@ class ReleaseRecorder:
 
     Notes
     -----
-    Under sharding each process records its own coordinates; sums of squares of disjoint shards add up.
+    Beside a model in shards it is given to ``distributed_options``, which brings the shards' sums together.
     """
 
     def __init__(self, sizes: Mapping[str, int], *, probe: int = PROBE) -> None:
@@ -93,8 +93,24 @@ class ReleaseRecorder:
         # An fp32 sum over 1e8 squares would be off by more than the test can tell apart, so squares are summed in
         # float64.
         squares = [float(torch.linalg.vector_norm(r, dtype=torch.float64)) ** 2 / deviation**2 for r in flat]
-        parts = [r[:n].float() for r, n in zip(flat, self.probe, strict=True)]
-        probe = torch.cat(parts)
+        probe = torch.cat([r[:n].float() for r, n in zip(flat, self.probe, strict=True)])
+        return self.record(squares, probe, deviation)
+
+    @torch.no_grad()
+    def record(self, squares: Sequence[float], probe: Tensor, deviation: float) -> StepWitness:
+        """Record one release of which the sums are known, as where it came in shards.
+
+        Parameters
+        ----------
+        squares : sequence of float
+            Sum of squares of each parameter, over ``deviation`` squared.
+        probe : Tensor
+            fp32: the leading coordinates of every parameter, as many as :attr:`probe` says, one after another.
+        deviation : float
+            As in :meth:`observe`.
+        """
+        validate.positive(deviation=deviation)
+        parts = torch.split(probe, self.probe)
         # fp32 products are off by a millionth of their deviation and cost a tenth of fp64 ones, so they suffice.
         lagged = 0.0
         if self._before is not None:

@@ -141,6 +141,11 @@ class InRunCanaries:
         self._index: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
+    def coordinates(self) -> NDArray[np.int64]:
+        """Coordinate (m,) of each canary among those of all trained parameters, one after another."""
+        return self.design.coordinates
+
+    @property
     def members(self) -> int:
         """Number of canaries in the data set: what the sampler draws beside the records."""
         return len(self.design.members)
@@ -170,11 +175,28 @@ class InRunCanaries:
             Positions, in the list of member canaries, that the run's sampler drew for this step.
         """
         bounds = self._contribution if contribution is None else self._per_parameter(contribution)
-        chosen = self.design.members[np.asarray(drawn, dtype=np.int64)]
+        chosen = self._drawn(drawn)
         for number in np.unique(self._owner[chosen]):
             at = torch.from_numpy(self._local[chosen[self._owner[chosen] == number]]).to(sums[number].device)
             flat = sums[number].view(-1)
             flat.index_add_(0, at, torch.full((len(at),), float(bounds[number]), dtype=flat.dtype, device=flat.device))
+
+    def _drawn(self, drawn: Sequence[int]) -> NDArray[np.int64]:
+        return self.design.members[np.asarray(drawn, dtype=np.int64)]
+
+    def added(
+        self, drawn: Sequence[int], *, contribution: float | Sequence[float] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Coordinates and contributions that :meth:`add_to` adds, for those that hold the coordinates.
+
+        Parameters
+        ----------
+        drawn : sequence of int
+            Positions, in the list of member canaries, that the run's sampler drew for this step.
+        """
+        bounds = self._contribution if contribution is None else self._per_parameter(contribution)
+        chosen = self._drawn(drawn)
+        return self.design.coordinates[chosen], bounds[self._owner[chosen]]
 
     @torch.no_grad()
     def observe(
@@ -196,14 +218,26 @@ class InRunCanaries:
         normaliser : float, default=1
             L, by which ``noisy_sums`` were divided.
         """
-        validate.positive(deviation=deviation, normaliser=normaliser)
-        bounds = self._contribution if contribution is None else self._per_parameter(contribution)
-        values = np.empty(len(self.design))
+        seen = np.empty(len(self.design))
         for number, release in enumerate(noisy_sums):
             start, stop = self._starts[number], self._starts[number + 1]
             if start < stop:
-                values[start:stop] = self._read(release, number, start, stop) * (normaliser / bounds[number])
-        self._scores.add(values, (deviation / bounds[self._owner]) ** 2)
+                seen[start:stop] = self._read(release, number, start, stop)
+        self.score(seen, deviation=deviation, normaliser=normaliser, contribution=contribution)
+
+    def score(
+        self,
+        seen: NDArray[np.float64],
+        *,
+        deviation: float,
+        normaliser: float = 1.0,
+        contribution: float | Sequence[float] | None = None,
+    ) -> None:
+        """Score every canary from what one release shows (m,) on the canaries' coordinates, as :meth:`observe` does."""
+        validate.positive(deviation=deviation, normaliser=normaliser)
+        bounds = self._contribution if contribution is None else self._per_parameter(contribution)
+        each = bounds[self._owner]
+        self._scores.add(seen * (normaliser / each), (deviation / each) ** 2)
 
     def _read(self, release: Tensor, number: int, start: int, stop: int) -> NDArray[np.float64]:
         key = (number, release.device)

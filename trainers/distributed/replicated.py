@@ -17,12 +17,14 @@ from dpaudit.privacy.protocols import Journal
 from dpaudit.privacy.stage import Sampling
 from dpaudit.trainers.distributed.reduction import Reduction, reduction_for
 from dpaudit.trainers.distributed.shards import any_process, first_process, gather_nothing, has_shards, is_sharded
-from dpaudit.trainers.observer import Canaries
+from dpaudit.trainers.distributed.watched import spread
+from dpaudit.trainers.observer import Canaries, Recorder
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.refusals import refuse_model
 from dpaudit.trainers.sampling import PoissonSampler, Sampler
 from dpaudit.trainers.step import trainable
 from dpaudit.trainers.units import Units, draws_of
+from dpaudit.trainers.witness import ReleaseRecorder
 
 
 class DistributedOptions(TypedDict):
@@ -32,6 +34,7 @@ class DistributedOptions(TypedDict):
     reduction: Reduction
     journal: Journal
     canaries: NotRequired[Canaries | None]
+    recorder: NotRequired[Recorder | None]
 
 
 class ShardSampler:
@@ -76,6 +79,7 @@ def distributed_options(
     *,
     journal: Journal,
     canaries: Canaries | None = None,
+    recorder: ReleaseRecorder | None = None,
     units: Units | Iterable[Any] | None = None,
 ) -> DistributedOptions:
     """What ``train`` needs in each process of an initialised process group (gloo or nccl).
@@ -89,8 +93,9 @@ def distributed_options(
     Rank 0 counts every step in ``journal``, and no step is released before it is counted. The others keep a journal in
     memory. ``plan`` is the global plan in every process: q, L and σ are those of the whole run.
 
-    In-run ``canaries`` are given here and not to ``train``: rank 0 alone draws, adds and scores them. A ``recorder`` of
-    releases is given to ``train`` in rank 0 alone.
+    In-run ``canaries`` and a ``recorder`` of releases are given here and not to ``train``; those of rank 0 count, which
+    alone draws and scores canaries and keeps the record. With shards the owner of a coordinate adds and reads what is
+    there, so that scores and record are those of one process.
 
     ``units`` are those that ``train`` takes, the same in every process. Where whole units are drawn, each lies in one
     process with all its records; without ``units``, ``n_records`` is then the number of units.
@@ -110,11 +115,6 @@ def distributed_options(
         gather_nothing(model)
     refuse_model(model)
     rank, world = dist.get_rank(), dist.get_world_size()
-    if canaries is not None and has_shards(model):
-        raise PrivacyRefusal(
-            "in-run canaries beside a sharded model would be added by a process that does not own their coordinates;"
-            " leave the in-run audit out, or train whole copies."
-        )
     mine = (plan, n_records)
     if any_process(first_process(mine) != mine):
         raise PrivacyRefusal(
@@ -122,7 +122,11 @@ def distributed_options(
             " by more than the plan's bound; give every process the same plan and the same records in the same order."
         )
     share_weights(model)
+    trained = list(trainable(model).values())
     own = canaries if rank == 0 else None
+    watching: tuple[Canaries | None, Recorder | None] = own, recorder if rank == 0 else None
+    if has_shards(model):
+        watching = spread(trained, canaries, recorder)
     options = DistributedOptions(
         sampler=ShardSampler(
             n_records if units is None else draws_of(plan, n_records, units).count,
@@ -131,11 +135,13 @@ def distributed_options(
             world=world,
             canaries=0 if own is None else own.members,
         ),
-        reduction=reduction_for(model, list(trainable(model).values())),
+        reduction=reduction_for(model, trained),
         journal=journal if rank == 0 else MemoryJournal(),
     )
-    if canaries is not None:
-        options["canaries"] = own
+    if canaries is not None or watching[0] is not None:
+        options["canaries"] = watching[0]
+    if recorder is not None or watching[1] is not None:
+        options["recorder"] = watching[1]
     return options
 
 

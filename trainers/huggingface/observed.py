@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.trainers.contribution import Clipper, Summing
-from dpaudit.trainers.observer import Canaries, Observers
+from dpaudit.trainers.distributed.shards import has_shards
+from dpaudit.trainers.distributed.watched import spread
+from dpaudit.trainers.observer import Canaries, Observers, Recorder
 from dpaudit.trainers.plan import PrivacyPlan
 from dpaudit.trainers.step import trainable
 from dpaudit.trainers.witness import ReleaseRecorder
@@ -30,6 +32,7 @@ class Observed:
         The same parameters in the order of the optimizer's groups.
     records : int
     canaries : Canaries, optional
+        Beside a model in shards every process takes part, and the first one's canaries and record count.
     """
 
     def __init__(
@@ -44,7 +47,10 @@ class Observed:
         place = {id(p): i for i, p in enumerate(released)}
         self._order = [place[id(p)] for p in named.values()]
         self.recorder = ReleaseRecorder({name: p.numel() for name, p in named.items()})
-        self._observers = Observers(plan, records, canaries=canaries, recorder=self.recorder)
+        watching: tuple[Canaries | None, Recorder | None] = canaries, self.recorder
+        if has_shards(model):
+            watching = spread(list(named.values()), canaries, self.recorder)
+        self._observers = Observers(plan, records, canaries=watching[0], recorder=watching[1])
         self._canaries: Any = canaries
         self._records = records
 

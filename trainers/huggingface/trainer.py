@@ -208,8 +208,8 @@ class DPTrainer(ProcessesTrainer):
 
     @property
     def recorder(self) -> ReleaseRecorder | None:
-        """Energy of every release so far; None before the first step."""
-        return None if self._observed is None else self._observed.recorder
+        """Energy of every release so far, in the first process; None before the first step."""
+        return None if self._observed is None or not self.leads else self._observed.recorder
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
         """Train as the plan says; a resume continues the ledger of the checkpoint's run.
@@ -465,21 +465,13 @@ class DPTrainer(ProcessesTrainer):
         return torch.tensor(shown, device=self.args.device)
 
     def _watch(self) -> None:
-        """Begin to watch releases, or go on from the checkpoint of the run: the first process, where each has all.
-
-        Raises
-        ------
-        PrivacyRefusal
-            If there are canaries and the model is sharded: the first process does not own all their coordinates.
-        """
-        if self.sharded and self._in_run is not None:
-            raise PrivacyRefusal("in_run canaries need whole copies of the model; train without shards, or leave them.")
-        if self.sharded or not self.leads:
+        """Begin to watch releases, or go on from the checkpoint: the first process, and the owners of shards for it."""
+        if not (self.leads or self.sharded):
             return
         if self._observed is None:
             count = self._units.drawn.count
             self._observed = Observed(self.model, self.plan, self.trained(), count, self._in_run)
-            if self.state.global_step:
+            if self.state.global_step and self.leads:
                 self._observed.resume(self._seen_path())
 
     def _seen_path(self) -> Path:

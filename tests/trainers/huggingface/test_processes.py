@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.storage.journal import read_ledger
+from dpaudit.trainers.distributed.shards import whole as value
 from dpaudit.trainers.huggingface.processes import refuse_engines
 from dpaudit.trainers.noise import NoNoise
 from dpaudit.trainers.sampling import ScriptedSampler
@@ -94,32 +95,40 @@ def test_two_processes_save_the_model_of_one(tmp_path, how):
 
 def watched(rank: int, path: Path, how: str) -> Any:
     launched(rank)
-    net = shard(model(), "blocks") if how == "shards" else model()
+    sharding = {"shards": "blocks", "groups": "accelerate"}.get(how)
+    net = model() if sharding is None else shard(model(), sharding)
     mine = [[i for i in draw if (rank == 0 if i >= N else i % 2 == rank)] for draw in WITH_CANARIES]
     canaries = canaries_of(model())
     sampler = ScriptedSampler(mine, n_records=N + canaries.members)
     one = trainer_of(path, model=net, in_run=canaries, sampler=sampler, noise=NoNoise())
-    try:
-        one.train()
-    except PrivacyRefusal as refusal:
-        return str(refusal)
-    return whole(one.model), one._in_run.steps, one._in_run.scores()
+    if how == "accelerate":
+        as_a_gpu_would_be(one)
+    one.train()
+    weights = {n: value(p).clone() for n, p in one.model.named_parameters()}
+    record = None if one.recorder is None else one.recorder.state()
+    return weights, one._in_run.steps, one._in_run.scores(), record
 
 
 WITH_CANARIES = [[0, 1, N + 3, N + 7], [2], [N + 3, 5], [], [N]]
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_draws_adds_and_scores_in_run_canaries(tmp_path):
+@pytest.mark.parametrize("how", ["copies", "shards", "groups", "accelerate"])
+def test_the_first_process_draws_and_scores_in_run_canaries(tmp_path, how):
+    """With shards their owners add and read for it."""
     sampler = ScriptedSampler(WITH_CANARIES, n_records=N + canaries_of(model()).members)
     alone = trainer_of(tmp_path / "alone", sampler=sampler, noise=NoNoise())
     alone.train()
-    first, second = together(2, tmp_path / "work", watched, tmp_path / "copies", "copies")
+    first, second = together(2, tmp_path / "work", watched, tmp_path / how, how)
     for name, p in whole(alone.model).items():
         assert torch.allclose(first[0][name], p, rtol=1e-5, atol=1e-6) and torch.equal(first[0][name], second[0][name])
     assert (first[1], second[1]) == (5, 0)
-    assert np.allclose(first[2], alone._in_run.scores(), rtol=1e-4)
-    assert all("need whole copies" in told for told in together(2, tmp_path / "s", watched, tmp_path / "s", "shards"))
+    assert np.allclose(first[2], alone._in_run.scores(), rtol=1e-4) and second[3] is None
+    expected = alone.recorder.state()
+    for key in ("step_squares", "block_squares", "probe_squares", "lagged", "within"):
+        np.testing.assert_allclose(first[3][key], expected[key], rtol=1e-4, atol=1e-6)
+    kept = torch.load(tmp_path / how / "_private" / "in_run-4.pt", weights_only=True)
+    assert kept["canaries"]["steps"] == 4 and len(kept["recorder"]["step_squares"]) == 4
 
 
 class Crash(ScriptedSampler):
