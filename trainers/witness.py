@@ -110,7 +110,7 @@ class ReleaseRecorder:
             As in :meth:`observe`.
         """
         validate.positive(deviation=deviation)
-        parts = torch.split(probe, self.probe)
+        parts = torch.split(probe, list(self.probe))
         # fp32 products are off by a millionth of their deviation and cost a tenth of fp64 ones, so they suffice.
         lagged = 0.0
         if self._before is not None:
