@@ -111,6 +111,16 @@ def draw_candidates(
         Alphabet and length of a secret.
     generator : numpy.random.Generator, optional
         For tests only: the truths of a real audit come from operating-system entropy, which this default uses.
+
+    Returns
+    -------
+    CandidateSecrets
+        n tuples of 2^bits distinct secrets, and the index of the true one in each.
+
+    Raises
+    ------
+    InvalidValue
+        If ``bits`` is outside 1..20, n is below 1, or the alphabet has too few secrets of this length.
     """
     integer_at_least(1, n=n, bits=bits)
     if bits > 20:
@@ -145,6 +155,16 @@ def guess_candidates(losses: object, truth: object) -> Extraction:
         model's losses, if at all, before looking at the truth.
     truth : integer array (n,)
         Index of the inserted candidate.
+
+    Returns
+    -------
+    Extraction
+        Guesses, margins and whether each guess is right, all of shape (n,); a tie is not right.
+
+    Raises
+    ------
+    InvalidValue
+        If a loss is not finite, K is below 2, or ``truth`` is not n indices below K.
 
     Examples
     --------

@@ -104,6 +104,16 @@ def hold_out(
         Records that may be held out, such as ``unique_records``, or units, ``unique_units``; by default all.
     generator : numpy.random.Generator, optional
         For tests only.
+
+    Returns
+    -------
+    Holdout
+        Candidates in ascending order, a coin for each (1 = stays in the data), and n.
+
+    Raises
+    ------
+    InvalidValue
+        If the fraction is outside (0, 0.5], or asks for more candidates than are eligible.
     """
     integer_at_least(1, n=n)
     if not 0 < holdout_fraction <= 0.5:

@@ -34,6 +34,16 @@ def log_to_mlflow(
         Name of the experiment, made when it does not exist.
     run_id : str, optional
         An existing run to add to, such as the one that ``report_to="mlflow"`` of a trainer made.
+
+    Returns
+    -------
+    str
+        Id of the run.
+
+    Raises
+    ------
+    InvalidValue
+        If MLflow is not installed.
     """
     try:
         from mlflow import MlflowClient

@@ -16,7 +16,18 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
 def model_card(certificate: Statement) -> str:
-    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped."""
+    """Markdown section on privacy for a model card, from a certificate; every value from it is escaped.
+
+    Parameters
+    ----------
+    certificate : Statement
+        As :func:`dpaudit.certificates.read_certificate` gives it.
+
+    Returns
+    -------
+    str
+        Markdown between two comments, by which :func:`insert_model_card` finds it again.
+    """
     body = certificate.predicate
     claim, verdict = body.claim, body.verdict.name
     rows = [("Verdict", f"**{WORDS[verdict]}.** {escape(headline_of(body))}")]
@@ -56,7 +67,20 @@ def model_card(certificate: Statement) -> str:
 
 
 def insert_model_card(readme: str, section: str) -> str:
-    """Put the section into a model card's text: in place of an earlier one, or at the end."""
+    """Put the section into a model card's text: in place of an earlier one, or at the end.
+
+    Parameters
+    ----------
+    readme : str
+        Text of the whole model card; may be empty.
+    section : str
+        As :func:`model_card` returns it.
+
+    Returns
+    -------
+    str
+        The whole text with the section in it.
+    """
     if BEGIN in readme and END in readme[readme.index(BEGIN) :]:
         start = readme.index(BEGIN)
         end = readme.index(END, start) + len(END)

@@ -26,6 +26,16 @@ def compare_page(payload: Mapping[str, Any]) -> str:
         ``dpaudit account``, with a sentence under ``remark``), and optionally ``stages``, ``unit``, ``summary``,
         ``epsilon_over_steps``, ``epsilon_over_delta`` (see ``over_steps``), ``tradeoff`` (see
         ``tradeoff_curves``) and ``not_drawn``.
+
+    Returns
+    -------
+    str
+        HTML without scripts or outside resources; every text in it is escaped.
+
+    Raises
+    ------
+    KeyError
+        If ``delta``, ``relation`` or ``results`` is missing.
     """
     drawn = (
         ("epsilon_over_steps", curves.over_steps),
@@ -59,6 +69,16 @@ def exposure_page(payload: Mapping[str, Any]) -> str:
     """One HTML page on canary exposure, from what ``dpaudit exposure --json`` prints (``dpaudit.exposure/1``).
 
     The group with the fewest copies leads: canaries that stand once in the data concern the claim for one record.
+
+    Parameters
+    ----------
+    payload : mapping
+        What ``dpaudit exposure --json`` prints.
+
+    Returns
+    -------
+    str
+        HTML without scripts or outside resources; every text in it is escaped.
     """
     canaries = sorted(payload["canaries"], key=lambda c: (-float(c["exposure"]), str(c["id"])))
     groups = sorted(payload.get("by_copies") or (), key=lambda g: int(g["copies"]))

@@ -41,6 +41,11 @@ class Flat:
     ----------
     clipping_norm : float
         C > 0; infinity switches clipping off (and with it any guarantee).
+
+    Raises
+    ------
+    InvalidValue
+        If C is not positive.
     """
 
     clipping_norm: float
@@ -74,6 +79,12 @@ class PerLayer:
         C > 0, the bound of the whole contribution.
     bounds : tuple of float, optional
         C_l for every layer, in the order of ``GhostClipping.layers``, with Σ C_l² <= C².
+
+    Raises
+    ------
+    InvalidValue
+        If C or a bound is not positive, or Σ C_l² exceeds C²; from :meth:`factors`, if there are more or fewer
+        bounds than layers.
     """
 
     clipping_norm: float
@@ -117,6 +128,11 @@ class Automatic:
         C > 0, the bound.
     stability : float, default=0.01
         γ > 0.
+
+    Raises
+    ------
+    InvalidValue
+        If C or γ is not finite and positive.
     """
 
     clipping_norm: float
@@ -152,6 +168,11 @@ class AdaptiveFlat:
         Share of examples that should stay unclipped, in (0, 1).
     learning_rate : float, default=0.2
         η of the geometric update C ← C exp(-η (share - quantile)).
+
+    Raises
+    ------
+    InvalidValue
+        If a value is out of its bounds; names it.
     """
 
     clipping_norm: float

@@ -114,6 +114,8 @@ def train(
         ``loss_fn(model, batch) -> (B,)``; each loss may depend on its own example alone (see :func:`preflight`).
     journal : Journal
         Every step is counted in it before its noisy release.
+    optimizer : OptimizerSettings, optional
+        How releases become updates; Adam with a constant rate by default.
     physical_batch_size : int or "auto"
         Records in one micro-batch: a speed option, without influence on the result. Halves on out-of-memory; "auto"
         fits it to the memory that the first steps leave free.

@@ -116,7 +116,19 @@ def sample_double(noise: Noise, shape: Sequence[int], std: float, device: torch.
 
 
 def noise_statement(*, secure: bool = False) -> dict[str, object]:
-    """What the noise of :class:`NoiseSource` is, where it ends and what it does not prove, for a certificate."""
+    """What the noise of :class:`NoiseSource` is, where it ends and what it does not prove, for a certificate.
+
+    Parameters
+    ----------
+    secure : bool, default=False
+        Whether every bit came from the operating system's cryptographic generator.
+
+    Returns
+    -------
+    dict
+        Keys of a certificate's mechanism: ``noise_source``, ``noise_generator``, ``noise_support_sigma``,
+        ``noise_mass_beyond_support``, ``noise_not_proven``.
+    """
     generator = (
         "the operating system's cryptographic generator, for every bit"
         if secure

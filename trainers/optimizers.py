@@ -32,10 +32,17 @@ class OptimizerSettings:
     schedule : str
         "constant", "linear" or "cosine" (to zero at the last planned step); ``warmup_steps`` rises linearly before it.
         A schedule is fixed beforehand and therefore free.
+    warmup_steps : int
+        Steps of the linear rise before the schedule.
     noise_bias_correction : bool
         DP-AdamBC (Tang et al., 2312.14334): subtract the known variance of the noise from Adam's second moment.
     noise_bias_floor : float
         Floor of the corrected second moment; DP-AdamBC's γ'.
+
+    Raises
+    ------
+    InvalidValue
+        If a value is out of its bounds; names it.
     """
 
     algorithm: str = "adam"

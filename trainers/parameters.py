@@ -29,12 +29,21 @@ def trained_parameters(model: nn.Module, choice: str, **options: Any) -> nn.Modu
         - "prefix": prefix tuning through peft (Li and Liang 2101.00190); ``length``
 
         An output layer that is tied to the embeddings counts as embedding: "head" refuses it, "bias" freezes it.
+    **options : int, float or sequence of str
+        Of "lora" (``rank``, ``alpha``, ``targets``) and "prefix" (``length``); refused with the others.
 
     Returns
     -------
     nn.Module
         The same model, or for "lora" and "prefix" peft's wrapper around it. Parameters that train only together with a
         new classification head are trained with it.
+
+    Raises
+    ------
+    InvalidValue
+        If ``choice`` or an option is unknown.
+    UnsupportedModel
+        If the model has nothing of this kind to train.
     """
     validate.one_of(CHOICES, choice=choice)
     if choice in ("lora", "prefix"):

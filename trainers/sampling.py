@@ -50,6 +50,11 @@ class PoissonSampler(Secret):
         For tests only: injected randomness marks the run ``status: test``. By default the stream is seeded from
         the operating system's entropy, kept private and never stored; a forked child draws from a stream of its own.
 
+    Raises
+    ------
+    InvalidValue
+        If q is outside [0, 1] or ``n_records`` is negative.
+
     Examples
     --------
     >>> sampler = PoissonSampler(10**9, 1e-7)
@@ -149,6 +154,20 @@ class ScriptedSampler:
 
 def sampler_for(plan: PrivacyPlan, n_records: int, *, generator: np.random.Generator | None = None) -> Sampler:
     """The sampler that a plan names, over ``n_records`` records.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+        Gives sampling, q and ``max_batch``.
+    n_records : int
+        Records (or units) that are drawn from; q does not follow it.
+    generator : numpy.random.Generator, optional
+        For tests only; it marks the run ``status: test``.
+
+    Returns
+    -------
+    Sampler
+        Its ``draw()`` gives an int64 array of distinct record numbers, which may be empty.
 
     Raises
     ------

@@ -42,6 +42,16 @@ class PrivateStep:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable parameters by name, tied ones once, in the model's order.
 
+    Parameters
+    ----------
+    model : nn.Module
+        Trainable parameters are those with ``requires_grad``.
+
+    Returns
+    -------
+    dict of str to Parameter
+        In the model's order; a name is the first of those that a tied parameter has.
+
     Raises
     ------
     UnsupportedModel
@@ -110,12 +120,21 @@ def noisy_mean(
     ----------
     totals : sequence of Tensor
         Clipped sums, one for each trainable parameter. They are overwritten.
+    noise : Noise
+        Gives Gaussian values of a shape and a standard deviation.
     noise_std : float
         σC, standard deviation on each coordinate of the SUM.
     normaliser : float
         The constant L; never the realised batch size.
     reduce : callable or None
         Adds up over processes, after the noise: exactly one process may have ``adds_noise``.
+    adds_noise : bool, default=True
+        Whether this process adds the noise.
+
+    Returns
+    -------
+    list of Tensor
+        ``totals``, overwritten: the release.
     """
     released = list(totals)
     if adds_noise:

@@ -53,6 +53,11 @@ class ReleaseRecorder:
     probe : int, default=4,194,304
         Coordinates whose products are recorded, spread over the parameters in proportion to their sizes.
 
+    Raises
+    ------
+    InvalidValue
+        If ``sizes`` is empty or ``probe`` below 1.
+
     Notes
     -----
     Beside a model in shards it is given to ``distributed_options``, which brings the shards' sums together.

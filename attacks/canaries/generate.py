@@ -49,6 +49,17 @@ def new_token_canaries(
     max_length : int, optional
         Record length of the training run; defaults to the tokenizer's own limit.
 
+    Returns
+    -------
+    CanarySet
+        m canaries, each with the positions that are scored; without coins.
+
+    Raises
+    ------
+    InvalidValue
+        If there are fewer reserved tokens than canaries, one is no single id, or a canary is longer than
+        ``max_length``.
+
     Examples
     --------
     >>> class Letters:
@@ -99,6 +110,16 @@ def random_token_canaries(
         At least 2.
     exclude : sequence of int
         Token ids never to draw (reserved tokens); special ids are never drawn.
+
+    Returns
+    -------
+    CanarySet
+        m canaries, each with the positions that are scored; without coins.
+
+    Raises
+    ------
+    InvalidValue
+        If a canary is longer than ``max_length``: canaries are never truncated.
     """
     integer_at_least(1, m=m)
     integer_at_least(2, length=length)
@@ -160,11 +181,30 @@ def template_canaries(
 
     Parameters
     ----------
+    tokenizer : PreTrainedTokenizer
+        Of the model that is trained.
+    m : int
+        Number of canaries.
+    rng : numpy.random.Generator
+        Draws the secrets.
     template : str
         Holds ``{secret}`` exactly once.
     alphabet : str
         Distinct characters.
     secret_length : int
+    max_length : int, optional
+        Record length of the training run; the tokenizer's own limit by default.
+
+    Returns
+    -------
+    CanarySet
+        m canaries, each with the positions that are scored; without coins.
+
+    Raises
+    ------
+    InvalidValue
+        If the template does not hold ``{secret}`` once, there are fewer than m secrets, or a canary is longer than
+        ``max_length``.
     """
     integer_at_least(1, m=m)
     secrets = random_secrets(m, alphabet=alphabet, length=secret_length, rng=rng)
@@ -222,12 +262,28 @@ def label_flip_canaries(
 
     Parameters
     ----------
+    tokenizer : PreTrainedTokenizer
+        Of the model that is trained.
     texts : sequence of m unique str
         Public text, tokenised with the tokenizer's special tokens, as the classifier expects.
     labels : sequence of m int
         True labels in [0, num_labels).
     num_labels : int
         At least 2.
+    rng : numpy.random.Generator
+        Draws the wrong labels, which are no secret.
+    max_length : int, optional
+        Record length of the training run; the tokenizer's own limit by default.
+
+    Returns
+    -------
+    CanarySet
+        m canaries with wrong labels; without coins.
+
+    Raises
+    ------
+    InvalidValue
+        If a label is out of its range, or a text is longer than ``max_length``: canaries are never truncated.
     """
     integer_at_least(2, num_labels=num_labels)
     truth = np.asarray(labels, dtype=np.int64)
@@ -258,6 +314,16 @@ def label_substitution_canaries(
     ----------
     tokenizer, texts, labels, num_labels, rng, max_length
         As for :func:`label_flip_canaries`.
+
+    Returns
+    -------
+    CanarySet
+        m canaries with a wrong label each, and the true one beside it; without coins.
+
+    Raises
+    ------
+    InvalidValue
+        As :func:`label_flip_canaries`.
     """
     flipped = label_flip_canaries(tokenizer, texts, labels, num_labels=num_labels, rng=rng, max_length=max_length)
     truth = np.asarray(labels, dtype=np.int64)

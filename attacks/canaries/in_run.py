@@ -83,6 +83,16 @@ def draw_in_run_canaries(
         Number of canaries, at most d; ``recommended_in_run_canaries`` if None.
     rng : numpy Generator, optional
         Injected randomness, for tests alone: whoever knows its seed knows the coins.
+
+    Returns
+    -------
+    InRunDesign
+        m coordinates in ascending order, a coin for each (True = inserted), and the dimension.
+
+    Raises
+    ------
+    InvalidValue
+        If m exceeds d or either is below 1.
     """
     count = recommended_in_run_canaries(dimension) if m is None else m
     validate.integer_at_least(1, dimension=dimension, m=count)
@@ -113,6 +123,12 @@ class InRunCanaries:
     contribution : float or sequence of float
         Norm of a canary's clipped gradient on each parameter: C for flat, adaptive and automatic clipping, and the
         bound of the parameter's own group for per-layer clipping. Adaptive clipping gives each step's own to the calls.
+
+    Raises
+    ------
+    InvalidValue
+        If ``sizes`` do not add up to the dimension that the canaries were drawn for, or a bound is out of its
+        range.
 
     Notes
     -----

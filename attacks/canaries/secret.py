@@ -57,6 +57,18 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
         32 secret bytes.
     copies : int
         How often an inserted canary stands in the data; k copies test the group-k claim.
+
+    Returns
+    -------
+    Secret
+        What was written, with the ids that the nonce gives.
+
+    Raises
+    ------
+    InvalidValue
+        If coins are not m of 0 and 1, the nonce has not 32 bytes, or ``copies`` is below 1.
+    OSError
+        If the file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,6 +106,16 @@ def write_secret(path: str | os.PathLike[str], canaries: CanarySet, coins: objec
 
 def read_secret(path: str | os.PathLike[str]) -> Secret:
     """Read the secret file whole; refuses one whose ids are not the HMAC of its texts.
+
+    Parameters
+    ----------
+    path : path
+        As :func:`write_secret` was given.
+
+    Returns
+    -------
+    Secret
+        Canaries, ids, coins, nonce and copies.
 
     Raises
     ------

@@ -79,6 +79,11 @@ class StepAdapter:
     rounding : float
         Largest L2 error of a released vector by rounding, such as that of the weights it is read from; 0 where the
         vector is handed over as it is.
+
+    Raises
+    ------
+    NotImplementedError
+        From every method that is left as it is here.
     """
 
     size: int | None = None

@@ -207,6 +207,11 @@ class FirstOrderAdapter(_TrainerAdapter):
         added to them.
     options : mapping, optional
         Further arguments of ``train``, such as ``physical_batch_size``.
+
+    Raises
+    ------
+    InvalidValue
+        If the optimizer is anything but SGD with a learning rate of 1.
     """
 
     def __init__(

@@ -252,6 +252,16 @@ RANK = {name: rank for rank, name in enumerate(TABLE)}
 def explain(name: str) -> str:
     """What a cause means, how to mend it and where it is known from, in a few lines.
 
+    Parameters
+    ----------
+    name : str
+        Name of a cause, as findings state it.
+
+    Returns
+    -------
+    str
+        Lines of text.
+
     Raises
     ------
     InvalidValue

@@ -40,6 +40,15 @@ class EngineAdapter(LoopAdapter):
     hand_over : bool
         Whether ``optimizer.step(loss=losses)`` takes the losses and runs the backward pass itself, as in
         private-transformers; otherwise the mean loss is sent backward and ``optimizer.step()`` follows.
+    noise : str, default="noise_multiplier"
+        Attribute of the engine that holds σ.
+    restart : callable or None
+        Called when a snapshot is put back, to draw afresh what a new process draws afresh.
+
+    Raises
+    ------
+    InvalidValue
+        If the engine has no attribute ``noise``.
     """
 
     def __init__(
@@ -92,9 +101,13 @@ class TrainerAdapter(LoopAdapter):
         The training set; ``adversaries`` are further records by name.
     silence : callable
         ``silence()`` is a context manager in which the trainer adds no noise.
+    adversaries : mapping, optional
+        Further records by name.
     clip : float or None
         ``max_grad_norm`` that the trainer's loop applies to the whole gradient between its training step and its
         optimizer's; taken from ``trainer.args`` by default.
+    restart : callable or None
+        Called when a snapshot is put back, to draw afresh what a new process draws afresh.
     """
 
     def __init__(

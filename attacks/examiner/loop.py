@@ -46,6 +46,11 @@ class LoopAdapter(StepAdapter):
         Numbers of adversarial records (beyond ``size``); :class:`LossFactors` makes some for any loss.
     **more
         Any optional method of :class:`StepAdapter`, such as ``resized`` or ``ledger``.
+
+    Raises
+    ------
+    InvalidValue
+        If ``more`` names a method that the examiner does not know.
     """
 
     def __init__(

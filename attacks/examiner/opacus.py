@@ -33,6 +33,8 @@ class OpacusAdapter(LoopAdapter):
         List of records to a batch.
     loss_fn : callable
         ``loss_fn(model, batch) -> (B,)``; reduced by the mean, as Opacus expects.
+    adversaries : mapping, optional
+        Further records by name.
     backward : callable or None
         ``backward(model, batch)`` runs the backward pass instead, as the wrapped criterion of ghost clipping does.
     physical_batch_size : int or None

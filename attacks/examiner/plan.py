@@ -29,6 +29,11 @@ class ExamPlan:
         Number of records, for the test of δ.
     delta, epsilon : float or None
         The claim; None leaves it untested.
+
+    Raises
+    ------
+    InvalidValue
+        If the stage has no clipping norm or no noise, or the normaliser is not finite and positive.
     """
 
     stage: Stage

@@ -85,6 +85,16 @@ def residual_scores(target_losses: object, base_losses: object) -> FloatArray:
     target_losses, base_losses : arrays (m,)
         At least 3 records.
 
+    Returns
+    -------
+    array (m,)
+        Higher = member: lower losses than the line gives.
+
+    Raises
+    ------
+    InvalidValue
+        If a loss is not finite, shapes differ, or there are fewer than 3 records.
+
     Examples
     --------
     >>> residual_scores([1.0, 2.0, 2.0], [10.0, 30.0, 50.0]).round(2).tolist()

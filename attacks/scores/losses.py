@@ -84,6 +84,15 @@ def canary_losses(model: Any, canaries: CanarySet, *, batch_size: int = 64) -> F
 
     Where a coin replaces a label, the label's cross-entropy minus that of the other one.
 
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In evaluation mode; it is not changed.
+    canaries : CanarySet
+        m canaries.
+    batch_size : int, default=64
+        Records in one forward pass.
+
     Returns
     -------
     float64 array (m,), in nats; members of a leaky model have lower losses.

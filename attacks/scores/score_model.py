@@ -138,6 +138,18 @@ def score_model(
         Tokenised perturbations of each record, for ``neighbourhood``; see ``neighbour_texts``.
     k, offline_a, batch_size
         Share of tokens of Min-K%; RMIA's ``a``; records per forward pass.
+
+    Returns
+    -------
+    array (m,)
+        Scores in the order of the canaries; higher = member.
+
+    Raises
+    ------
+    InvalidValue
+        If the attack is unknown, or what it needs is missing.
+    InvalidEvidence
+        If a score is not finite.
     """
     one_of(ATTACKS, attack=attack)
     given = Scored(

@@ -72,6 +72,11 @@ def train_shadows(
         Where this process keeps memberships, seeds and each shadow's signal, which is written once. It tells members
         apart, so it is private.
 
+    Returns
+    -------
+    ShadowSignals
+        Signals (n_shadows, m), and the memberships that they were trained with.
+
     Raises
     ------
     InvalidValue
@@ -124,6 +129,25 @@ def lira_offline_scores(signals: object, shadows: ShadowSignals, *, fixed_varian
 
     The paper's score is Phi of this value; the standardised value itself orders the same and does not saturate into
     ties. One normalisation serves members and non-members alike, so that membership cannot leak into the score.
+
+    Parameters
+    ----------
+    signals : array (m,)
+        Signal φ of each record under the audited model, such as the logit of its probability.
+    shadows : ShadowSignals
+        Signals (n, m) of the shadow models, and which records each was trained on.
+    fixed_variance : bool, optional
+        One variance for all records; by default where few shadows left a record out.
+
+    Returns
+    -------
+    array (m,)
+        Higher = member.
+
+    Raises
+    ------
+    InvalidValue
+        If shapes differ, a signal is not finite, or a record was in every shadow.
     """
     phi = _signal(signals, shadows)
     mean, sd = _moments(shadows, False, fixed_variance)

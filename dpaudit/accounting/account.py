@@ -165,7 +165,33 @@ def answered(found: Sequence[Reply], *, everyone: bool = False) -> tuple[Guarant
 def epsilon_upper(
     ledger: Ledger, delta: float, accountant: str = "prv", *, group_size: int = 1, assume: Collection[str] = ()
 ) -> float:
-    """The certified upper bound of one accountant, as a number."""
+    """The certified upper bound of one accountant, as a number.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Stages that ran or are planned, with their neighbouring relation.
+    delta : float
+        δ in (0, 1).
+    accountant : str, default="prv"
+        Name of an accountant that proves upper bounds.
+    group_size : int, default=1
+        Units of privacy that the claim covers together, beside the ledger's own ``max_records_per_unit``.
+    assume : collection of str
+        Premises that the caller vouches for and the ledger does not record; an accountant that needs one names it.
+
+    Returns
+    -------
+    float
+        Certified upper bound on ε at δ; infinite where the accountant proves no finite one.
+
+    Raises
+    ------
+    InvalidValue
+        If the accountant is unknown or proves no upper bound, or δ is outside (0, 1).
+    UnsupportedStage
+        If the accountant cannot treat a stage of the ledger.
+    """
     (found,) = account(ledger, delta=delta, accountants=(accountant,), group_size=group_size, assume=assume)
     if found.epsilon_upper is None:
         raise InvalidValue(f"accountant {accountant!r} proves no upper bound; use 'prv', 'pld', 'rdp' or 'gdp'.")

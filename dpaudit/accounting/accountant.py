@@ -73,6 +73,19 @@ class Bounds:
     """What an accountant found: bounds on ε or an estimate, and in words what they rest on.
 
     ``version`` and ``rigorous`` replace the accountant's own where they are known only with the answer.
+
+    Attributes
+    ----------
+    lower, upper : float or None
+        Certified bounds on ε; None where none is proven.
+    estimate : float or None
+        Uncertified value; never a bound.
+    notes : sequence of str
+        Premises of the answer, in words.
+    version : str or None
+        Version of the program that answered, where it is known only now.
+    rigorous : bool or None
+        Whether ``upper`` is proven for this ledger, where that is known only now.
     """
 
     lower: float | None = None

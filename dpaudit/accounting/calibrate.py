@@ -142,6 +142,22 @@ def calibrate(plan: P, /, *, accountant: str = "prv", assume: Collection[str] = 
         Gives ``target_epsilon``, ``delta``, ``with_noise_multiplier(s)`` and ``ledger()``.
     accountant : str
         Whose upper bound has to meet the target.
+    assume : collection of str
+        Premises that the caller vouches for and the ledger does not record; an accountant that needs one names it.
+
+    Returns
+    -------
+    Calibratable
+        The plan, of the same type, with its noise multiplier σ: the accountant's ε at the plan's δ is at most the
+        target.
+
+    Raises
+    ------
+    InvalidValue
+        If the plan has no target, its δ is outside (0, 1), or no σ up to the largest one looked at meets the
+        target.
+    UnsupportedStage
+        If the accountant cannot treat the plan's stages.
     """
     target = plan.target_epsilon
     if target is None:

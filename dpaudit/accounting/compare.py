@@ -75,6 +75,16 @@ def compare(
 
     Parameters
     ----------
+    ledger : Ledger
+        Stages that ran or are planned, with their neighbouring relation.
+    delta : float
+        δ in (0, 1).
+    accountants : sequence of str
+        Names, in the order of the rows.
+    group_size : int, default=1
+        Units of privacy that the claim covers together, beside the ledger's own ``max_records_per_unit``.
+    assume : collection of str
+        Premises that the caller vouches for and the ledger does not record; an accountant that needs one names it.
     curves : bool
         Also compute ε over steps (with stage boundaries), ε over δ, and the trade-off band with the curves that the
         other accountants imply; see ``dpaudit.accounting.comparison_curves``.
@@ -85,6 +95,13 @@ def compare(
     -------
     Comparison
         One row for each accountant, in the order asked for; a refusal is a row with its reason.
+
+    Raises
+    ------
+    InvalidValue
+        If an accountant is unknown or δ is outside (0, 1).
+    UnsupportedStage
+        If no accountant can treat the ledger.
     """
     options: dict[str, Any] = {"group_size": group_size, "assume": tuple(assume)}
     ledger = ledger.merged()  # checkpoints cut one stage into many segments, which cost the same together

@@ -21,6 +21,16 @@ def to_event(ledger: Ledger) -> Any:
     clipped apart) or σ (clipped jointly). A quantile query of multiplier σ_b on the same minibatch is merged into that
     release: the multiplier of both is (σ⁻² + (2σ_b)⁻²)^(−1/2).
 
+    Parameters
+    ----------
+    ledger : Ledger
+        Stages that ran or are planned, with their neighbouring relation.
+
+    Returns
+    -------
+    dp_accounting.ComposedDpEvent
+        For the accountants of dp_accounting, under the relation that the ledger names.
+
     Raises
     ------
     UnsupportedStage
@@ -67,6 +77,16 @@ def from_event(event: Any, *, relation: str | Relation, unit: str, max_records_p
     event : dp_accounting.DpEvent
     relation, unit, max_records_per_unit
         What the event does not say and a ledger must.
+
+    Returns
+    -------
+    Ledger
+        One stage for each mechanism in the tree, with as many steps as the compositions around it say.
+
+    Raises
+    ------
+    UnsupportedStage
+        If the tree holds an event that a stage cannot state.
     """
     stages = tuple(_walk(event, 1))
     return Ledger(
@@ -167,6 +187,29 @@ def from_triples(
     """Read a list of (σ, q, T), the order of Opacus histories and of prv-accountant style lists.
 
     ``sampling`` is what the list's own accountants assume (Poisson); pass what the loader really did.
+
+    Parameters
+    ----------
+    triples : sequence of (float, float, int)
+        σ, q and number of steps T of each entry.
+    relation : Relation or str
+        Neighbouring relation.
+    unit : str
+        Unit of privacy.
+    sampling : Sampling or str, default="poisson"
+        How minibatches were really drawn.
+    max_records_per_unit : int, default=1
+        Records that one unit contributes at most.
+
+    Returns
+    -------
+    Ledger
+        One stage for each entry.
+
+    Raises
+    ------
+    InvalidValue
+        If an entry is not three numbers, or a number is out of its bounds; names the entry or the key.
     """
     stages = []
     for number, triple in enumerate(triples, start=1):
@@ -203,6 +246,22 @@ def from_opacus(
     """Read an Opacus accountant, its ``state_dict()``, or its ``history`` of (σ, sample rate, steps).
 
     Every entry counts, also where Opacus' own ``gdp`` accountant reads only the last.
+
+    Parameters
+    ----------
+    history : accountant, mapping or sequence
+        An Opacus accountant, its ``state_dict()``, or its list of (σ, q, steps).
+    relation : Relation or str
+        Neighbouring relation; Opacus' own accountants mean ``add_or_remove_one``.
+    unit : str
+        Unit of privacy.
+    sampling : Sampling or str, default="poisson"
+        How minibatches were really drawn; Opacus' accountants assume Poisson sampling whatever the loader did.
+
+    Returns
+    -------
+    Ledger
+        One stage for each entry of the history.
 
     Raises
     ------

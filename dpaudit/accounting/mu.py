@@ -61,7 +61,33 @@ def gaussian_dp(
     assume: Collection[str] = (),
     with_regret: bool = True,
 ) -> GaussianDP:
-    """Certified Gaussian-DP parameter μ of a ledger over δ in [delta_min, 1)."""
+    """Certified Gaussian-DP parameter μ of a ledger over δ in [delta_min, 1).
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Stages that ran or are planned, with their neighbouring relation.
+    delta_min : float
+        Smallest δ for which μ has to hold, in (0, 1).
+    group_size : int, default=1
+        Units of privacy that the claim covers together, beside the ledger's own ``max_records_per_unit``.
+    assume : collection of str
+        Premises that the caller vouches for and the ledger does not record; an accountant that needs one names it.
+    with_regret : bool, default=True
+        Also compute how much μ alone overstates the attack, which takes longest.
+
+    Returns
+    -------
+    GaussianDP
+        Certified μ, the lower limit of what can be certified, and the regret.
+
+    Raises
+    ------
+    InvalidValue
+        If ``delta_min`` is outside (0, 1).
+    UnsupportedStage
+        If a stage cannot be treated.
+    """
     validate.open_unit(delta_min=delta_min)
     cost = charges(ledger, group_size=group_size, assume=assume)
     exact = exact_mu(cost)

@@ -23,6 +23,11 @@ def register_with_opacus(*, relation: str | Relation) -> str:
     relation : Relation or str
         Neighbouring relation; Opacus' own accountants mean ``add_or_remove_one``.
 
+    Returns
+    -------
+    str
+        Name of the accountant, for ``PrivacyEngine(accountant=...)``.
+
     Raises
     ------
     InvalidValue

@@ -132,7 +132,31 @@ def tradeoff(
 def tradeoff_curve(
     ledger: Ledger, fpr: Sequence[float] | Array, *, group_size: int = 1, assume: Collection[str] = ()
 ) -> TradeOff:
-    """Certified band of the best TPR at many false-positive rates at once."""
+    """Certified band of the best TPR at many false-positive rates at once.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Stages that ran or are planned, with their neighbouring relation.
+    fpr : array of shape (n,)
+        False-positive rates in [0, 1]; they need not be sorted.
+    group_size : int, default=1
+        Units of privacy that the claim covers together, beside the ledger's own ``max_records_per_unit``.
+    assume : collection of str
+        Premises that the caller vouches for and the ledger does not record; an accountant that needs one names it.
+
+    Returns
+    -------
+    TradeOff
+        Arrays of shape (n,) at the rates in ascending order: lower and upper bound on the best true-positive rate.
+
+    Raises
+    ------
+    InvalidValue
+        If a rate is outside [0, 1] or none is given.
+    UnsupportedStage
+        If a stage cannot be treated.
+    """
     return rates(charges(ledger, group_size=group_size, assume=assume), fpr)
 
 

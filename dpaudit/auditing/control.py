@@ -34,6 +34,11 @@ class Control:
     runs : sequence of str, optional
         Control run of each canary, where several runs of one configuration are put together: each is guessed by
         itself, and their counts are added. For ``many_runs`` every canary is its own run and this is not read.
+
+    Raises
+    ------
+    InvalidValue
+        If ``runs`` does not name one run for each score.
     """
 
     scores: Scores

@@ -169,12 +169,20 @@ def design(
         Neighbouring relation and unit of privacy of the claim.
     kind : str
         ``one_run`` (m canaries in one run) or ``many_runs`` (one canary in each of m independent runs).
+    attack : str
+        Name of the score.
+    attack_parameters : mapping, optional
+        Parameters of the score, as plain JSON values.
     guesses : int, optional
         Guesses per side, to override the rule.
     errors : int, default=1
         Wrong guesses with which the plan should still convict, where some number of guesses does.
     group_claim : float, optional
         ε for ``copies`` records at the same δ, from the accountant.
+    alpha_split : AlphaSplit, optional
+        How α is divided between the primary bound, the test of the declared mechanism and the examination.
+    coin_commitment : str, optional
+        Hexadecimal SHA-256 that commits to the coins.
     in_run : mapping, optional
         The in-run audit of the same run, whose levels come out of the same ``alpha``.
 
@@ -183,6 +191,11 @@ def design(
     AuditPlan
         With ``decidable`` False, and ``m_needed``, where no number of guesses can decide the claim, and with the
         least size of a positive control that can support a verdict.
+
+    Raises
+    ------
+    InvalidValue
+        If m is below 2, more than m/2 guesses a side are asked for, or a value is out of its bounds.
 
     >>> plan = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
     >>> plan.decidable, plan.ceiling > 3.3

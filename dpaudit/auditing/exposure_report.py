@@ -134,6 +134,21 @@ def exposure_report(
         How often each canary was inserted; results are grouped by it, since k copies concern groups of k records.
     group_claims : mapping, optional
         ε for groups of k records, by k, at ``delta`` (both from the accountant): adds p-values under the claim.
+    delta : float, optional
+        δ of ``group_claims``; both are given or neither.
+
+    Returns
+    -------
+    ExposureReport
+        Ranks, exposures (bits) and p-values, of shape (n,), the fit of the references, and the combined test.
+
+    Raises
+    ------
+    InvalidValue
+        If lengths differ, or ``group_claims`` and ``delta`` do not belong together.
+    InvalidEvidence
+        If an id appears twice, a loss is not finite, all losses are equal, or the references hold the canaries' own
+        losses.
     """
     names, values = check_ids(ids), check_scores(losses, name="losses")
     refuse_unequal(names, values, what="loss", plural="losses")

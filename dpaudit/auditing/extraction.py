@@ -46,6 +46,19 @@ def candidate_epsilon_lower(
     delta : float
         δ; 0 uses the binomial bound, otherwise the one-run recursion of arXiv:2410.22235 with the trade-off curve of
         (ε, δ)-DP itself, so that no mechanism is assumed.
+    alpha : float, default=0.05
+        Failure probability.
+
+    Returns
+    -------
+    float
+        Lower bound on the replace-one ε at δ, with confidence 1 − ``alpha``, for every mechanism; 0 where nothing
+        is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
     >>> round(candidate_epsilon_lower(10, 10, 5, 2**20, 0.0), 2)
     12.61

@@ -179,9 +179,33 @@ def f_dp_epsilon_lower(
 ) -> float:
     """ε at δ of ``f_dp_mu_lower``: "ε assuming the mechanism is Gaussian", conditional.
 
+    Parameters
+    ----------
+    m, guesses, correct : int
+        All canaries, guesses made, and right ones; the number of guesses is fixed without the coins.
+    delta : float
+        δ at which ε is stated.
+    alpha : float, default=0.05
+        Failure probability.
+    alphabet : int, default=2
+        Number of equally likely values that each secret can take; 2 for in/out coins.
+    tol : float
+        Width of the last bracket of μ; its lower end is taken.
+
+    Returns
+    -------
+    float
+        Lower bound on ε at δ with confidence 1 − ``alpha`` IF the mechanism is Gaussian; 0 where nothing is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
+
     >>> round(f_dp_epsilon_lower(1000, 1000, 700, 1e-5), 3)
     1.372
     """
+    validate.open_unit(delta=delta)
     mu = f_dp_mu_lower(m, guesses, correct, alpha, alphabet=alphabet, tol=tol)
     return gdp_epsilon(mu, delta) if mu > 0 else 0.0
 

@@ -14,6 +14,22 @@ def finding_from_step(bound: StepBound, alpha: float, *, name: str = "step_audit
 
     A refuted step is ``violated`` for the declared mechanism; a step that stands gives the audit the power of the noise
     test for the fault it names in ``excludes`` (only the ``noise`` estimator, whose power is known exactly).
+
+    Parameters
+    ----------
+    bound : StepBound
+        As :func:`step_noise_bound` returns it.
+    alpha : float
+        Level at which it refutes.
+    name : str
+        Machine name of the finding.
+    power : float, default=0.8
+        Power for which ``excludes`` names the smallest visible fault.
+
+    Returns
+    -------
+    Finding
+        A ``note`` where no value was declared.
     """
     if bound.p_value is None:
         return Finding(
@@ -49,6 +65,20 @@ def finding_from_sequence(test: SequentialTest, alpha: float, *, name: str = "se
     """What an anytime-valid test says: it may refute (ε, 0) or the declared step, never (ε, δ).
 
     A refuted (ε, 0) is only a note, since the claim at δ > 0 allows it.
+
+    Parameters
+    ----------
+    test : SequentialTest
+        As :func:`sequential_noise_test` returns it.
+    alpha : float
+        Level at which it refutes.
+    name : str
+        Machine name of the finding.
+
+    Returns
+    -------
+    Finding
+        ``violated`` where the declared step is refuted, otherwise ``note``.
     """
     rejected = test.p_value <= alpha
     mechanism = test.refutes == "declared step mechanism"

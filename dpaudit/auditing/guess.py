@@ -47,6 +47,18 @@ def guess(ids: Sequence[str], scores: ArrayLike, plan: AuditPlan | tuple[int, in
     plan : AuditPlan or (int, int)
         Gives the numbers of guesses in and out.
 
+    Returns
+    -------
+    int8 array of shape (m,)
+        Guesses in the order of the ids; ties are broken by SHA-256 of the id.
+
+    Raises
+    ------
+    InvalidValue
+        If lengths differ.
+    InvalidEvidence
+        If an id appears twice or a score is not finite.
+
     >>> guess(["a", "b", "c"], [0.1, 0.9, 0.5], (1, 1)).tolist()
     [-1, 1, 0]
     """
@@ -86,10 +98,24 @@ def pair_scores(pairs: Sequence[Any], scores: Scores) -> Scores:
     Each pair holds two canaries of which a fair coin put exactly one into the data. The pair's score is the score of
     its first canary (by id) minus that of its second; its coin is 1 when the first was inserted.
 
+    Parameters
+    ----------
+    pairs : sequence of length 2n
+        Name of each canary's pair.
+    scores : Scores
+        Of the 2n canaries; higher = member.
+
     Returns
     -------
     Scores
         Pair names, score differences and coins, for :func:`guess` and :func:`audit` under replace_one.
+
+    Raises
+    ------
+    InvalidValue
+        If ``pairs`` and ``scores`` have different lengths.
+    InvalidEvidence
+        If a pair has not two canaries, exactly one of them inserted.
     """
     names, values, coins = scores.ids, scores.values, scores.members
     if len(pairs) != values.size:

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from scipy.special import betainc, gammaln
 
+from dpaudit.auditing.rates import check_delta
 from dpaudit.auditing.solve import largest_not_above
 from dpaudit.auditing.whole import whole_at_least
 from dpaudit.privacy import validate
@@ -31,8 +32,7 @@ def _check(m: int, guesses: int, correct: int, delta: float) -> None:
         raise InvalidValue(f"guesses={guesses} exceeds m={m}; at most one guess for each canary.")
     if correct > guesses:
         raise InvalidValue(f"correct={correct} exceeds guesses={guesses}; count right guesses among those made.")
-    if not 0 <= delta < 1:
-        raise InvalidValue(f"delta={delta} must be in [0, 1); give the claimed delta.")
+    check_delta(delta)
 
 
 def snj_p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
@@ -117,6 +117,16 @@ def snj_epsilon_lower(
         Failure probability.
     tol : float
         Absolute accuracy of the answer, which is rounded down.
+
+    Returns
+    -------
+    float
+        Lower bound on ε at δ, with confidence 1 − ``alpha``; 0 where nothing is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
     >>> round(snj_epsilon_lower(1000, 1000, 700, 1e-5, 0.05), 4)
     0.7317

@@ -90,6 +90,12 @@ class AuditPlan:
     in_run : mapping or None
         The in-run audit of the same run, as :class:`~dpaudit.auditing.in_run.plan.InRunPlan` writes it; its levels
         come out of the same ``alpha``. None where there is none.
+
+    Raises
+    ------
+    InvalidValue
+        If more guesses than canaries are planned, the parts of ``alpha_split`` exceed ``alpha``, or a value is out
+        of its bounds.
     """
 
     m: int

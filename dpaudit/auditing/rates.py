@@ -43,8 +43,15 @@ def _log_ratio(numerator: float, denominator: float) -> float:
     return math.log(numerator / denominator) if numerator > 0 and denominator > 0 else -math.inf
 
 
+def check_delta(delta: float) -> None:
+    """Refuse a δ outside [0, 1): a negative one would raise every lower bound on ε."""
+    if not 0 <= delta < 1:
+        raise InvalidValue(f"delta={delta} must be in [0, 1); give the claimed delta.")
+
+
 def epsilon_from_rates(tpr_lower: float, fpr_upper: float, delta: float, *, both_directions: bool = True) -> float:
     """Smallest ε of an (ε, δ)-DP mechanism that allows TPR ≥ ``tpr_lower`` at FPR ≤ ``fpr_upper``."""
+    check_delta(delta)
     bound = _log_ratio(tpr_lower - delta, fpr_upper)
     if both_directions:
         bound = max(bound, _log_ratio(1.0 - fpr_upper - delta, 1.0 - tpr_lower))
@@ -66,6 +73,18 @@ def cp_epsilon_lower(
         The claimed δ.
     alpha : float
         Failure probability, half for each rate. Both directions rest on the same two intervals and cost nothing extra.
+    both_directions : bool, default=True
+        Also use the rates of guessing the other way round, non-members among the guesses "out".
+
+    Returns
+    -------
+    float
+        Lower bound on ε at δ, with confidence 1 − ``alpha``; 0 where nothing is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If a count exceeds its total, or δ or α is out of its bounds.
 
     >>> round(cp_epsilon_lower(900, 1000, 500, 1000, 1e-5), 6)
     1.359731
@@ -151,5 +170,28 @@ def gdp_mu_lower(tp: int, n_pos: int, fp: int, n_neg: int, alpha: float = 0.05) 
 
 
 def gdp_epsilon_lower(tp: int, n_pos: int, fp: int, n_neg: int, delta: float, alpha: float = 0.05) -> float:
-    """ε at δ of ``gdp_mu_lower``: "ε assuming the mechanism is Gaussian", conditional."""
+    """ε at δ of ``gdp_mu_lower``: "ε assuming the mechanism is Gaussian", conditional.
+
+    Parameters
+    ----------
+    tp, n_pos : int
+        Members guessed "in", and members.
+    fp, n_neg : int
+        Non-members guessed "in", and non-members.
+    delta : float
+        δ of the claim.
+    alpha : float, default=0.05
+        Failure probability, half for each rate.
+
+    Returns
+    -------
+    float
+        Lower bound on ε at δ with confidence 1 − ``alpha`` IF the mechanism is Gaussian; 0 where nothing is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If a count exceeds its total, or δ or α is out of its bounds.
+    """
+    validate.open_unit(delta=delta)
     return gdp_epsilon(gdp_mu_lower(tp, n_pos, fp, n_neg, alpha), delta)

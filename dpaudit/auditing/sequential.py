@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.privacy import validate
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.scores import check_scores
 
 _SHARES = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
@@ -114,13 +114,29 @@ def sequential_noise_test(
     ----------
     residuals : array of shape (n,)
         In the order of release, in the unit of ``declared_sd``.
+    declared_sd : float
+        Standard deviation that the step declares, in the unit of ``residuals``.
+    alpha : float, default=0.05
+        Level at which ``stopped_at`` is reported.
+    faults : sequence of float
+        How many times too small the noise may be; each above 1.
+
+    Returns
+    -------
+    SequentialTest
+        A p-value that is valid whenever one stops, and the observation at which it fell to ``alpha``.
+
+    Raises
+    ------
+    InvalidValue
+        If ``declared_sd`` is not positive, α is outside (0, 1), or a fault is at most 1.
+    InvalidEvidence
+        If a residual is not finite.
     """
-    values = check_scores(residuals, name="residuals") / declared_sd
     validate.positive(declared_sd=declared_sd)
     validate.open_unit(alpha=alpha)
-    if min(faults) <= 1:
-        raise InvalidEvidence(
-            f"faults={tuple(faults)} must all exceed 1; they say how many times too small the noise is."
-        )
+    values = check_scores(residuals, name="residuals") / declared_sd
+    if not faults or not min(faults) > 1:
+        raise InvalidValue(f"faults={tuple(faults)} must all exceed 1; they say how many times too small the noise is.")
     f = np.asarray(faults, dtype=np.float64)[:, None]
     return _verdict(_mixture(np.log(f) - 0.5 * (f**2 - 1) * values[None, :] ** 2), alpha, "declared step mechanism")

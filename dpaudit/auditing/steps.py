@@ -130,6 +130,24 @@ def step_noise_bound(
     sensitivity : float
         How far one record CAN move the release, shown by a witness (a clipped record that reaches it), in the
         residuals' unit: C for one scalar, C·√P for P directions of per-direction clipping.
+    alpha : float, default=0.05
+        Failure probability of the bound.
+    declared_mu : float, optional
+        μ of one step by its plan, sensitivity over noise; adds a p-value against more noise than it allows.
+    compose : callable, optional
+        ``compose(mu)``, ε of the whole run for a step of μ; adds ε to the bound.
+
+    Returns
+    -------
+    StepBound
+        μ as measured, and its lower bound with confidence 1 − ``alpha``.
+
+    Raises
+    ------
+    InvalidValue
+        If a value is out of its bounds.
+    InvalidEvidence
+        If there are fewer than 2 residuals, one is not finite, or all are 0.
     """
     values = check_scores(residuals, name="residuals")
     validate.open_unit(alpha=alpha)

@@ -65,6 +65,18 @@ def xiang_mu_lower(m: int, guesses: int, correct: int, alpha: float = 0.05, *, t
         All canaries, the most confident guesses made among them, and right ones.
     alpha : float
         Failure probability.
+    tol : float, default=1e-6
+        Absolute accuracy of the answer, which is rounded down.
+
+    Returns
+    -------
+    float
+        Lower bound on μ with confidence 1 − ``alpha`` IF the mechanism is μ-GDP; 0 where nothing is shown.
+
+    Raises
+    ------
+    InvalidValue
+        If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
     >>> round(xiang_mu_lower(1000, 1000, 700), 2)
     0.85

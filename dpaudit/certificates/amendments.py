@@ -117,7 +117,33 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def amend(certificate: Path, *, kind: str, text: str, author: str, changes: Mapping[str, Any] | None = None) -> Path:
-    """Append an amendment beside a certificate and return its path; nothing that exists is touched."""
+    """Append an amendment beside a certificate and return its path; nothing that exists is touched.
+
+    Parameters
+    ----------
+    certificate : Path
+        ``certificate.json``, which stays as it is.
+    kind : str
+        "note", "correction" or "withdrawal".
+    text : str
+        What was learnt, in words.
+    author : str
+        Who says so.
+    changes : mapping, optional
+        Dotted path of each corrected field to its new value; read for corrections alone.
+
+    Returns
+    -------
+    Path
+        ``amendments/NNNN.json``, chained to the certificate and to the amendment before it.
+
+    Raises
+    ------
+    InvalidValue
+        If the kind is unknown.
+    InvalidEvidence
+        If the certificate or an earlier amendment cannot be read.
+    """
     folder = certificate.parent / "amendments"
     earlier = _files(folder)
     data = amendment_bytes(

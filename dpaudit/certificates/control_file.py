@@ -111,6 +111,11 @@ def write_control(
     config_sha256 : str, optional
         Digest of the run's configuration, where the run's ``provenance`` states one.
 
+    Returns
+    -------
+    str
+        SHA-256 of the file, 64 hexadecimal digits.
+
     Raises
     ------
     InvalidValue

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpaudit.certificates.statement import Predicate, Statement
+from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.rounding import exact_text, lower_text, upper_text
 
@@ -38,7 +39,28 @@ class Exported:
 
 
 def export(statement: Statement, form: str) -> Exported:
-    """A certificate as a "paragraph" for a contract, or as an entry of the "registry" in YAML."""
+    """A certificate as a "paragraph" for a contract, or as an entry of the "registry" in YAML.
+
+    Parameters
+    ----------
+    statement : Statement
+        As :func:`read_certificate` gives it.
+    form : str
+        "paragraph" or "registry".
+
+    Returns
+    -------
+    Exported
+        Text, plain values, and the registry's keys that the certificate does not fill.
+
+    Raises
+    ------
+    InvalidValue
+        If ``form`` is neither.
+    InvalidEvidence
+        If the certificate holds no claim or no ledger.
+    """
+    validate.one_of(("paragraph", "registry"), form=form)
     if form == "paragraph":
         text = contract_paragraph(statement)
         return Exported(values={"paragraph": text}, text=text)

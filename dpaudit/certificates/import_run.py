@@ -46,6 +46,16 @@ OWN_JOURNAL = "dpaudit's own journal, which counted every step before its releas
 def read_manifest(path: str | Path) -> Canaries:
     """Read ``{"nonce": hex, "copies": k, "canaries": [[id, coin], …]}``.
 
+    Parameters
+    ----------
+    path : path
+        Usually ``canaries.json``, which :func:`write_manifest` wrote.
+
+    Returns
+    -------
+    Canaries
+        Ids, coins, copies and nonce.
+
     Raises
     ------
     InvalidEvidence
@@ -59,14 +69,35 @@ def read_manifest(path: str | Path) -> Canaries:
 
 
 def write_manifest(path: str | Path, canaries: Canaries) -> None:
-    """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends."""
+    """Write a manifest that :func:`read_manifest` reads. It holds the coins: keep it secret until training ends.
+
+    Parameters
+    ----------
+    path : path
+        Written with mode 0600.
+    canaries : Canaries
+        Ids, coins, copies and nonce.
+    """
     nonce = {} if canaries.nonce is None else {"nonce": canaries.nonce.hex()}
     content = canonical_json({**canaries.manifest(), **nonce}) + b"\n"
     write_atomically(Path(path), content, mode=PRIVATE_MODE)
 
 
 def write_plan(path: str | Path, plan: AuditPlan) -> str:
-    """Write ``audit_plan.json`` before training and return its digest; publish the digest to prove the order."""
+    """Write ``audit_plan.json`` before training and return its digest; publish the digest to prove the order.
+
+    Parameters
+    ----------
+    path : path
+        Usually ``release/audit_plan.json``.
+    plan : AuditPlan
+        As :func:`dpaudit.auditing.design` makes it.
+
+    Returns
+    -------
+    str
+        SHA-256 of the bytes, 64 hexadecimal digits.
+    """
     data = canonical_json(plan.to_dict()) + b"\n"
     write_atomically(Path(path), data)
     return sha256_bytes(data)
@@ -106,21 +137,28 @@ def certify_run(
         Steps that ran; see :func:`dpaudit.accounting.from_opacus` and :func:`dpaudit.accounting.from_event`. Leave
         it out where dpaudit's own journal counted them into ``release/ledger.jsonl``: such a run, bound to its audit
         plan by the journal's ``audit_plan_sha256``, carries no deviation for its ledger.
-    in_run : InRunSeen, optional
-        What in-run canaries saw, from :func:`commit_in_run` and the loop; ``in_run.json`` is written. The plan must
-        have announced it, and ``canaries`` must be given.
     claim, mechanism, trust_model, release_scope, provenance, deviations, reproduction
         As in ``CertificateEvidence``; the mechanism must state algorithm, clipping_norm, normaliser and
         noise_source.
+    accountants : sequence of str
+        Accountants in the certificate; the smallest certified bound decides.
+    canaries : Canaries, optional
+        Without them nothing is known about leakage and the verdict is at most ``inconclusive``.
+    in_run : InRunSeen, optional
+        What in-run canaries saw, from :func:`commit_in_run` and the loop; ``in_run.json`` is written. The plan must
+        have announced it, and ``canaries`` must be given.
     findings : Findings, or sequence of findings or mappings
         What :func:`dpaudit.attacks.examine` returned, or its findings; witnesses stay out of the certificate. What ran
         and what was left out enters it too, where the whole result is given, or where ``dpaudit examine --release``
         left ``examination.json`` in the folder.
-    canaries : Canaries, optional
-        Without them nothing is known about leakage and the verdict is at most ``inconclusive``.
     run_status : str
         "complete" or "unfinished", or the ``status`` of a trainer or of its result ("completed", "test", "planned"). A
         run whose randomness was injected is refused, also where only its ledger or ``model/privacy.json`` says so.
+
+    Returns
+    -------
+    Statement
+        The certificate, as written to ``release/certificate.json``.
 
     Raises
     ------
@@ -129,6 +167,8 @@ def certify_run(
         of this run, or the ledger is missing, still open, or bound to another plan.
     PrivacyRefusal
         When sampler or noise were injected: such a run is repeatable by design, hence not private.
+    InvalidValue
+        If ``certificate.json`` exists, or something that the certificate needs is missing.
     """
     from dpaudit.accounting import account
 

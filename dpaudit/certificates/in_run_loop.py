@@ -17,7 +17,7 @@ from dpaudit.auditing.in_run.evidence import InRunEvidence, energy_from_state, i
 from dpaudit.auditing.in_run.plan import COORDINATES, InRunPlan, guesses_in_run, split_alpha
 from dpaudit.auditing.plan import AlphaSplit
 from dpaudit.certificates.curve import declared_deltas
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.ledger import Ledger
 from dpaudit.privacy.stage import Relation
 from dpaudit.storage.commitment import NONCE_BYTES, canonical_json, commitment, sha256_bytes
@@ -96,8 +96,21 @@ def commit_in_run(
         The claim.
     alpha : float, default=0.05
         False-alarm budget of the whole run; it is divided between the final model, the run and the examination.
+
+    Returns
+    -------
+    InRunCommitted
+        The plan to freeze with the audit plan, and the coins and nonce that stay secret until training ends.
+
+    Raises
+    ------
+    InvalidValue
+        If coins are not as many as coordinates, there are too few canaries to show anything, or a value is out of its
+        bounds.
     """
     where, flips, nonce = np.asarray(coordinates, np.int64), np.asarray(coins).astype(bool), os.urandom(NONCE_BYTES)
+    if where.shape != flips.shape or where.ndim != 1:
+        raise InvalidValue(f"{flips.size} coins stand beside {where.size} coordinates; give one coin for each.")
     final, mine = split_alpha(alpha)
     plan = InRunPlan(
         kind=COORDINATES,

@@ -16,6 +16,16 @@ def privacy_json(certificate: Statement) -> bytes:
 
     The certificate binds the weights, and this file only points at the certificate; it proves nothing by itself and is
     therefore not among the certificate's subjects.
+
+    Parameters
+    ----------
+    certificate : Statement
+        As :func:`read_certificate` gives it, or :func:`certify_run`.
+
+    Returns
+    -------
+    bytes
+        Canonical JSON, ending in a newline.
     """
     body = certificate.predicate
     lower = usable_lower(body)

@@ -36,7 +36,18 @@ def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE
 
 
 def new_key_pair() -> tuple[bytes, bytes]:
-    """Fresh Ed25519 key: private key as PEM (PKCS 8, unencrypted; keep it with mode 0600) and public key as PEM."""
+    """Fresh Ed25519 key: private key as PEM (PKCS 8, unencrypted; keep it with mode 0600) and public key as PEM.
+
+    Returns
+    -------
+    (bytes, bytes)
+        Private key and public key.
+
+    Raises
+    ------
+    InvalidValue
+        If the package for signatures is missing.
+    """
     ed25519, serialization = _cryptography()
     key = ed25519.Ed25519PrivateKey.generate()
     private = key.private_bytes(
@@ -142,10 +153,24 @@ def countersign(envelope: bytes, payload: bytes, private_key: bytes) -> bytes:
 def sign_file(path: str | Path, private_key: bytes) -> Path:
     """Sign a certificate or an amendment where it lies, and return the envelope; signatures that stand there stay.
 
+    Parameters
+    ----------
+    path : path
+        Certificate or amendment.
+    private_key : bytes
+        Ed25519 key as PEM, see :func:`new_key_pair`.
+
+    Returns
+    -------
+    Path
+        The envelope, ``certificate.dsse.json`` for ``certificate.json``.
+
     Raises
     ------
     InvalidEvidence
         When an envelope stands there that signs other bytes.
+    InvalidValue
+        When the key cannot be read.
     """
     path = Path(path)
     payload, envelope = read_bytes(path), envelope_path(path)

@@ -390,7 +390,13 @@ def _check_findings(body: Predicate) -> None:
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of the certificate, version 1."""
+    """JSON schema (draft 2020-12) of the certificate, version 1.
+
+    Returns
+    -------
+    dict
+        Plain JSON value, equal to ``dpaudit/schemas/certificate-1.json``.
+    """
     schema = Statement.model_json_schema(by_alias=True)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

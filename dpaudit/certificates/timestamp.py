@@ -81,6 +81,23 @@ def timestamp_request(path: str | Path) -> Path:
     """Write ``PATH.tsq``, a request that any timestamping authority answers; it holds a digest and a nonce.
 
     Nothing is sent: hand the file to an authority of your choice and keep its answer as ``PATH.tsr``.
+
+    Parameters
+    ----------
+    path : path
+        The file to be dated.
+
+    Returns
+    -------
+    Path
+        ``PATH.tsq``.
+
+    Raises
+    ------
+    InvalidValue
+        If the package that writes requests is missing.
+    InvalidEvidence
+        If the file cannot be read.
     """
     path, library = Path(path), _library()
     data = read_bytes(path)
@@ -162,7 +179,27 @@ def _reason(error: Exception) -> str:
 
 
 def attach_timestamp(path: str | Path, token: str | Path, roots: Sequence[str]) -> Timestamp:
-    """Check a token over a file and keep it as ``PATH.tsr``, where ``verify`` and ``bundle`` find it."""
+    """Check a token over a file and keep it as ``PATH.tsr``, where ``verify`` and ``bundle`` find it.
+
+    Parameters
+    ----------
+    path : path
+        The file that was dated.
+    token : path
+        Answer of the timestamping authority.
+    roots : sequence of str
+        PEM text of the authorities that are trusted.
+
+    Returns
+    -------
+    Timestamp
+        Time and authority.
+
+    Raises
+    ------
+    InvalidEvidence
+        If the token is over other bytes, or none of the roots vouches for it.
+    """
     path = Path(path)
     answer = read_bytes(Path(token), limit=MAX_TOKEN)
     found = check_timestamp(read_bytes(path), answer, roots)

@@ -26,6 +26,11 @@ class Claim:
         Unit of privacy, such as "record" or "user".
     max_records_per_unit : int
         Records that one unit contributes at most.
+
+    Raises
+    ------
+    InvalidValue
+        If ε is not finite and positive, δ is outside (0, 1), the relation is unknown, or the unit is no name.
     """
 
     epsilon: float

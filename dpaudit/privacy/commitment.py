@@ -42,7 +42,20 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def canary_id(nonce: bytes, text: str) -> str:
-    """Opaque id (32 hexadecimal digits) that binds a canary's text under the secret nonce."""
+    """Opaque id (32 hexadecimal digits) that binds a canary's text under the secret nonce.
+
+    Parameters
+    ----------
+    nonce : bytes
+        The 32 secret bytes of the commitment.
+    text : str
+        The canary's text.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
     return hmac.new(nonce, text.encode("utf-8"), hashlib.sha256).hexdigest()[:32]
 
 
@@ -55,6 +68,16 @@ def manifest(ids: Sequence[str], coins: Sequence[int], copies: int) -> dict[str,
         Opaque ids, unique, and 0/1 coins.
     copies : int
         How many times an inserted canary stands in the data.
+
+    Returns
+    -------
+    dict
+        Plain JSON value, for :func:`commitment`.
+
+    Raises
+    ------
+    InvalidValue
+        If ids are not unique, or coins are not as many.
     """
     if len(ids) != len(coins) or len(set(ids)) != len(ids):
         raise InvalidValue(
@@ -65,7 +88,25 @@ def manifest(ids: Sequence[str], coins: Sequence[int], copies: int) -> dict[str,
 
 
 def commitment(nonce: bytes, canary_manifest: dict[str, Any]) -> str:
-    """SHA-256(nonce ‖ canonical manifest), hexadecimal."""
+    """SHA-256(nonce ‖ canonical manifest), hexadecimal.
+
+    Parameters
+    ----------
+    nonce : bytes
+        32 secret bytes from the operating system.
+    canary_manifest : dict
+        As :func:`manifest` gives it.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits, which may be published before training.
+
+    Raises
+    ------
+    InvalidValue
+        If the nonce has not 32 bytes.
+    """
     if len(nonce) != NONCE_BYTES:
         raise InvalidValue(f"the nonce has {len(nonce)} bytes and must have {NONCE_BYTES}; draw it from os.urandom.")
     return sha256_bytes(nonce + canonical_json(canary_manifest))

@@ -43,6 +43,11 @@ class Finding:
         The fault sizes that a clean result excludes.
     detail : mapping
         Further plain JSON values.
+
+    Raises
+    ------
+    InvalidValue
+        If ``status`` is unknown.
     """
 
     name: str

@@ -16,16 +16,31 @@ class Guarantee:
 
     Attributes
     ----------
-    epsilon_upper : float or None
-        Certified upper bound; None where the accountant proves none.
+    accountant, version : str
+        Who found it, and by which version.
+    delta : float
+        δ in (0, 1).
+    relation : Relation
+        Neighbouring relation.
+    group_size : int
+        Units of privacy that the bound covers together.
     epsilon_lower : float or None
         Certified lower bound on the mechanism's true ε; None where the accountant proves none.
+    epsilon_upper : float or None
+        Certified upper bound; None where the accountant proves none.
     epsilon_estimate : float or None
         Uncertified value (Gaussian-DP central limit); never stands in ``epsilon_upper``.
     rigorous : bool
         True only when ``epsilon_upper`` is a proven bound for this ledger.
     assumption : str
         What the bound rests on, in words.
+    seconds : float
+        Wall time of the computation.
+
+    Raises
+    ------
+    InvalidValue
+        If an accountant that is not rigorous fills a bound, or the lower bound exceeds the upper one.
     """
 
     accountant: str

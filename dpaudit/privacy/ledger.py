@@ -25,6 +25,11 @@ class Ledger:
         Unit of privacy in the users' words: "record", "paragraph", "user".
     max_records_per_unit : int
         Records one unit contributes at most; above 1 the accountant computes the group claim.
+
+    Raises
+    ------
+    InvalidValue
+        If the relation is unknown, the unit is no name, or ``max_records_per_unit`` is below 1.
     """
 
     stages: tuple[Stage, ...]

@@ -145,6 +145,13 @@ class MemoryJournal:
         Unit of privacy that it states.
     max_records_per_unit : int
         Records that one unit contributes at most.
+
+    Raises
+    ------
+    InvalidValue
+        From :meth:`ledger`, where relation and unit were not given.
+    RuntimeError
+        From :meth:`count`, where no stage was begun.
     """
 
     def __init__(

@@ -111,6 +111,13 @@ class Stage:
         Andrew et al. 1905.03871), relative to a count of sensitivity 1.
     stop_reason : str or None
         Why the stage ended, when not by its planned step count.
+
+    Raises
+    ------
+    InvalidValue
+        If a value is out of its bounds, or what another one needs is missing; names the key.
+    UnsupportedStage
+        For Laplace noise on more than one release a step.
     """
 
     sampling_probability: float

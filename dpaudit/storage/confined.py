@@ -42,6 +42,11 @@ class Limits:
         long by the clock.
     megabytes : int
         Memory that the process may allocate, in MiB (not enforced on systems without ``RLIMIT_DATA``).
+
+    Raises
+    ------
+    InvalidValue
+        If a limit is not positive, or above 10⁶ seconds or 10⁷ MiB.
     """
 
     seconds: float = 8.0

@@ -75,6 +75,17 @@ class JournalRecord:
 def read_journal(path: Path) -> JournalRecord:
     """Read and check a ledger file and, when it stands beside it, its open segment.
 
+    Parameters
+    ----------
+    path : Path
+        ``ledger.jsonl``; its open segment is the file ``ledger.open`` beside it.
+
+    Returns
+    -------
+    JournalRecord
+        The ledger with the steps of the open segment, the digests of its lines, and the audit plan that it is bound
+        to.
+
     Raises
     ------
     InvalidEvidence

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dpaudit import InvalidEvidence
+from dpaudit import InvalidEvidence, InvalidValue
 from dpaudit.auditing import (
     Scores,
     audit,
@@ -145,3 +145,15 @@ def test_white_box_findings_supply_the_power():
     honest = finding_from_step(step_noise_bound(rng.normal(size=2000), declared_mu=1.0), 0.005)
     result = audit(Scores([f"c{i}" for i in range(m)], scores, member), plan, findings=[honest])
     assert result.verdict == "consistent" and "factor" in result.power_source
+
+
+def test_bad_arguments_of_the_noise_test_are_named_before_anything_is_computed() -> None:
+    for options, words in (
+        ({"declared_sd": 0.0}, "declared_sd=0.0"),
+        ({"declared_sd": -1.0}, "declared_sd=-1.0"),
+        ({"declared_sd": 1.0, "faults": (1.0, 2.0)}, "must all exceed 1"),
+        ({"declared_sd": 1.0, "faults": ()}, "must all exceed 1"),
+        ({"declared_sd": 1.0, "alpha": 2.0}, "alpha=2.0"),
+    ):
+        with pytest.raises(InvalidValue, match=words):
+            sequential_noise_test([0.5, -0.5], **options)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.certificates.forms import contract_paragraph, registry_entry, yaml
+from dpaudit.certificates.forms import contract_paragraph, export, registry_entry, yaml
 from dpaudit.certificates.statement import Statement
-from dpaudit.privacy.errors import InvalidEvidence
+from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from tests.certificates.certificate_run import release
 from tests.runs.run_helpers import run_cli
 
@@ -73,3 +73,8 @@ def test_command_prints_both(tmp_path: Path) -> None:
     value = run_cli("export", path, "--as", "registry", "--json").json
     assert value["schema"] == "dpaudit.export/1" and value["missing"]
     assert run_cli("export", path).code == 64
+
+
+def test_an_unknown_form_is_refused(statement: Statement) -> None:
+    with pytest.raises(InvalidValue, match="form='yaml' is unknown"):
+        export(statement, "yaml")

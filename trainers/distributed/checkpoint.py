@@ -69,6 +69,15 @@ def load_sharded(folder: Path | str, model: nn.Module, *, names: Sequence[str] |
 
     The number of processes may be another than the one that wrote it.
 
+    Parameters
+    ----------
+    folder : path
+        As :func:`save_sharded` was given; every process must see it.
+    model : nn.Module
+        After ``fully_shard``; its weights are overwritten.
+    names : sequence of str, optional
+        Trained parameters, in the order of the optimizer; the trainable ones by default.
+
     Returns
     -------
     dict

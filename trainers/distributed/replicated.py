@@ -100,6 +100,26 @@ def distributed_options(
     ``units`` are those that ``train`` takes, the same in every process. Where whole units are drawn, each lies in one
     process with all its records; without ``units``, ``n_records`` is then the number of units.
 
+    Parameters
+    ----------
+    model : nn.Module
+        The same in every process, or sharded by ``fully_shard``.
+    plan : PrivacyPlan
+        Of the whole run, the same in every process.
+    n_records : int
+        Records of the whole run, the same in every process.
+    journal : Journal
+        Counts every step, in rank 0.
+    canaries : Canaries, optional
+        In-run canaries, for rank 0.
+    units : iterable, optional
+        Name of each record's unit of privacy.
+
+    Returns
+    -------
+    DistributedOptions
+        Keyword arguments of ``train``: sampler, reduction, journal and, in rank 0, canaries.
+
     Raises
     ------
     PrivacyRefusal

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from dpaudit.privacy.errors import PrivacyRefusal
 from dpaudit.trainers.optimizers import OptimizerSettings
 from dpaudit.trainers.plan import PrivacyPlan
 
+C = TypeVar("C", bound="type[Any]")
 
-def _told(text: str, **kwargs: Any) -> Any:
+
+def told(text: str, **kwargs: Any) -> Any:
+    """A field with its help, as ``HfArgumentParser`` prints it."""
     return dataclasses.field(metadata={"help": text}, **kwargs)
 
 
+def described(kind: C) -> C:
+    """The dataclass with a section on parameters in its docstring, made of its fields' help: one home for each text."""
+    rows = []
+    for field in dataclasses.fields(kind):
+        default = "" if field.default is dataclasses.MISSING else f", default={field.default!r}"
+        rows += [f"    {field.name} : {field.type}{default}", f"        {field.metadata['help']}"]
+    kind.__doc__ = "\n".join([(kind.__doc__ or "").rstrip(), "", "    Parameters", "    ----------", *rows, "    "])
+    return kind
+
+
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyArguments:
     """What ``HfArgumentParser`` reads beside TrainingArguments; :meth:`plan` turns both into a plan.
@@ -23,42 +37,42 @@ class PrivacyArguments:
     physical micro-batch, a speed option; the logical batch is ``expected_batch_size``.
     """
 
-    delta: float = _told("Delta of the claim, in (0, 1); a usual choice is 1/(2 public_size).")
-    relation: str = _told("Neighbouring relation: add_or_remove_one, replace_one or zero_out.")
-    sampling: str = _told("How minibatches are drawn: poisson, truncated_poisson or none.")
-    unit: str = _told("Unit of privacy in words, such as record or user.")
-    public_size: int = _told("Number of records as it may be published, fixed beforehand.")
-    expected_batch_size: float = _told("Expected logical batch L; q = L / public_size, and sums are divided by L.")
-    clipping_norm: float = _told("C, bound on the norm of one record's contribution.")
-    target_epsilon: float | None = _told("Epsilon the noise is calibrated to; or give noise_multiplier.", default=None)
-    noise_multiplier: float | None = _told("Noise on the clipped sum divided by C.", default=None)
-    max_records_per_unit: int = _told("Records one unit contributes at most.", default=1)
-    unit_column: str | None = _told(
+    delta: float = told("Delta of the claim, in (0, 1); a usual choice is 1/(2 public_size).")
+    relation: str = told("Neighbouring relation: add_or_remove_one, replace_one or zero_out.")
+    sampling: str = told("How minibatches are drawn: poisson, truncated_poisson or none.")
+    unit: str = told("Unit of privacy in words, such as record or user.")
+    public_size: int = told("Number of records as it may be published, fixed beforehand.")
+    expected_batch_size: float = told("Expected logical batch L; q = L / public_size, and sums are divided by L.")
+    clipping_norm: float = told("C, bound on the norm of one record's contribution.")
+    target_epsilon: float | None = told("Epsilon the noise is calibrated to; or give noise_multiplier.", default=None)
+    noise_multiplier: float | None = told("Noise on the clipped sum divided by C.", default=None)
+    max_records_per_unit: int = told("Records one unit contributes at most.", default=1)
+    unit_column: str | None = told(
         "Column that names each record's unit of privacy; without it the bound on its records is an assumption.",
         default=None,
     )
-    max_records_rule: str = _told(
+    max_records_rule: str = told(
         "A unit with more records: refuse, or choose (at random, before anything is drawn).", default="refuse"
     )
-    sampling_unit: str = _told("Draw each record, or whole units: record or unit.", default="record")
-    records_per_unit: int | None = _told("Records of a drawn unit that a step takes.", default=None)
-    unit_reduction: str = _told("mean or sum of a drawn unit's losses.", default="mean")
-    clipping: str = _told("flat, per_layer, automatic or adaptive.", default="flat")
-    quantile_sigma: float | None = _told("Noise on adaptive clipping's count query.", default=None)
-    max_batch: int | None = _told("Cap of truncated_poisson.", default=None)
-    secure_noise: bool = _told(
+    sampling_unit: str = told("Draw each record, or whole units: record or unit.", default="record")
+    records_per_unit: int | None = told("Records of a drawn unit that a step takes.", default=None)
+    unit_reduction: str = told("mean or sum of a drawn unit's losses.", default="mean")
+    clipping: str = told("flat, per_layer, automatic or adaptive.", default="flat")
+    quantile_sigma: float | None = told("Noise on adaptive clipping's count query.", default=None)
+    max_batch: int | None = told("Cap of truncated_poisson.", default=None)
+    secure_noise: bool = told(
         "Take every bit of the noise from the operating system's cryptographic generator; slower.", default=False
     )
-    allow_nonprivate_logs: bool = _told(
+    allow_nonprivate_logs: bool = told(
         "Publish noise-free training losses and evaluations of private records; a deviation.", default=False
     )
-    evaluation_is_public: bool = _told(
+    evaluation_is_public: bool = told(
         "The evaluation data is public, so that its metrics may be logged.", default=False
     )
-    chunked_head: bool = _told(
+    chunked_head: bool = told(
         "Compute a causal model's head a few examples at a time: less memory, for one product more.", default=False
     )
-    preflight: bool = _told("Check independence, coverage and sensitivity on generated records first.", default=True)
+    preflight: bool = told("Check independence, coverage and sensitivity on generated records first.", default=True)
 
     def plan(self, *, max_steps: int = -1, num_train_epochs: float = 3.0) -> PrivacyPlan:
         """The plan, with ``max_steps`` steps, or as many as ``num_train_epochs`` expected passes take."""

@@ -19,7 +19,7 @@ from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import Calibrate, FileJournal, Journal
 from dpaudit.trainers.distributed.replicated import share_weights
 from dpaudit.trainers.distributed.shards import has_shards
-from dpaudit.trainers.huggingface.arguments import PrivacyArguments
+from dpaudit.trainers.huggingface.arguments import PrivacyArguments, described, told
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
@@ -53,29 +53,26 @@ from dpaudit.trainers.zeroth_order.weights import rebuild, refuse_mask_of_shards
 LOG = "zo_log.jsonl"
 
 
-def _told(text: str, **kwargs: Any) -> Any:
-    return dataclasses.field(metadata={"help": text}, **kwargs)
-
-
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZerothOrderArguments:
     """What ``HfArgumentParser`` reads beside TrainingArguments and PrivacyArguments for forward-only training."""
 
-    run_key: str = _told("Public key of the run's directions; a new one for each run on the same records.")
-    directions: int = _told("P, directions evaluated on each minibatch.", default=1)
-    clip: str = _told("per_direction (sensitivity C sqrt(P)) or joint (sensitivity C).", default="joint")
-    scale: float = _told("Beta, half the distance between the two evaluations.", default=1e-3)
-    last_scale: float | None = _told("Beta of the last stage, geometric in between.", default=None)
-    stages: int = _told("Stages of DP-ZOSO; 1 is DPZero or DP-AggZO.", default=1)
-    growth: float = _told("Ratio of step counts from stage to stage.", default=2.0)
-    decay: float = _told("Ratio of learning rates from stage to stage.", default=0.5)
-    proximal: float = _told("Gamma, pull towards the weights at the stage's start.", default=0.0)
-    distribution: str = _told("gaussian or rademacher.", default="gaussian")
-    perturbation: str = _told("per_layer (out of place) or in_place.", default="per_layer")
-    keep: float | None = _told("DP-ZOPO: fraction of coordinates that move; None moves all.", default=None)
-    prune_score: str = _told("zo_synflow, magnitude or random.", default="zo_synflow")
-    prune_strategy: str = _told("static, dynamic or incremental.", default="static")
-    prune_ranked: bool = _told("Weight the kept coordinates by rank.", default=False)
+    run_key: str = told("Public key of the run's directions; a new one for each run on the same records.")
+    directions: int = told("P, directions evaluated on each minibatch.", default=1)
+    clip: str = told("per_direction (sensitivity C sqrt(P)) or joint (sensitivity C).", default="joint")
+    scale: float = told("Beta, half the distance between the two evaluations.", default=1e-3)
+    last_scale: float | None = told("Beta of the last stage, geometric in between.", default=None)
+    stages: int = told("Stages of DP-ZOSO; 1 is DPZero or DP-AggZO.", default=1)
+    growth: float = told("Ratio of step counts from stage to stage.", default=2.0)
+    decay: float = told("Ratio of learning rates from stage to stage.", default=0.5)
+    proximal: float = told("Gamma, pull towards the weights at the stage's start.", default=0.0)
+    distribution: str = told("gaussian or rademacher.", default="gaussian")
+    perturbation: str = told("per_layer (out of place) or in_place.", default="per_layer")
+    keep: float | None = told("DP-ZOPO: fraction of coordinates that move; None moves all.", default=None)
+    prune_score: str = told("zo_synflow, magnitude or random.", default="zo_synflow")
+    prune_strategy: str = told("static, dynamic or incremental.", default="static")
+    prune_ranked: bool = told("Weight the kept coordinates by rank.", default=False)
 
     def mask(self) -> MaskRule | None:
         """DP-ZOPO's rule, or None."""

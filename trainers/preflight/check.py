@@ -114,6 +114,14 @@ def preflight(
         Sides on which the collator pads: "right", "left", "both", or "none" where all records have one length. By
         default the sides where the batch's mask shows padding, both where it shows none, and the right without a mask.
         Has no effect on ``CollatedRecords``, whose collator shows it.
+    generator : torch.Generator, optional
+        Makes the records; a fixed public seed by default.
+
+    Returns
+    -------
+    PreflightReport
+        How far other examples move an example's loss and gradient, how well the clipper agrees with autograd, and
+        the largest contribution in C.
 
     Raises
     ------

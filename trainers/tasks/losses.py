@@ -92,14 +92,43 @@ def classification_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sequence_classification_losses(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Loss of each example of a batch with ``labels``, for a model that returns ``.logits`` of shape (B, K)."""
+    """Loss of each example of a batch with ``labels``, for a model that returns ``.logits`` of shape (B, K).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called with the batch but for its labels.
+    batch : mapping of Tensor
+        With ``labels`` (B,).
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        Cross-entropy of each example, fp32.
+    """
     inputs = starting_left(batch)
     labels = inputs.pop("labels")
     return classification_losses(model(**inputs).logits, labels)
 
 
 def pad_tokens(records: list[list[int]], *, pad: int = 0, length: int | None = None) -> dict[str, Tensor]:
-    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` of token lists, cut to ``length``."""
+    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` of token lists, cut to ``length``.
+
+    Parameters
+    ----------
+    records : list of list of int
+        Token ids.
+    pad : int, default=0
+        Token id to fill with, which the mask hides.
+    length : int, optional
+        Tokens that are kept of each record; all by default.
+
+    Returns
+    -------
+    dict of str to Tensor
+        int64 tensors (B, T) with T the longest record that is left; labels are −100 where padded, which losses
+        skip.
+    """
     cut = [tokens[:length] for tokens in records]
     width = max([1, *map(len, cut)])
     ids = torch.full((len(cut), width), pad, dtype=torch.long)

@@ -76,6 +76,18 @@ def charged_mean(
         Published number of records.
     journal : Journal
         Counts the step before the release.
+    noise : Noise, optional
+        For tests only; by default from operating-system entropy.
+
+    Returns
+    -------
+    float
+        The noisy mean, which may be published.
+
+    Raises
+    ------
+    InvalidValue
+        If ``bound`` or σ is not finite and positive, or ``public_size`` is below 1.
     """
     validate.positive(bound=bound, noise_multiplier=noise_multiplier)
     validate.finite(bound=bound, noise_multiplier=noise_multiplier)

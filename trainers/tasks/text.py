@@ -32,6 +32,12 @@ class Infilling:
         Holds ``<mask>`` once and ``{0}``, ``{1}`` for the texts.
     words : tuple of str
         One word per class; each must be ONE token after the template's space.
+
+    Raises
+    ------
+    InvalidValue
+        If the template has not one ``<mask>`` and ``{0}``, the tokenizer has no mask token, or a word is not one
+        known token.
     """
 
     tokenizer: Any
@@ -161,7 +167,20 @@ def encode_dialogue(
 
 
 def pad_labelled(records: list[Record], *, pad: int | None) -> dict[str, Tensor]:
-    """Right-padded ``input_ids``, ``attention_mask`` and, where records have them, token ``labels``."""
+    """Right-padded ``input_ids``, ``attention_mask`` and, where records have them, token ``labels``.
+
+    Parameters
+    ----------
+    records : list of mapping
+        Each with ``input_ids`` and, in all of them or in none, token ``labels`` of the same length.
+    pad : int or None
+        Token id to fill with; 0 for None, which the mask hides.
+
+    Returns
+    -------
+    dict of str to Tensor
+        int64 tensors (B, T) with T the longest record; labels are filled with −100, which losses skip.
+    """
     width = max([1, *(len(r["input_ids"]) for r in records)])
 
     def padded(key: str, fill: int) -> Tensor:

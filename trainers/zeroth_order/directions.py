@@ -48,6 +48,11 @@ class Directions:
         ``gaussian``: 16 bits a coordinate, looked up among the 65,536 midpoint quantiles of N(0, 1), scaled to unit
         variance (largest value 4.17). ``rademacher``: one bit a coordinate, ±1.
 
+    Raises
+    ------
+    InvalidValue
+        If ``run`` is empty or ``kind`` unknown.
+
     Examples
     --------
     >>> v = Directions(run="example")

@@ -53,6 +53,18 @@ class ZOLogWriter:
     """Keeps the log in memory and, with a path, appends it to a JSON-lines file, one flushed line a step.
 
     A crash may leave a torn last line, whose step was counted and whose update is lost; readers drop it.
+
+    Parameters
+    ----------
+    path : Path, optional
+        JSON-lines file. Where it exists its lines are read, and the next ones are appended.
+
+    Raises
+    ------
+    InvalidEvidence
+        If the file is no log; from :meth:`header`, if it belongs to another model or other directions.
+    OSError
+        If a line cannot be written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -147,6 +159,16 @@ class ZOLogWriter:
 
 def read_zo_log(path: Path) -> ZOLog:
     """Read a log file.
+
+    Parameters
+    ----------
+    path : Path
+        As ``ZOLogWriter`` was given.
+
+    Returns
+    -------
+    ZOLog
+        Header, stages and released numbers in the order of the steps.
 
     Raises
     ------

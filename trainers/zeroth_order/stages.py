@@ -207,6 +207,8 @@ def zoso(
         η of the first stage, and its factor from stage to stage (η_s = η·decay^s).
     scale, last_scale : float
         β of the first and of the last stage, geometric in between; constant by default.
+    stages : int, default=3
+        Number of stages.
     growth : float
         Ratio of step counts from stage to stage (2: T, 2T, 4T).
     proximal : float or sequence
@@ -215,6 +217,19 @@ def zoso(
         C of each stage; ``plan.clipping_norm`` by default. It does not change ε, since σ is relative to C.
     steps : sequence of int or None
         Explicit step counts instead of ``growth``; they must add up to ``plan.steps``.
+    mask : MaskRule, optional
+        DP-ZOPO: which coordinates move in each stage.
+
+    Returns
+    -------
+    ZOPlan
+        One ``ZOStage`` for each stage.
+
+    Raises
+    ------
+    InvalidValue
+        If a list has not one entry for each stage, the steps do not add up to the plan's, or a value is out of its
+        bounds.
     """
     validate.integer_at_least(1, stages=stages)
     validate.positive(decay=decay)
@@ -242,13 +257,48 @@ def zoso(
 
 
 def mezo(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
-    """MeZO (2305.17333): no clip and no noise, for comparison; ε is infinite and the ledger says so."""
+    """MeZO (2305.17333): no clip and no noise, for comparison; ε is infinite and the ledger says so.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+        Its steps and sampling count; C and σ are replaced by none.
+    learning_rate : float
+        η, constant.
+    scale : float
+        β, half the distance between the two evaluations of a difference.
+
+    Returns
+    -------
+    ZOPlan
+        One stage without clip and noise.
+    """
     bare = dataclasses.replace(plan, clipping_norm=math.inf, noise_multiplier=0.0, target_epsilon=None)
     return ZOPlan((ZOStage(plan=bare, learning_rate=learning_rate, scale=scale),))
 
 
 def dpzero(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
-    """DPZero (2310.09639) with honest Poisson sampling: one direction, one clipped and noised slope a step."""
+    """DPZero (2310.09639) with honest Poisson sampling: one direction, one clipped and noised slope a step.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+        The whole run, with P in ``releases_per_step``, C in ``clipping_norm`` and σ.
+    learning_rate : float
+        η, constant.
+    scale : float
+        β, half the distance between the two evaluations of a difference.
+
+    Returns
+    -------
+    ZOPlan
+        One stage.
+
+    Raises
+    ------
+    PrivacyRefusal
+        If the plan has more than one direction.
+    """
     _one_direction("dpzero", plan)
     return ZOPlan((ZOStage(plan=plan, learning_rate=learning_rate, scale=scale),))
 
@@ -266,6 +316,25 @@ def aggzo(plan: PrivacyPlan, *, learning_rate: float, scale: float) -> ZOPlan:
 
     The paper clips the vector (Δ_1 .. Δ_K)/K at c; this library clips (Δ_1 .. Δ_K) at C = K·c, which is the same
     update. Its rule c = c₀/√K reads C = c₀·√K here.
+
+    Parameters
+    ----------
+    plan : PrivacyPlan
+        The whole run, with P in ``releases_per_step``, C in ``clipping_norm`` and σ.
+    learning_rate : float
+        η, constant.
+    scale : float
+        β, half the distance between the two evaluations of a difference.
+
+    Returns
+    -------
+    ZOPlan
+        One stage.
+
+    Raises
+    ------
+    InvalidValue
+        If there are several directions and the clip is not joint.
     """
     if plan.releases_per_step > 1 and plan.clip != Clip.JOINT:
         raise InvalidValue(f"clip={plan.clip!s} must be 'joint' for DP-AggZO; use zoso() otherwise.")

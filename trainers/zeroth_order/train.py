@@ -138,6 +138,11 @@ def zo_train(
         Whether records made up in the form of ``records`` go through collator, model and loss first, and what couples
         them is refused (see ``preflight_losses``); or the made-up records to take.
 
+    Returns
+    -------
+    ZOResult
+        Status, the stages that ran, the log, and the state for the next call; the model itself is changed in place.
+
     Raises
     ------
     InvalidValue, PrivacyRefusal, UnsupportedModel

@@ -144,6 +144,18 @@ def refuse_mask_of_shards(rule: MaskRule | None) -> None:
 def replay(log: ZOLog, model: nn.Module) -> nn.Module:
     """Rebuild a run's weights in place from the base model and the log, bit for bit, whole or in shards.
 
+    Parameters
+    ----------
+    log : ZOLog
+        As :func:`read_zo_log` gives it.
+    model : nn.Module
+        The base model; its weights are overwritten.
+
+    Returns
+    -------
+    nn.Module
+        The same model.
+
     Raises
     ------
     InvalidEvidence

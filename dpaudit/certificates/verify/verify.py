@@ -70,6 +70,16 @@ def find_certificate(path: Path) -> Path:
 def read_certificate(path: Path | str) -> Certificate:
     """Read a certificate within the limits of the safe readers and check its schema.
 
+    Parameters
+    ----------
+    path : path
+        The certificate, its ``release/`` folder, or the run folder.
+
+    Returns
+    -------
+    Certificate
+        Exact bytes, parsed statement, and the folder of the evidence.
+
     Raises
     ------
     InvalidEvidence
