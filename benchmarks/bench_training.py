@@ -361,6 +361,7 @@ def time_model(model_name: str, rounds: int, names: list[str]) -> dict[str, Any]
             "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
             "ratio_of_minima": round(min(seconds[name]) / min(base), 3),
             "seconds": round(statistics.median(seconds[name]), 4),
+            "rounds": rounds,
         }
     return table
 
@@ -472,7 +473,6 @@ def main() -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": 1,
-            "rounds": options.rounds,
         }
         for model_name, rows in found.items():  # rows of backends that were left out this time stay
             stored.setdefault(kind, {}).setdefault(model_name, {}).update(rows)

@@ -85,23 +85,23 @@ def add_direction(
 
 
 class _Perturbed(NamedTuple):
-    """One weight of a module and the memory of its perturbed value."""
+    """One weight of a module and the memory of its perturbed value; a shared weight has memory elsewhere."""
 
     key: str
     name: str
     parameter: nn.Parameter
-    flat: Tensor
-    view: Tensor
+    flat: Tensor | None
 
 
 class PerLayer:
     """Perturb every layer out of place while it runs.
 
     A weight that several modules share (tied embeddings) is perturbed when the first of them runs and kept, in memory
-    of its own, to the end of the evaluation. All others share scratch memory of the largest module's size, or of
-    ``GROUP`` coordinates: small modules are perturbed together with those that ran after them the last time, so that
-    the table of values is read while it is in the processor's cache. A module in shards is perturbed alone, when it is
-    entered: FSDP2 has gathered its weights just then, and not yet those of the next.
+    of its own, until the last of them has run; a language model's loss, which takes the most memory, comes later. All
+    others share scratch memory of the largest module's size, or of ``GROUP`` coordinates: small modules are perturbed
+    together with those that ran after them the last time, so that the table of values is read while it is in the
+    processor's cache. A module in shards is perturbed alone, when it is entered: FSDP2 has gathered its weights just
+    then, and not yet those of the next.
     """
 
     def __init__(
@@ -119,6 +119,8 @@ class PerLayer:
                 self._owned[module] = own
         owners = collections.Counter(name for own in self._owned.values() for _, name, _ in own)
         self._shared: dict[str, Tensor | None] = {name: None for name, n in owners.items() if n > 1}
+        # Of the modules that share a weight the last one: as registered, and then as first seen to run.
+        self._last = {n: m for m, own in self._owned.items() for _, n, _ in own if n in self._shared}
         self._parameters = dict(parameters)
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._blocks: dict[torch.device, Buffer] = {}
@@ -198,8 +200,17 @@ class PerLayer:
             self._places[module] = len(self._order)
             self._order.append(module)
             self._groups.clear()
+            self._note_last(module)
         for key, value in found:
             module._parameters[key] = value  # type: ignore[assignment]
+
+    def _note_last(self, module: nn.Module) -> None:
+        """A module was seen to run for the first time, maybe as the last of those that share a weight."""
+        for _, name, _ in self._owned[module]:
+            if name in self._shared:
+                owners = [m for m, own in self._owned.items() if any(name == other for _, other, _ in own)]
+                if all(owner in self._places for owner in owners):
+                    self._last[name] = module
 
     def _group(self, module: nn.Module) -> list[tuple[nn.Module, list[_Perturbed]]]:
         """The module and those expected after it, as far as they fit into the scratch memory."""
@@ -225,27 +236,30 @@ class PerLayer:
         """Memory for a module's perturbed weights: in its place or, without one, of their own."""
         found, offset = [], 0
         for key, name, p in self._owned[module]:
+            flat = None
             if name in self._shared:
-                flat = self._shared[name]
-                if flat is None:
-                    flat = self._shared[name] = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
+                pass
             elif place is not None and (p.device, p.dtype) == self._kinds[module]:
                 flat = place[offset : offset + p.numel()]
                 offset += _aligned(p)
             else:  # parameters of one module may differ in type or place
                 flat = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
-            found.append(_Perturbed(key, name, p, flat, flat.view(p.shape)))
+            found.append(_Perturbed(key, name, p, flat))
         return found
 
     def _perturbed(self, module: nn.Module, weights: list[_Perturbed]) -> list[tuple[str, Tensor]]:
-        """Fill scratch memory with a module's weights at this point; a shared weight is computed once."""
-        for key, name, p, flat, _ in weights:
+        """Fill memory with a module's weights at this point; a shared weight is computed once."""
+        found = []
+        for key, name, p, flat in weights:
             whole = self._whole(module, key, p)
-            if name in self._shared and name in self._seen:
-                continue
-            self._seen.add(name)
-            self._add(name, whole, flat)
-        return [(item.key, item.view) for item in weights]
+            if flat is None and (flat := self._shared[name]) is None:
+                self._shared[name] = flat = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
+                self._seen.discard(name)
+            if name not in self._shared or name not in self._seen:
+                self._seen.add(name)
+                self._add(name, whole, flat)
+            found.append((key, flat.view(p.shape)))
+        return found
 
     def _add(self, name: str, p: nn.Parameter, out: Tensor) -> None:
         step, direction, scale = self._point
@@ -261,9 +275,17 @@ class PerLayer:
         self._depth -= 1
         own = self._owned[module]
         scratch = {module._parameters[key].untyped_storage().data_ptr() for key, *_ in own}  # type: ignore[union-attr]
-        for key, _name, p in own:
+        for key, name, p in own:
             module._parameters[key] = self._whole(module, key, p)
+            if self._last.get(name) is module:
+                self._forget(name)
         return _detached_from(output, scratch)
+
+    def _forget(self, name: str) -> None:
+        """Give back the memory of a shared weight; a module that asks for it again has it computed again."""
+        self._shared[name] = None
+        for module in [m for m in self._ready if any(name == other for _, other, _ in self._owned[m])]:
+            del self._ready[module]
 
     def _restore_all(self) -> None:
         self._depth = 0

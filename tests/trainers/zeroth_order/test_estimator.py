@@ -17,7 +17,7 @@ from dpaudit.privacy.stage import Clip, Mechanism
 from dpaudit.trainers.noise import NoiseSource, NoNoise
 from dpaudit.trainers.zeroth_order.coordinates import Mask, trainable_parameters
 from dpaudit.trainers.zeroth_order.directions import DirectionAt, DirectionKind, Directions
-from dpaudit.trainers.zeroth_order.perturb import BitCache, perturbation
+from dpaudit.trainers.zeroth_order.perturb import BitCache, PerLayer, perturbation
 from dpaudit.trainers.zeroth_order.step import (
     Pull,
     apply_update,
@@ -358,6 +358,19 @@ def test_layers_perturbed_ahead_serve_any_order_of_calls(group: int, monkeypatch
                 found = [model(x), model(x)]  # two physical batches at one point
             expected = torch.func.functional_call(model, moved, (x,))
             assert all(torch.allclose(one, expected, atol=1e-6) for one in found)
+
+
+def test_a_shared_weight_is_held_only_until_its_last_module_has_run() -> None:
+    model, batch = tiny_gpt().eval(), torch.stack(token_records(2))
+    perturb = perturbation(model, trainable_parameters(model), V)
+    assert isinstance(perturb, PerLayer)
+    held: list[Tensor | None] = []
+    model.lm_head.register_forward_pre_hook(lambda *_: held.extend(perturb._shared.values()))
+    for number in range(2):
+        with torch.no_grad(), perturb.at(step=0, direction=number, scale=0.1):
+            model(input_ids=batch)
+            assert perturb._shared == {"transformer.wte.weight": None}
+    assert len(held) == 2 and all(weight is not None for weight in held)
 
 
 def test_weights_out_of_a_hooks_reach_are_refused_by_name() -> None:
