@@ -2,6 +2,7 @@
 
     python benchmarks/bench_audit.py                               # table and timings -> results/audit.json
     python benchmarks/bench_audit.py --quick                       # a tenth of the repetitions
+    python benchmarks/bench_audit.py --costs                       # timings alone, put into results/audit.json
     python benchmarks/bench_audit.py --jax-python ENV/bin/python   # jax-privacy on the same scores, beside ours
 
 Each cell is mean(lower bound)/ε at 95 % confidence and δ = 1e-5: m canaries with fair coins, independent Gaussian
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from machine import commit, load, processor
 from scipy.special import ndtr
 
 from dpaudit.auditing import (
@@ -179,13 +181,13 @@ def jax_rows(python: str, scores: list[Any]) -> dict[str, list[float]]:
     return rows
 
 
-def costs() -> dict[str, float]:
-    """CPU seconds of the one-run bound and of a full audit at 100,000 canaries, and the process's peak memory."""
-    m, rng = 100_000, np.random.default_rng(0)
+def costs() -> dict[str, Any]:
+    """CPU seconds and peak memory of an audit of a million canaries, and of the command on two million rows of CSV."""
+    m, rng = 1_000_000, np.random.default_rng(0)
     member = rng.integers(0, 2, m)
     scores, ids = rng.normal(size=m) + member, [f"canary-{i}" for i in range(m)]
     start = time.process_time()
-    snj_epsilon_lower(m, m, 70_001, DELTA, ALPHA)
+    snj_epsilon_lower(m, m, 700_001, DELTA, ALPHA)
     bound = time.process_time() - start
     start = time.process_time()
     plan = design(m, 4.0, DELTA, relation="add_or_remove_one", unit="record")
@@ -193,7 +195,36 @@ def costs() -> dict[str, float]:
     audit(Scores(ids, scores, member), plan, control=control, curve=gaussian_trade_off(gdp_mu(4.0, DELTA)))
     whole = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"one_run_bound_s": bound, "full_audit_s": whole, "peak_rss_gib": peak}
+    return {
+        "processor": processor(),
+        "commit": commit(),
+        "load": load(),
+        "canaries": m,
+        "one_run_bound_s": bound,
+        "full_audit_s": whole,
+        "peak_rss_gib": peak,
+        "command": command_costs(2 * m, rng),
+    }
+
+
+def command_costs(rows: int, rng: np.random.Generator) -> dict[str, float]:
+    """CPU seconds and peak memory of ``dpaudit audit`` on a CSV of so many rows, from start to exit."""
+    member = rng.integers(0, 2, rows)
+    scores = (rng.normal(size=rows) + member).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "scores.csv"
+        lines = (f"canary-{i},{bit},{score!r}\n" for i, (bit, score) in enumerate(zip(member, scores, strict=True)))
+        with path.open("w") as file:
+            file.write("id,member,score\n")
+            file.writelines(lines)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        asked = [sys.executable, "-m", "dpaudit", "audit", str(path), "--claimed-epsilon", "4", "--delta", str(DELTA)]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1, 2):
+            raise RuntimeError(f"the command ended with {done.returncode}: {done.stderr[-300:]}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"rows": rows, "seconds": seconds, "peak_rss_gib": after.ru_maxrss / 2**20}
 
 
 def zeroth_order(seeds: int) -> list[dict[str, Any]]:
@@ -242,14 +273,21 @@ def main() -> None:
     """Print the tables and write results/audit.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions")
+    parser.add_argument("--costs", action="store_true", help="what an audit costs, alone")
     parser.add_argument("--jax-python", help="interpreter of an environment with jax-privacy installed")
     parser.add_argument("--jax-repetitions", type=int, default=20, help="repetitions for jax-privacy's slower code")
     options = parser.parse_args()
     spent = costs()
     print(
-        f"m = 100,000: one-run bound {spent['one_run_bound_s']:.4f} CPU s (target < 0.2), full audit with plan, control"
-        f" and all estimators {spent['full_audit_s']:.2f} s (target < 5), peak memory {spent['peak_rss_gib']:.2f} GiB\n"
+        f"a million canaries: one-run bound {spent['one_run_bound_s']:.4f} CPU s, full audit with plan, control and all"
+        f" estimators {spent['full_audit_s']:.2f} s (target < 5), peak memory {spent['peak_rss_gib']:.2f} GiB (< 1)\n"
+        f"the command on two million rows of CSV: {spent['command']['seconds']:.2f} CPU s (target < 10), peak memory"
+        f" {spent['command']['peak_rss_gib']:.2f} GiB\n"
     )
+    if options.costs:
+        stored = json.loads(RESULTS.read_text()) | {"costs": spent}
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+        return
     steps = zeroth_order(5 if options.quick else 20)
     print("step-level audit of a correct zeroth-order mechanism; share of epsilon (target 0.75, conditional):")
     for row in steps:
