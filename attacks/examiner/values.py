@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpaudit.attacks.examiner.causes import CAUSES, RANK, TABLE
 from dpaudit.privacy import validate
+from dpaudit.privacy.finding import FindingFields
 from dpaudit.privacy.rounding import upper_text
 
 STATUSES = ("violated", "accounting_mismatch", "conditional", "note")
@@ -23,8 +24,8 @@ PARTS = ("replay", "noise", "sampler")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExamFinding:
-    """One departure of a training step from its plan.
+class ExamFinding(FindingFields):
+    """One departure of a training step from its plan: the fields of an audit's finding, and what it explains.
 
     Attributes
     ----------
@@ -34,10 +35,6 @@ class ExamFinding:
         One of ``STATUSES``.
     claim : str
         "step function", "declared mechanism" or "ledger".
-    text : str
-        Plain words: what was measured, and what it means.
-    deterministic : bool
-        True for a witness that needs no statistics.
     p_value : float or None
         Upper bound on the probability of such evidence for a correct step, corrected for this test's comparisons.
     power, excludes
@@ -49,27 +46,11 @@ class ExamFinding:
         Names that were found too and that this cause explains.
     """
 
-    name: str
-    status: str
-    claim: str
-    text: str
-    deterministic: bool = False
-    p_value: float | None = None
-    power: float | None = None
-    excludes: str = ""
-    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     repeated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         validate.one_of(STATUSES, status=self.status)
         validate.one_of(CAUSES, name=self.name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON value with the keys of an audit's finding."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["detail"] = dict(self.detail)
-        values["repeated"] = list(self.repeated)
-        return values
 
     def public(self) -> dict[str, Any]:
         """What may leave ``private/``: the name of the cause and its standing text, no number of the witness.

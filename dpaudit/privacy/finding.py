@@ -18,7 +18,29 @@ STATUSES: tuple[str, ...] = (*Verdict, NOTE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class FindingFields:
+    """What every finding states, of an audit or an examination; :class:`Finding` says what each field means."""
+
+    name: str
+    status: str
+    claim: str
+    text: str
+    deterministic: bool = False
+    p_value: float | None = None
+    power: float | None = None
+    excludes: str = ""
+    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values["detail"] = dict(self.detail)
+        return values
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(FindingFields):
     """One thing an audit found, with what it says about the verdict.
 
     Attributes
@@ -50,24 +72,8 @@ class Finding:
         If ``status`` is unknown.
     """
 
-    name: str
-    status: str
-    claim: str
-    text: str
-    deterministic: bool = False
-    p_value: float | None = None
-    power: float | None = None
-    excludes: str = ""
-    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
     def __post_init__(self) -> None:
         validate.one_of(STATUSES, status=self.status)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["detail"] = dict(self.detail)
-        return values
 
 
 @runtime_checkable
