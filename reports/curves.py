@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpaudit.privacy.rounding import exact_text, nearest_text, upper_text
+from dpaudit.reports.rates import attack_points, certified_band, guessing_line, unit_square
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 
 # One colour, dash and marker each, so that they can be told apart without colour; an accountant looks alike everywhere.
@@ -134,12 +135,8 @@ def tradeoff_curves(series: Mapping[str, Any]) -> Drawing:
 
     def paint(axes: Any, narrow: bool) -> None:
         quiet(axes)
-        axes.plot(
-            [0, 1], [1, 0], color=COLOURS["ceil"], linewidth=1.3, linestyle=(0, (1.5, 2.5)), label="nothing leaks"
-        )
-        if upper is not None:
-            axes.fill_between(alpha, lower, upper, color=COLOURS["acc"], alpha=0.3, linewidth=0)
-        axes.plot(alpha, lower, color=COLOURS["acc"], linewidth=2.2, label="prv: no attack is below")
+        guessing_line(axes, [0, 1], [1, 0], "nothing leaks")
+        certified_band(axes, alpha, lower, upper, label="prv: no attack is below", band="")
         for name, values in implied.items():
             colour, dash, _ = _LINES[name]
             axes.plot(alpha, values, color=COLOURS[colour], linewidth=1.8, linestyle=dash, label=f"implied by {name}")
@@ -147,14 +144,8 @@ def tradeoff_curves(series: Mapping[str, Any]) -> Drawing:
             colour, dash, _ = _ESTIMATE
             label = "gdp-clt (not a bound)"
             axes.plot(alpha, series["clt"], color=COLOURS[colour], linewidth=1.8, linestyle=dash, label=label)
-        if points:
-            x, y = [p["fpr"] for p in points], [p["fnr"] for p in points]
-            axes.plot(x, y, "o", color=COLOURS["emp"], label="measured attack")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("false positive rate")
-        axes.set_ylabel("false negative rate")
-        axes.legend(loc="upper right", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
+        attack_points(axes, points, label="measured attack")
+        unit_square(axes)
 
     return draw(
         "tradeoff-curves",

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpaudit.privacy.guarantee import Bound, tightest
 from dpaudit.privacy.rounding import exact_text, lower_text, nearest_text, percent_lower, upper_text
+from dpaudit.reports.rates import attack_points, certified_band, guessing_line, name_rates, unit_square
 from dpaudit.reports.svg import COLOURS, Drawing, draw, quiet
 
 
@@ -195,9 +196,7 @@ def roc(series: Mapping[str, Any]) -> Drawing:
             axis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlim(floor, 1)
         axes.set_ylim(floor, 1.15)
-        axes.plot(
-            [floor, 1], [floor, 1], color=COLOURS["ceil"], linewidth=1.3, linestyle=(0, (1.5, 2.5)), label="guessing"
-        )
+        guessing_line(axes, [floor, 1], [floor, 1], "guessing")
         if limit := series.get("limit"):
             axes.plot(
                 limit["fpr"],
@@ -208,9 +207,7 @@ def roc(series: Mapping[str, Any]) -> Drawing:
                 label="allowed by the claim",
             )
         axes.plot(fpr, tpr, color=COLOURS["emp"], linewidth=2.2, drawstyle="steps-post", label="this attack")
-        axes.set_xlabel("false positive rate")
-        axes.set_ylabel("true positive rate")
-        axes.legend(loc="lower right", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
+        name_rates(axes, "true positive rate", "lower right")
 
     return draw(
         "roc",
@@ -314,29 +311,10 @@ def tradeoff(series: Mapping[str, Any], *, delta: float | None = None) -> Drawin
 
     def paint(axes: Any, narrow: bool) -> None:
         quiet(axes)
-        axes.plot(
-            [0, 1], [1, 0], color=COLOURS["ceil"], linewidth=1.3, linestyle=(0, (1.5, 2.5)), label="nothing leaks"
-        )
-        if upper is not None:
-            # A band narrower than a pixel cannot be seen, so it gets no name in the legend.
-            seen = max(abs(float(high) - float(low)) for low, high in zip(lower, upper, strict=True)) > 1 / 300
-            label = "certified band" if seen else None
-            axes.fill_between(alpha, lower, upper, color=COLOURS["acc"], alpha=0.3, linewidth=0, label=label)
-        axes.plot(alpha, lower, color=COLOURS["acc"], linewidth=2.2, label="least the mechanism guarantees")
-        if points:
-            axes.plot(
-                [p["fpr"] for p in points],
-                [p["fnr"] for p in points],
-                "o",
-                color=COLOURS["emp"],
-                markersize=4.5,
-                label="this attack",
-            )
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("false positive rate")
-        axes.set_ylabel("false negative rate")
-        axes.legend(loc="upper right", frameon=False, fontsize=10.5, labelcolor=COLOURS["ink"])
+        guessing_line(axes, [0, 1], [1, 0], "nothing leaks")
+        certified_band(axes, alpha, lower, upper, label="least the mechanism guarantees", band="certified band")
+        attack_points(axes, points, label="this attack", markersize=4.5)
+        unit_square(axes)
 
     return draw(
         "tradeoff",
