@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -63,21 +63,32 @@ def _without_preflight(train: Callable[..., Any]) -> dict[str, Any]:
     return {"preflight": False} if "preflight" in inspect.signature(train).parameters else {}
 
 
-def _in_units(plan: Any, rows: Sequence[_Record]) -> tuple[Sequence[_Record], dict[str, Any]]:
+class _TrainerPlan(Protocol):
+    """What these adapters read of a plan of our trainers."""
+
+    @property
+    def draws_units(self) -> bool: ...
+    @property
+    def target_epsilon(self) -> float | None: ...
+    @property
+    def noise_multiplier(self) -> float | None: ...
+
+
+def _in_units(plan: _TrainerPlan, rows: Sequence[_Record]) -> tuple[Sequence[_Record], dict[str, Any]]:
     """Records as units of privacy, where the plan draws whole units: each is a unit of two rows, itself and a copy.
 
     What a unit adds is then what the record alone would, unless its rows are clipped apart or another unit's are among
     them; with one row for each unit neither would show.
     """
-    if not getattr(plan, "draws_units", False):
+    if not plan.draws_units:
         return rows, {}
     numbers = list(range(len(rows)))
     return [*rows, *rows], {"units": numbers + numbers}
 
 
-def _drawn(plan: Any, indices: Sequence[int], rows: int) -> tuple[int, ...]:
+def _drawn(plan: _TrainerPlan, indices: Sequence[int], rows: int) -> tuple[int, ...]:
     """The records of a minibatch, of each the number that it was given; in order where units were drawn."""
-    if not getattr(plan, "draws_units", False):
+    if not plan.draws_units:
         return tuple(indices)
     return tuple(sorted({i % rows for i in indices}))
 
@@ -90,7 +101,7 @@ class _Trace:
 
 def _without_target(plan: Any) -> Any:
     """The plan without the ε that it aims at: an examination runs other numbers of steps, which may well miss it."""
-    if getattr(plan, "target_epsilon", None) is None or getattr(plan, "noise_multiplier", None) is None:
+    if plan.target_epsilon is None or plan.noise_multiplier is None:
         return plan
     return dataclasses.replace(plan, target_epsilon=None)
 
@@ -106,14 +117,15 @@ class _TrainerAdapter:
         *,
         collate: Callable[[list[Any]], Any],
         loss_fn: Callable[[nn.Module, Any], Tensor],
-        special: Mapping[str, Any],
-        options: Mapping[str, Any],
+        special: Mapping[str, Any] | None,
+        options: Mapping[str, Any] | None,
     ) -> None:
         if len(records) < 8:
             raise InvalidValue(f"records={len(records)} must be at least 8 for an examination; give more.")
         self._train, self.model = train, model
-        self._collate, self._loss_fn, self._options = collate, loss_fn, {**_without_preflight(train), **options}
-        self._special = dict(special)
+        self._collate, self._loss_fn = collate, loss_fn
+        self._options = {**_without_preflight(train), **(options or {})}
+        self._special = dict(special or {})
         self._plain = list(records)
         self.size = len(self._plain)
         rows = [_Record(record) for record in self._plain]
@@ -127,6 +139,13 @@ class _TrainerAdapter:
         self._rows = rows
         self._journal = MemoryJournal()
         self._published: dict[str, float] = {}
+
+    def _on_first(self, size: int) -> dict[str, Any]:
+        """What this was made with, but for the first ``size`` records alone."""
+        return {
+            "train": self._train, "model": self.model, "records": self._plain[:size], "collate": self._collate,
+            "loss_fn": self._loss_fn, "special": self._special, "options": self._options,
+        }  # fmt: skip
 
     # -- what a checkpoint holds -----------------------------------------------------------------------------------
     def snapshot(self) -> dict[str, Tensor]:
@@ -185,6 +204,14 @@ class _TrainerAdapter:
         # 1 is not multiplied in, so that ordinary records run exactly as they do without the examiner
         return torch.where(factor == 1, losses, losses * factor)
 
+    def _rows_and_arguments(
+        self, batches: Sequence[Batch] | None, *, silent: bool
+    ) -> tuple[Sequence[_Record], dict[str, Any]]:
+        """Rows and arguments: the records alone where the trainer draws, all rows where minibatches are given."""
+        rows: Sequence[_Record] = self._rows if batches is not None else self._rows[: self.size]
+        arguments: dict[str, Any] = {} if batches is None else {"sampler": _Script(batches)}
+        return rows, arguments | ({"noise": _Silent()} if silent else {})
+
     def _run(
         self, batches: Sequence[Batch] | None, steps: int, *, clean: bool = False, draws_only: bool = False
     ) -> _Trace:
@@ -227,9 +254,7 @@ class FirstOrderAdapter(_TrainerAdapter):
         special: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            train, model, records, collate=collate, loss_fn=loss_fn, special=special or {}, options=options or {}
-        )
+        super().__init__(train, model, records, collate=collate, loss_fn=loss_fn, special=special, options=options)
         if getattr(optimizer, "algorithm", "") != "sgd" or getattr(optimizer, "learning_rate", 0) != 1:
             raise InvalidValue(
                 "optimizer must be plain SGD with learning_rate=1, so that the weights show the release."
@@ -244,10 +269,7 @@ class FirstOrderAdapter(_TrainerAdapter):
 
     def resized(self, size: int) -> FirstOrderAdapter:
         """The same on the first ``size`` records."""
-        return FirstOrderAdapter(
-            self._train, self.model, self._plain[:size], self._plan, collate=self._collate, loss_fn=self._loss_fn,
-            optimizer=self._optimizer, special=self._special, options=self._options,
-        )  # fmt: skip
+        return FirstOrderAdapter(plan=self._plan, optimizer=self._optimizer, **self._on_first(size))
 
     def resume(self, before: int, after: int) -> Ledger:
         """Steps counted by a run of ``before`` steps and its continuation by ``after``."""
@@ -267,6 +289,7 @@ class FirstOrderAdapter(_TrainerAdapter):
     ) -> _Trace:
         trace = _Trace()
         held = None if draws_only else self._flat()
+        rows, extra = self._rows_and_arguments(batches, silent=clean or draws_only)
 
         def callback(report: Any) -> None:
             nonlocal held
@@ -277,18 +300,10 @@ class FirstOrderAdapter(_TrainerAdapter):
                 trace.vectors.append(held - moved)
                 held = moved
 
-        extra: dict[str, Any] = {"callback": callback}
-        rows: Sequence[_Record] = self._rows
-        if batches is None:
-            rows = rows[: self.size]
-        else:
-            extra["sampler"] = _Script(batches)
-        if clean or draws_only:
-            extra["noise"] = _Silent()
-        if draws_only and getattr(self._plan, "clipping", "flat") != "adaptive":
+        if draws_only and self._plan.clipping != "adaptive":
             extra |= {"clipper": _NoGradients(), "collate": len, "loss_fn": lambda model, size: torch.zeros(size)}
             extra["model"] = _one_weight()
-        self._call(dataclasses.replace(self._plan, steps=steps), self._journal, rows, **extra)
+        self._call(dataclasses.replace(self._plan, steps=steps), self._journal, rows, callback=callback, **extra)
         return trace
 
     def _call(self, plan: Any, journal: MemoryJournal, rows: Sequence[_Record], **extra: Any) -> Any:
@@ -333,9 +348,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
         special: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            train, model, records, collate=collate, loss_fn=loss_fn, special=special or {}, options=options or {}
-        )
+        super().__init__(train, model, records, collate=collate, loss_fn=loss_fn, special=special, options=options)
         self._stage, self._directions = stage, directions
 
     @property
@@ -344,10 +357,7 @@ class ZerothOrderAdapter(_TrainerAdapter):
 
     def resized(self, size: int) -> ZerothOrderAdapter:
         """The same on the first ``size`` records."""
-        return ZerothOrderAdapter(
-            self._train, self.model, self._plain[:size], self._stage, collate=self._collate, loss_fn=self._loss_fn,
-            directions=self._directions, special=self._special, options=self._options,
-        )  # fmt: skip
+        return ZerothOrderAdapter(stage=self._stage, directions=self._directions, **self._on_first(size))
 
     def resume(self, before: int, after: int) -> Ledger:
         """Steps counted by a run of ``before`` steps and its continuation by ``after``."""
@@ -421,22 +431,15 @@ class ZerothOrderAdapter(_TrainerAdapter):
         self, batches: Sequence[Batch] | None, steps: int, *, clean: bool = False, draws_only: bool = False
     ) -> _Trace:
         trace = _Trace()
+        rows, extra = self._rows_and_arguments(batches, silent=clean)
 
         def callback(report: Any) -> None:
             trace.vectors.append(np.asarray(report.released, dtype=np.float64))
             trace.batches.append(_drawn(self._stage.plan, report.private.indices, len(rows)))
 
-        extra: dict[str, Any] = {"callback": callback}
-        rows: Sequence[_Record] = self._rows
-        if batches is None:
-            rows = rows[: self.size]
-        else:
-            extra["sampler"] = _Script(batches)
-        if clean:
-            extra["noise"] = _Silent()
         if draws_only:
             extra |= {"collate": len, "loss_fn": lambda model, size: torch.zeros(size), "model": _one_weight()}
-        self._call(steps, self._journal, rows, **extra)
+        self._call(steps, self._journal, rows, callback=callback, **extra)
         return trace
 
     def _call(self, steps: int, journal: MemoryJournal, rows: Sequence[_Record], **extra: Any) -> Any:
