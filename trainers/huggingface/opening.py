@@ -1,9 +1,10 @@
-"""What a private Trainer opens before its first step: ledger, budget, checkpoint record, commitment of the data."""
+"""What a private Trainer opens before its first step, and the record it writes beside weights: ledger, budget, data."""
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,25 @@ from dpaudit.privacy.errors import DpauditError, InvalidEvidence, PrivacyRefusal
 from dpaudit.privacy.parts import PRIVATE_MODE, open_journal, read_json, read_ledger, write_atomically
 from dpaudit.privacy.protocols import FileJournal
 from dpaudit.trainers.huggingface.continuation import data_digest, refuse_missing_ledger
+from dpaudit.trainers.huggingface.output import weights_saved
 from dpaudit.trainers.plan import PrivacyPlan
 
 RECORD = "privacy.json"
 LEDGER = "ledger.jsonl"
 PRIVATE = "_private"  # a name that push_to_hub leaves out
+
+
+def write_record(folder: Path, own: Mapping[str, Any], *, ledger: Ledger, publishes_logs: bool, processes: int) -> None:
+    """Write the privacy record of a saved model: what its trainer states, and what holds of every trainer."""
+    record = {
+        "schema": "dpaudit.trainer/1",
+        **own,
+        "ledger": ledger.to_dict(),
+        "deviations": ["allow_nonprivate_logs"] if publishes_logs else [],
+        "weights": weights_saved(folder),
+        "processes": processes,
+    }
+    write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -39,12 +38,12 @@ from dpaudit.trainers.huggingface.observed import Observed
 from dpaudit.trainers.huggingface.opening import (
     LEDGER,
     PRIVATE,
-    RECORD,
     compare_data,
     open_run_ledger,
     read_record,
+    write_record,
 )
-from dpaudit.trainers.huggingface.output import logged_epsilon, train_output, weights_saved
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.plans import later_fields, plain_plan, steps_within
 from dpaudit.trainers.huggingface.processes import ProcessesTrainer, refuse_other_records
 from dpaudit.trainers.huggingface.room import CheckpointRoom, checkpoint_size
@@ -551,22 +550,18 @@ class DPTrainer(ProcessesTrainer):
         if not self.leads:
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        record = {
-            "schema": "dpaudit.trainer/1",
-            "status": self.status,
-            "plan": plain_plan(self.plan),
-            "ledger": self.ledger.to_dict(),
-            "head": self._journal.head if isinstance(self._journal, FileJournal) else None,
-            "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
-            "deviations": ["allow_nonprivate_logs"] if self._may_publish else [],
-            "units": self._units.statement,
-            "weights": weights_saved(folder),
-            "processes": self.args.world_size,
-        }
+        head = None
         if isinstance(self._journal, FileJournal):
             self._journal.copy_to(folder / LEDGER)  # seals, so that the record names the line it ends at
-            record["head"] = self._journal.head
-        write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
+            head = self._journal.head
+        own = {
+            "status": self.status,
+            "plan": plain_plan(self.plan),
+            "head": head,
+            "noise": None if self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
+            "units": self._units.statement,
+        }
+        write_record(folder, own, ledger=self.ledger, publishes_logs=self._may_publish, processes=self.args.world_size)
 
 
 class _StopAtTheLedger(TrainerCallback):  # type: ignore[misc]

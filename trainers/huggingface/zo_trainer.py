@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from transformers.trainer_utils import TrainOutput
 
 from dpaudit import Ledger, MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.privacy.parts import write_atomically
 from dpaudit.privacy.protocols import Calibrate, FileJournal, Journal
 from dpaudit.trainers.distributed.replicated import share_weights
 from dpaudit.trainers.distributed.shards import has_shards
@@ -23,8 +21,8 @@ from dpaudit.trainers.huggingface.arguments import PrivacyArguments, described, 
 from dpaudit.trainers.huggingface.continuation import refuse_another_plan, refuse_lost_steps
 from dpaudit.trainers.huggingface.forbidden import refuse_arguments
 from dpaudit.trainers.huggingface.losses import per_example_losses
-from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, RECORD, compare_data, open_run_ledger
-from dpaudit.trainers.huggingface.output import logged_epsilon, train_output, weights_saved
+from dpaudit.trainers.huggingface.opening import LEDGER, PRIVATE, compare_data, open_run_ledger, write_record
+from dpaudit.trainers.huggingface.output import logged_epsilon, train_output
 from dpaudit.trainers.huggingface.processes import (
     from_the_first,
     refuse_engines,
@@ -360,19 +358,15 @@ class ZOTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if not self.leads:
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        record = {
-            "schema": "dpaudit.trainer/1",
+        injected, publishes = self._noise and self._noise.is_test, self.privacy.allow_nonprivate_logs
+        own = {
             "status": self.status,
             "plan": self.plan.ledger().to_dict(),
             "schedules": [stage.schedule() for stage in self.plan.stages],
-            "ledger": self.ledger.to_dict(),
-            "noise": None if self._noise and self._noise.is_test else noise_statement(secure=self.plan.secure_noise),
-            "deviations": ["allow_nonprivate_logs"] if self.privacy.allow_nonprivate_logs else [],
+            "noise": None if injected else noise_statement(secure=self.plan.secure_noise),
             "units": self._units.statement,
-            "weights": weights_saved(folder),
-            "processes": self.args.world_size,
         }
-        write_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
+        write_record(folder, own, ledger=self.ledger, publishes_logs=publishes, processes=self.args.world_size)
 
 
 def _plan(privacy: PrivacyArguments, zeroth: ZerothOrderArguments, args: TrainingArguments) -> ZOPlan:
