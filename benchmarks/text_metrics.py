@@ -1,4 +1,4 @@
-"""BLEU and ROUGE-L of generated texts against references, as benchmarks of text generation report them."""
+"""BLEU, ROUGE-L and word F1 of generated texts against references, as benchmarks of text generation report them."""
 
 from __future__ import annotations
 
@@ -82,6 +82,33 @@ def corpus_rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     """Mean ROUGE-L of a corpus, in [0, 100]."""
     _same_length(hypotheses, references)
     return 100 * sum(rouge_l(h, r, beta=beta) for h, r in zip(hypotheses, references, strict=True)) / len(hypotheses)
+
+
+def word_f1(hypothesis: str, reference: str) -> float:
+    """F1 of the words in common, in [0, 1], as benchmarks of dialogue report it; higher is better.
+
+    Words are lower-cased, punctuation and articles are left out, and a word counts as often as both texts hold it.
+
+    >>> round(word_f1("The cat sat on a mat.", "a cat sat"), 3)
+    0.667
+    """
+    words, expected = (_content_words(text) for text in (hypothesis, reference))
+    common = sum((words & expected).values())
+    if not common:
+        return 0.0
+    precision, recall = common / words.total(), common / expected.total()
+    return 2 * precision * recall / (precision + recall)
+
+
+def corpus_word_f1(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F1 of a corpus with one reference each, in [0, 100]."""
+    _same_length(hypotheses, references)
+    return 100 * sum(map(word_f1, hypotheses, references)) / len(hypotheses)
+
+
+def _content_words(text: str) -> Counter[str]:
+    plain = re.sub(r"[^\w\s]", " ", text.lower())
+    return Counter(word for word in plain.split() if word not in ("a", "an", "the"))
 
 
 def _same_length(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:

@@ -22,7 +22,8 @@ class Options:
     steps : int or None
         A trial: so many steps instead of the setting's own. Nothing of a trial is recorded.
     backbone : str
-        "small", pretrained here; "smollm2", SmolLM2-135M from its package; "stand-in", random and tiny, for tests.
+        "small", pretrained here; "afresh", the same on verses that no earlier search or test saw (row 7);
+        "smollm2", SmolLM2-135M from its package; "stand-in", random and tiny, for tests.
     minutes : float or None
         Begin no further run after so many minutes.
     """

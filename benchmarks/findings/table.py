@@ -25,12 +25,12 @@ under privacy with the right hyper-parameters, and Liu et al. (2402.07818), that
 does so with forward passes alone. Here each claim is a row: what the paper says, what we measured, and where the two
 disagree.
 
-These are **small models on a CPU**, pretrained by the benchmark itself on public text. They can show a direction; they
-cannot say what happens with billions of parameters. Figures are means ± standard deviations over three seeds, or as
-many as stand in brackets. Every private run's ε is a certified bound of dpaudit's own accountant for the steps that ran
-(Poisson draws, add-or-remove-one). Rates were chosen on data declared public, never on the private records or the test
-part. The rows for a GPU (`--device cuda`: SmolLM2-135M on Rotten Tomatoes) were **not run**, since no GPU was at hand;
-that code has taken two steps on a CPU.
+These are **small models on a CPU**, pretrained by the benchmark itself on public text, and MiniLM with its real weights
+in rows 4 and 7. They can show a direction; they cannot say what happens with billions of parameters. Figures are means
+± standard deviations over three seeds, or as many as stand in brackets. Every private run's ε is a certified bound of
+dpaudit's own accountant for the steps that ran (Poisson draws, add-or-remove-one). Rates were chosen on data declared
+public, never on the private records or the test part. The rows for a GPU (`--device cuda`: SmolLM2-135M on Rotten
+Tomatoes) were **not run**, since no GPU was at hand; that code has taken two steps on a CPU.
 
 This page is generated: `python benchmarks/findings --table`, from `benchmarks/results/findings.jsonl`.
 """
@@ -138,17 +138,19 @@ def of_row_3(runs: list[Run]) -> list[str]:
 
 def of_row_4(runs: list[Run]) -> list[str]:
     out = []
-    for model, metric, digits in (("causal", "perplexity", 1), ("encoder", "accuracy", 3)):
+    for model, metric, digits in (("causal", "perplexity", 1), ("encoder", "accuracy", 3), ("minilm", "accuracy", 3)):
         own = [r for r in runs if parts(r["setting"])["on"] == model]
         sizes = {parts(r["setting"])["choice"]: f" ({r['trained']:,} parameters)" for r in own if "trained" in r}
         named = lambda k, s=sizes: k["choice"] + s.get(k["choice"], "")  # noqa: E731
         table = pivot(own, rows=named, columns=epsilon, metric=metric, digits=digits)
-        out += [f"{model.capitalize()}; {metric}:", "", *table] if table else []
+        title = {"minilm": "MiniLM on film reviews"}.get(model, model.capitalize())
+        out += [f"{title}; {metric}:", "", *table] if table else []
     return out
 
 
 def of_row_5(runs: list[Run]) -> list[str]:
-    out = []
+    said = [r for r in runs if "task=dialogue" in r["setting"].split()]
+    runs, out = [r for r in runs if "task=dialogue" not in r["setting"].split()], []
     for metric, name in (("bleu", "BLEU"), ("rouge_l", "ROUGE-L")):
         table = pivot(runs, rows=lambda k: f"{k['start']} start", columns=epsilon, metric=metric, digits=1)
         out += [f"{name}:", "", *table] if table else []
@@ -161,7 +163,28 @@ def of_row_5(runs: list[Run]) -> list[str]:
         out.append(f"- {known['start']} start, {epsilon(known)}: *{run['table']}* → “{run['sample']}”")
     if shown:
         out.append(f"- a reference: “{next(iter(shown.values()))['reference']}”")
-    return [*out, ""]
+    return [*out, "", *_dialogue(said)]
+
+
+def _dialogue(runs: list[Run]) -> list[str]:
+    out = []
+    models = [r for r in runs if "start'" in r["setting"]]
+    titles = {
+        "f1": ("Dialogue, F1 of the words of a greedy reply:", runs, 1),
+        "different": ("Dialogue, different replies among the greedy ones:", runs, 0),
+        "perplexity": ("Dialogue, perplexity of replies:", models, 1),
+    }
+    out += _before(models, "perplexity_before", lambda k: f"perplexity of replies, {k['line']}", 1)
+    for metric, (title, own, digits) in titles.items():
+        table = pivot(own, rows=lambda k: k["line"], columns=epsilon, metric=metric, digits=digits)
+        out += [title, "", *table] if table else []
+    samples = {r["setting"]: r["samples"] for r in runs if r["seed"] == 0 and "samples" in r}
+    for at, (turn, reply, _) in enumerate(next(iter(samples.values()), [])):
+        written = "; ".join(
+            f"{parts(setting)['line']}, {epsilon(parts(setting))}: “{own[at][2]}”" for setting, own in samples.items()
+        )
+        out.append(f"- *{turn}* → a person: “{reply}”; {written}")
+    return [*out, ""] if out else []
 
 
 def of_row_6(_: list[Run]) -> list[str]:
@@ -187,6 +210,7 @@ def of_row_7(runs: list[Run]) -> list[str]:
         "Small causal model, every parameter, prompts; test accuracy:", "",
         *pivot(own, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3),
     ] if own else []  # fmt: skip
+    out += _afresh([r for r in runs if parts(r["setting"])["on"] == "afresh"])
     for name, title in (
         ("lora", "MiniLM, rank-4 adapter and head (`benchmarks/utility_zo.py`; 4,096 passes of 64); test accuracy"),
         ("head", "MiniLM, head alone (`--trainable head`; 2,048 passes of 256); test accuracy"),
@@ -199,6 +223,15 @@ def of_row_7(runs: list[Run]) -> list[str]:
         table = pivot(old, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3)
         out += [f"{title}, rates chosen on one overlapping split, not on public data:", "", *table]
     return out
+
+
+def _afresh(runs: list[Run]) -> list[str]:
+    table = pivot(runs, rows=lambda k: k["method"], columns=epsilon, metric="accuracy", digits=3)
+    out = _before(
+        [r for r in runs if "'dpzero' epsilon=4" in r["setting"]], "before", lambda k: "accuracy of the prompt", 3
+    )
+    title = "The same afresh, on verses that no earlier search or test saw; test accuracy:"
+    return [title, "", *table, *out] if table else []
 
 
 def of_row_8(runs: list[Run]) -> list[str]:

@@ -62,8 +62,8 @@ class Verses:
     test: tuple[tuple[str, int], ...]
 
 
-FIXED = 100
-"""Seed of the part that is declared public, one for all runs."""
+FIXED, AFRESH = 100, 200
+"""Seeds of the parts that are declared public, one for all runs."""
 
 
 def verses(seed: int, *, private: int = 5000, public: int = 1200, validation: int = 400, test: int = 1200) -> Verses:
@@ -71,11 +71,9 @@ def verses(seed: int, *, private: int = 5000, public: int = 1200, validation: in
 
     Were the public part drawn anew by each seed, what one run searches on would be private in the next.
     """
-    bible = lines("kjv.txt.xz")
-    turn = bible.index(NEW_TESTAMENT)
     fixed, rng = random.Random(FIXED), random.Random(seed)
-    labels = ([(t, 0) for t in bible[1:turn:2]], [(t, 1) for i, t in enumerate(bible) if i % 2 and i >= turn])
     parts: list[list[tuple[str, int]]] = [[], [], [], []]
+    labels = _by_label()
     for own in labels:
         fixed.shuffle(own)
     for own in labels:
@@ -90,6 +88,42 @@ def verses(seed: int, *, private: int = 5000, public: int = 1200, validation: in
         )
         for part, half in zip(parts, halves, strict=True):
             part.extend(half)
+    return _mixed(parts, rng)
+
+
+def verses_afresh(seed: int, *, private: int = 5000, public: int = 1200, test: int = 1200) -> Verses:
+    """Parts of the same sizes, for a search that nobody has corrected after seeing its results.
+
+    No verse of the test part was in a test or public part of ``verses`` for the seeds 0, 1 and 2; the public parts are
+    other verses, too, which were in one of those test parts, and again the same for every seed.
+    """
+    earlier = [verses(known) for known in (0, 1, 2)]
+    tested = {verse for found in earlier for verse, _ in found.test}
+    declared = {verse for verse, _ in (*earlier[0].public, *earlier[0].validation)}
+    fixed, rng = random.Random(AFRESH), random.Random(1000 + seed)
+    parts: list[list[tuple[str, int]]] = [[], [], [], []]
+    for own in _by_label():
+        old = [row for row in own if row[0] in tested]
+        fixed.shuffle(old)
+        chosen, held = old[: public // 2], old[public // 2 :][:200]
+        unseen = [row for row in own if row[0] not in tested and row[0] not in declared]
+        rng.shuffle(unseen)
+        taken = {verse for verse, _ in (*chosen, *held, *unseen[: test // 2])}
+        rest = [row for row in own if row[0] not in taken]
+        rng.shuffle(rest)
+        for part, half in zip(parts, (rest[: private // 2], chosen, held, unseen[: test // 2]), strict=True):
+            part.extend(half)
+    return _mixed(parts, rng)
+
+
+def _by_label() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Every second verse, which no model was pretrained on, with its label."""
+    bible = lines("kjv.txt.xz")
+    turn = bible.index(NEW_TESTAMENT)
+    return [(t, 0) for t in bible[1:turn:2]], [(t, 1) for i, t in enumerate(bible) if i % 2 and i >= turn]
+
+
+def _mixed(parts: list[list[tuple[str, int]]], rng: random.Random) -> Verses:
     for part in parts:
         rng.shuffle(part)
     return Verses(*(tuple(part) for part in parts))

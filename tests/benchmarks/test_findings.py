@@ -15,9 +15,9 @@ from tests import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 
 from findings import __main__ as command
-from findings import store, table
+from findings import dialogues, store, table, texts
 from findings.jobs import Job, Options, named
-from findings.rows import jobs_of, quadratic
+from findings.rows import jobs_of, minilm, quadratic
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -78,6 +78,37 @@ def test_a_mask_by_stage_nests_and_keeps_its_share() -> None:
     assert bool((second >= first).all())
 
 
+def test_no_turn_is_in_two_exchanges() -> None:
+    turns = ["hi there", "oh hello", "how are you", "fine", "good to hear", "and you then", "left over"]
+    assert dialogues.of_conversation(turns) == [("hi there", "oh hello"), ("good to hear", "and you then")]
+    assert dialogues.of_conversation(["one two " * 11, "too long a turn"]) == []
+
+
+def test_fresh_verses_were_not_tested_before() -> None:
+    earlier = {verse for seed in (0, 1, 2) for verse, _ in texts.verses(seed).test}
+    declared = {verse for part in (texts.verses(0).public, texts.verses(0).validation) for verse, _ in part}
+    found, other = texts.verses_afresh(0), texts.verses_afresh(1)
+    sets = [{verse for verse, _ in part} for part in (found.private, found.public, found.validation, found.test)]
+    assert not sets[3] & (earlier | declared) and set(found.public) == set(other.public)
+    assert all(not left & right for at, left in enumerate(sets) for right in sets[at + 1 :])
+    assert [len(part) for part in (found.private, found.public, found.validation, found.test)] == [
+        5000,
+        1200,
+        400,
+        1200,
+    ]
+    assert all(sum(label for _, label in part) * 2 == len(part) for part in (found.private, found.test))
+
+
+def test_two_stages_on_an_encoder_meet_one_claim() -> None:
+    from dpaudit.accounting import epsilon_upper
+
+    both = minilm.plans_for("lora", 5000, 3.0, Options())
+    stages = both.ledger().stages
+    assert [s.steps for s in stages] == [20, 4] and stages[0].noise_multiplier == minilm.FIRST_SIGMA
+    assert 2.98 < epsilon_upper(both.ledger(), both.delta, "prv") <= 3.0
+
+
 def test_every_recorded_run_states_what_it_spent() -> None:
     for run in store.finished(store.RESULTS):
         wanted = next((w for w in run["setting"].split() if w.startswith("epsilon=")), "epsilon=none").split("=")[1]
@@ -112,7 +143,7 @@ def test_every_setting_of_a_row_takes_two_steps(row: int, backbone: str) -> None
         settings.add(job.setting)
         found: dict[str, Any] = job.run()
         json.dumps(found)
-        assert {"accuracy", "perplexity", "bleu", "excess", "peak_mib"} & set(found)
+        assert {"accuracy", "perplexity", "bleu", "f1", "excess", "peak_mib"} & set(found)
         if found.get("epsilon_upper"):
             assert found["epsilon_upper"] <= 8 * (1 + 1e-6)
     assert settings

@@ -54,6 +54,15 @@ def test_rouge_l_agrees_with_the_reference_scorer() -> None:
         metrics.corpus_rouge_l(["a"], [])
 
 
+def test_word_f1_counts_shared_words_once_each() -> None:
+    """By hand: of "b b c" and "b c d e" two words are shared, so precision 2/3 and recall 2/4."""
+    assert metrics.word_f1("A b b, c!", "The b c d e.") == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert metrics.word_f1("", "a b") == metrics.word_f1("the", "a") == metrics.word_f1("x", "y") == 0
+    assert metrics.corpus_word_f1(["b c", "x"], ["C, b", "y"]) == 50
+    with pytest.raises(ValueError, match="equally many"):
+        metrics.corpus_word_f1([], [])
+
+
 def test_generated_tables_are_reproducible_and_true_to_their_fields() -> None:
     records = generated_tables(200, seed=1, users=20)
     assert records == generated_tables(200, seed=1, users=20) != generated_tables(200, seed=2, users=20)

@@ -11,9 +11,9 @@ MODULES = {
     1: ("pretraining",),
     2: ("grids",),
     3: ("alignment",),
-    4: ("parameters",),
-    5: ("generation",),
-    7: ("zeroth_order",),
+    4: ("parameters", "minilm"),
+    5: ("generation", "dialogue"),
+    7: ("zeroth_order", "afresh"),
     8: ("quadratic", "ablation"),
     9: ("memory",),
 }

@@ -1,4 +1,4 @@
-"""Row 5: table to text, scored by BLEU and ROUGE-L.
+"""Row 5, first part: table to text, scored by BLEU and ROUGE-L.
 
 Private against non-private, and against a non-private model that was never pretrained. Records come from the generator
 of the benchmarks; validation and test are other draws of it.
@@ -6,6 +6,7 @@ of the benchmarks; validation and test are other draws of it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,9 +20,20 @@ from findings import language, pretrained, prompts
 from findings.choices import remembered
 from findings.jobs import FIRST_ORDER, Job, Options, named, seeded
 
-RECORDS, LENGTH, BATCH, STEPS, TESTED = 4000, 80, 400, 16, 25
+
+@dataclasses.dataclass(frozen=True)
+class Amounts:
+    """Batches and steps of a private run, and of an ordinary one that reads as many records."""
+
+    batch: int
+    steps: int
+    ordinary_batch: int
+    ordinary_steps: int
+
+
+RECORDS, LENGTH, TESTED = 4000, 80, 25
 RATES = (6e-3, 2e-2)
-ORDINARY = {"batch": 50, "steps": 128}
+AMOUNTS = Amounts(400, 16, 50, 128)
 SETTINGS = (("pretrained", 8.0), ("pretrained", None), ("random", None), ("pretrained", 3.0), ("random", 8.0))
 
 
@@ -33,23 +45,29 @@ def start(kind: str, seed: int, options: Options) -> Any:
     return pretrained.model("causal", size) if kind == "pretrained" else pretrained.causal(size, seed)
 
 
-def tuned(model: Any, records: list[Any], rate: float, epsilon: float | None, seed: int, options: Options,
-          sigma_of: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune in place on the sentences' tokens alone."""
+def encoded(records: list[Any], options: Options) -> list[dict[str, Any]]:
+    """Tables with labels on their sentences alone."""
     known = prompts.words_of(options.backbone)
-    rows = [encode_table(known, record.fields, record.text, length=LENGTH) for record in records]
+    return [encode_table(known, record.fields, record.text, length=LENGTH) for record in records]
+
+
+def collator(options: Options) -> Any:
+    """Right-padded batches of token ids and labels, on the device."""
+    known = prompts.words_of(options.backbone)
     pad = known.pad_token_id if known.pad_token_id is not None else known.eos_token_id
+    return lambda chunk: language.to(options.device, pad_labelled(chunk, pad=pad))
 
-    def collate(chunk: list[Any]) -> Any:
-        return language.to(options.device, pad_labelled(chunk, pad=pad))
 
-    common = {"collate": collate, "loss_fn": lambda m, batch: causal_lm_losses(m, **batch), "rate": rate}
+def tuned(model: Any, rows: list[dict[str, Any]], rate: float, epsilon: float | None, seed: int, options: Options,
+          *, sigma_of: int | None = None, amounts: Amounts = AMOUNTS) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune in place on the targets' tokens alone."""
+    common = {"collate": collator(options), "loss_fn": lambda m, batch: causal_lm_losses(m, **batch), "rate": rate}
     if epsilon is None:
-        steps = options.at_most(ORDINARY["steps"])
-        return language.ordinary(model, rows, batch=ORDINARY["batch"], steps=steps, seed=seed, **common)
-    steps = options.at_most(STEPS)
+        steps = options.at_most(amounts.ordinary_steps)
+        return language.ordinary(model, rows, batch=amounts.ordinary_batch, steps=steps, seed=seed, **common)
+    steps = options.at_most(amounts.steps)
     return language.private(
-        model, rows, epsilon=epsilon, batch=BATCH, steps=steps, sigma_of=sigma_of, physical=64, **common
+        model, rows, epsilon=epsilon, batch=amounts.batch, steps=steps, sigma_of=sigma_of, physical=64, **common
     )
 
 
@@ -81,7 +99,7 @@ def rate_for(kind: str, private: bool, options: Options) -> float:
     def bleu(rate: float) -> float:
         model = start(kind, 100, options)
         epsilon = FIRST_ORDER[1] if private else None
-        tuned(model, public, rate, epsilon, 100, options, RECORDS if private else None)
+        tuned(model, encoded(public, options), rate, epsilon, 100, options, sigma_of=RECORDS if private else None)
         return float(scored(model, generated_tables(15, seed=78), options)["rouge_l"])
 
     return max(RATES, key=bleu)
@@ -93,7 +111,7 @@ def measured(kind: str, epsilon: float | None, seed: int, options: Options) -> d
     count, tested = (RECORDS, TESTED) if options.steps is None else (200, 2)
     rate = rate_for(kind, epsilon is not None, options)
     model = start(kind, seed, options)
-    found = tuned(model, generated_tables(count, seed=seed), rate, epsilon, seed, options)
+    found = tuned(model, encoded(generated_tables(count, seed=seed), options), rate, epsilon, seed, options)
     return {**found, **scored(model, generated_tables(tested, seed=10_000 + seed), options), "rate": rate}
 
 

@@ -79,6 +79,8 @@ START = {
     "smollm2": {1: (1e-5, 30.0), 16: (1e-4, 120.0)},
 }
 """Rate around which the search looks, and clipping norm, for P = 1 and P = 16: 134 million parameters bear less."""
+RATES = {"afresh": (0.125, 0.25, 0.5, 1.0, 2.0)}
+"""Multiples of that rate, where they are not a half, one and two."""
 
 
 def plan_for(recipe: Recipe, size: int, *, epsilon: float | None, rate: float, norm: float, options: Options,
@@ -151,13 +153,15 @@ def searched(directions: int, options: Options) -> dict[str, Any]:
         ]  # σ of the real run; the ε of this one means nothing
         return twice(task, lambda turn: trained(task, task.public, ZOPlan(tuple(public)), f"search {turn}", 100)[0])
 
-    best = min((rate * r for r in (0.5, 1.0, 2.0)), key=lambda r: loss(recipe, rate=r))
+    tried = RATES.get(options.backbone, (0.5, 1.0, 2.0))
+    best = min((rate * r for r in tried), key=lambda r: loss(recipe, rate=r))
     schedule = None
     if directions > 1:
         stages = dataclasses.replace(recipe, stages=3)
         # The sum of the rates over the steps is kept.
         schedule = min(SCHEDULES, key=lambda tried: loss(stages, rate=best * evened(*tried), schedule=tried))
-    return {"rate": best, "norm": norm, "schedule": schedule, "runs": 6 if schedule is None else 6 + 2 * len(SCHEDULES)}
+    runs = 2 * (len(tried) + (0 if schedule is None else len(SCHEDULES)))
+    return {"rate": best, "norm": norm, "schedule": schedule, "runs": runs}
 
 
 def twice(task: prompts.Task, run: Callable[[int], Any]) -> float:
@@ -199,7 +203,11 @@ def measured(name: str, epsilon: float | None, seed: int, options: Options) -> d
     return {**told, "accuracy": task.accuracy(model, task.test), "before": task.accuracy(task.model(), task.test)}
 
 
-ADAM_RATES = {"small": (1e-3, 4e-3, 1.6e-2), "smollm2": (3e-5, 1e-4, 3e-4)}
+ADAM_RATES = {
+    "small": (1e-3, 4e-3, 1.6e-2),
+    "afresh": (2.5e-4, 1e-3, 4e-3, 1.6e-2),
+    "smollm2": (3e-5, 1e-4, 3e-4),
+}
 BUDGET = Budget(PASSES, BATCH, DELTA)
 GUIDED = {"pazo": public_subspace, "charged layers": charged_layers}
 
