@@ -87,7 +87,7 @@ class SparseCanaries(Canaries, Protocol):
 
 
 class Recorder(Protocol):
-    """Keeps what the releases of a run say of their noise, as :class:`ReleaseRecorder` does."""
+    """Keeps what the releases of a run say of their noise, as :class:`~dpaudit.trainers.ReleaseRecorder` does."""
 
     def observe(self, released: Sequence[Tensor], deviation: float) -> Any:
         """Record one release of tensors whose noise has this declared deviation."""

@@ -110,7 +110,7 @@ class ReleaseRecorder:
         squares : sequence of float
             Sum of squares of each parameter, over ``deviation`` squared.
         probe : Tensor
-            fp32: the leading coordinates of every parameter, as many as :attr:`probe` says, one after another.
+            fp32: the leading coordinates of every parameter, as many as ``probe`` says, one after another.
         deviation : float
             As in :meth:`observe`.
         """

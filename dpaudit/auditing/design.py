@@ -197,6 +197,8 @@ def design(
     InvalidValue
         If m is below 2, more than m/2 guesses a side are asked for, or a value is out of its bounds.
 
+    Examples
+    --------
     >>> plan = design(1000, 3.0, 1e-5, relation="add_or_remove_one", unit="record")
     >>> plan.decidable, plan.ceiling > 3.3
     (True, True)

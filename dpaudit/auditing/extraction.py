@@ -60,6 +60,8 @@ def candidate_epsilon_lower(
     InvalidValue
         If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
+    Examples
+    --------
     >>> round(candidate_epsilon_lower(10, 10, 5, 2**20, 0.0), 2)
     12.61
     """

@@ -202,6 +202,8 @@ def f_dp_epsilon_lower(
     InvalidValue
         If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
+    Examples
+    --------
     >>> round(f_dp_epsilon_lower(1000, 1000, 700, 1e-5), 3)
     1.372
     """

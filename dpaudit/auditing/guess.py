@@ -59,6 +59,8 @@ def guess(ids: Sequence[str], scores: ArrayLike, plan: AuditPlan | tuple[int, in
     InvalidEvidence
         If an id appears twice or a score is not finite.
 
+    Examples
+    --------
     >>> guess(["a", "b", "c"], [0.1, 0.9, 0.5], (1, 1)).tolist()
     [-1, 1, 0]
     """

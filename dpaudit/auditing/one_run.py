@@ -128,6 +128,8 @@ def snj_epsilon_lower(
     InvalidValue
         If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
+    Examples
+    --------
     >>> round(snj_epsilon_lower(1000, 1000, 700, 1e-5, 0.05), 4)
     0.7317
     """

@@ -86,6 +86,8 @@ def cp_epsilon_lower(
     InvalidValue
         If a count exceeds its total, or δ or α is out of its bounds.
 
+    Examples
+    --------
     >>> round(cp_epsilon_lower(900, 1000, 500, 1000, 1e-5), 6)
     1.359731
     """

@@ -78,6 +78,8 @@ def xiang_mu_lower(m: int, guesses: int, correct: int, alpha: float = 0.05, *, t
     InvalidValue
         If the counts do not fit together (0 ≤ correct ≤ guesses ≤ m), or δ or α is out of its bounds.
 
+    Examples
+    --------
     >>> round(xiang_mu_lower(1000, 1000, 700), 2)
     0.85
     """

@@ -92,7 +92,7 @@ class InRunPlan:
     claimed_epsilon, delta, relation, unit
         The run's claim.
     guesses : int
-        Guesses on either side of the unconditional bound; :func:`guesses_in_run` says how many.
+        Guesses on either side of the unconditional bound; ``guesses_in_run`` says how many.
     alpha : float
         Failure probability of the printed bound.
     alpha_split : InRunAlpha
