@@ -210,6 +210,8 @@ def exposure_epsilon_lower(runs: int, hits: int, bits: float, delta: float, alph
     delta : float
         δ of the group claim.
 
+    Examples
+    --------
     >>> round(exposure_epsilon_lower(1, 1, 20, 0.0), 1)
     10.9
     """

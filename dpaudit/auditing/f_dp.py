@@ -47,6 +47,8 @@ def profile_trade_off(epsilons: ArrayLike, deltas: ArrayLike) -> TradeOff:
         f(x) = max over the points of max(0, 1 − δ − e^ε x, e^-ε (1 − δ − x)): a mechanism with this profile lies on or
         above it, so that refuting the curve refutes the mechanism. More points give more power.
 
+    Examples
+    --------
     >>> curve = profile_trade_off([0.0, 1.0], [0.3, 0.0])
     >>> round(curve(0.5), 4)
     0.2

@@ -52,6 +52,8 @@ def gdp_accuracy_at_top(mu: float, share: float) -> float:
     share : float
         Fraction of all canaries that is guessed "in", in (0, 1/2]; by symmetry the bottom share is as accurate.
 
+    Examples
+    --------
     >>> round(gdp_accuracy_at_top(1.0, 0.5), 4)
     0.6915
     """

@@ -115,6 +115,8 @@ def independent_p_value(
         An upper bound on the probability of N_in − e^ε N_out at least as large as observed, in [0, 1]. Conditional on
         independent canaries and on an event that was fixed beforehand.
 
+    Examples
+    --------
     >>> independent_p_value(90, 100, 20, 100, 1.0, 1e-5) < 0.05
     True
     """

@@ -58,6 +58,8 @@ def snj_p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float
     -----
     With W ~ Bin(r, 1/(1+e^-ε)) the bound is P[W ≥ v] + 2mδ · max_{1≤i≤v} P[v−i ≤ W < v]/i.
 
+    Examples
+    --------
     >>> round(snj_p_value(1000, 200, 180, 2.0, 1e-4), 8)
     0.2535706
     """

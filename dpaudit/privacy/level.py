@@ -109,6 +109,8 @@ def reached(*, accounted: bool, examined: bool, audited: bool, countersigned: bo
     countersigned : bool
         Signed and dated, and signed by somebody other than the trainer.
 
+    Examples
+    --------
     >>> reached(accounted=True, examined=False, audited=True)
     <Level.ACCOUNTED: 1>
     """
@@ -130,6 +132,8 @@ def headline(verdict: str, level: int, reasons: tuple[str, ...]) -> str:
     reasons : tuple of str
         Of the verdict, the gravest first.
 
+    Examples
+    --------
     >>> headline("inconclusive", 1, ("the implementation was not examined",))
     'Accounted from a chained ledger. Missing for more: the implementation was not examined.'
     """

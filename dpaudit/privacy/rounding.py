@@ -33,6 +33,8 @@ def upper_text(value: Any, digits: int = DIGITS, *, within: float | None = None)
         A limit that ``value`` is compared with. Where the value does not exceed it, digits are added until the text
         does not either, so that a bound that meets a claim never reads as if it missed it.
 
+    Examples
+    --------
     >>> upper_text(17.41623)
     '17.42'
     >>> upper_text(2.99985, within=2.9999)
@@ -52,6 +54,8 @@ def lower_text(value: Any, digits: int = DIGITS, *, beyond: float | None = None)
         A limit that ``value`` is compared with. Where the value exceeds it, digits are added until the text does too,
         so that a bound that refutes a claim never reads as if it met it.
 
+    Examples
+    --------
     >>> lower_text(17.41623)
     '17.41'
     >>> lower_text(3.00004, beyond=3.0)

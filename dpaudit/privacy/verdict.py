@@ -94,6 +94,8 @@ def decide(findings: Iterable[Asking], *, power: float | None) -> Verdict:
     power : float or None
         LOWER end of the 95 % interval of the attack's power; None where it was not measured.
 
+    Examples
+    --------
     >>> decide([], power=None)
     'inconclusive'
     >>> decide([], power=0.9)
