@@ -11,7 +11,7 @@ from dpaudit.certificates.lines import power_sentence
 from dpaudit.certificates.lower_bound import audit_is_valid, usable_lower
 from dpaudit.certificates.observers import observer_rows
 from dpaudit.certificates.plain import to_float
-from dpaudit.certificates.statement import Audit, Predicate, Statement
+from dpaudit.certificates.statement import Audit, Beacons, Predicate, Statement
 from dpaudit.privacy.canaries import substituted
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.meaning import largest_accuracy
@@ -202,6 +202,7 @@ def _records(body: Predicate) -> list[tuple[str, str]]:
     if sizes:
         what = "the declared size that the sampling probability derives from"
         what += "" if declared is None else f", with {'' if replaced else 'half of '}the canaries"
+        what += "" if body.beacons is None else " and of the beacons' copies"
         rows.append(("Public size", f"{', '.join(f'{n:,}' for n in sizes)}, {what}"))
     designed = _result(body.audit).get("design") or {}
     inserted = designed.get("m" if replaced else "members")
@@ -210,6 +211,8 @@ def _records(body: Predicate) -> list[tuple[str, str]]:
         each = "" if copies == 1 else f", {copies} copies each"
         each += ", whose label a coin chose between two" if replaced else ""
         rows.append(("Canaries in the data", f"{int(inserted):,} invented records{each}, trained on like all others"))
+    if body.beacons is not None:
+        rows.append(("Beacons in the data", _beacons(body.beacons, body.audit)))
     if body.claim and len(sizes) == 1:
         rows.append(("δ × public size", upper_text(body.claim.delta * sizes[0], 3)))
     return rows
@@ -247,3 +250,15 @@ def _float(value: Any) -> float | None:
         return None
     number = float(value)
     return None if math.isnan(number) else number
+
+
+def _beacons(beacons: Beacons, audit: Audit | None) -> str:
+    """How many beacons were inserted, with how many copies, and what is promised to their groups."""
+    planned = ((audit.plan if audit is not None else None) or {}).get("beacons") or {}
+    inserted = sum(coin for _, coin, _ in beacons.canaries)
+    size, epsilon = planned.get("group_size"), planned.get("group_epsilon")
+    promised = "no bound is known" if epsilon is None else f"ε ≤ {upper_text(to_float(epsilon))} is accounted"
+    return (
+        f"{inserted:,} invented records, {beacons.copies} copies each, which show whether the attack is alive and enter"
+        f" no bound; for a group of {size}, {promised}"
+    )

@@ -155,6 +155,18 @@ class CanarySet:
             others=None if self.others is None else self.others[index],
         )
 
+    def joined(self, other: CanarySet) -> CanarySet:
+        """These canaries and others of the same generator, in one set."""
+        sets = (self, other)
+        return from_rows(
+            [text for part in sets for text in part.texts],
+            [part.input_ids[i, : int(n)].tolist() for part in sets for i, n in enumerate(part.lengths)],
+            [np.flatnonzero(row).tolist() for part in sets for row in part.score_mask],
+            kind=self.kind,
+            params=self.params,
+            labels=None if self.labels is None or other.labels is None else [*self.labels, *other.labels],
+        )
+
     def present(self, coins: object) -> IntArray:
         """Positions of the canaries that stand in the data, ascending: those whose coin is 1, or all (``others``)."""
         flips = as_coins(coins, len(self))

@@ -73,7 +73,9 @@ def loss_drop_scores(target_losses: object, base_losses: object) -> FloatArray:
     return base - target
 
 
-def residual_scores(target_losses: object, base_losses: object) -> FloatArray:
+def residual_scores(
+    target_losses: object, base_losses: object, *, line_of: tuple[object, object] | None = None
+) -> FloatArray:
     """What the base loss predicts minus the target loss, the line fitted over all records and no coin seen: (m,).
 
     The loss drop assumes that a record which was 10 nats harder before training stays 10 nats harder. Under
@@ -83,7 +85,9 @@ def residual_scores(target_losses: object, base_losses: object) -> FloatArray:
     Parameters
     ----------
     target_losses, base_losses : arrays (m,)
-        At least 3 records.
+        At least 3 records, where the line is fitted over them.
+    line_of : pair of arrays (n,), optional
+        Target and base losses of other records to fit the line over, at least 3.
 
     Returns
     -------
@@ -102,12 +106,16 @@ def residual_scores(target_losses: object, base_losses: object) -> FloatArray:
     """
     target, base = as_finite("target_losses", target_losses), as_finite("base_losses", base_losses)
     same_shape("base_losses", base, target.shape)
-    if len(target) < 3:
-        raise InvalidValue(f"target_losses has {len(target)} records and a line needs at least 3; take the loss drop.")
-    centred = base - base.mean()
+    fitted, known = target, base
+    if line_of is not None:
+        fitted, known = (as_finite("line_of", values) for values in line_of)
+        same_shape("line_of", known, fitted.shape)
+    if len(fitted) < 3:
+        raise InvalidValue(f"target_losses has {len(fitted)} records and a line needs at least 3; take the loss drop.")
+    centred = known - known.mean()
     spread = float(centred @ centred)
-    slope = float(centred @ target) / spread if spread > 0 else 0.0
-    return np.asarray(target.mean() + slope * centred - target)
+    slope = float(centred @ fitted) / spread if spread > 0 else 0.0
+    return np.asarray(fitted.mean() + slope * (base - known.mean()) - target)
 
 
 def zlib_scores(losses: object, texts: Sequence[str]) -> FloatArray:

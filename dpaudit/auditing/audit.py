@@ -17,7 +17,7 @@ from dpaudit.auditing.judge import (
     refuse_one_sided,
     validity_findings,
 )
-from dpaudit.auditing.liveness import liveness
+from dpaudit.auditing.liveness import signs_of_life
 from dpaudit.auditing.plan import AuditPlan
 from dpaudit.auditing.primary import Primary, many_runs_primary, one_run_primary
 from dpaudit.auditing.result import AuditResult, Bound
@@ -43,6 +43,7 @@ def audit(
     group_claim: float | None = None,
     control: Control | None = None,
     curve: TradeOff | None = None,
+    beacons: Scores | None = None,
     findings: Sequence[Finding] = (),
     secondary: bool = True,
 ) -> AuditResult:
@@ -69,6 +70,8 @@ def audit(
         Positive control that measures the power of this attack.
     curve : callable, optional
         The declared mechanism's symmetric trade-off curve, for a test at the plan's declared-mechanism level.
+    beacons : Scores, optional
+        Of the plan's beacons by the same attack: whether it is alive on this run. They enter no bound.
     findings : sequence of Finding
         From elsewhere: white-box tests, replay witnesses, checks of the commitment.
     secondary : bool
@@ -96,8 +99,7 @@ def audit(
             found.append(mechanism_finding(plan, primary, curve))
         if secondary:
             bounds = (one_run_secondary if one_run else many_runs_secondary)(scores, plan)
-    if (dead := liveness(scores)) is not None:
-        found.append(dead)
+    found += signs_of_life(scores, plan.beacons, beacons)
     if control is not None and tested.epsilon is not None and primary is not None:
         found.append(_control_finding(control_power(plan, tested.epsilon, control), plan))
     auc = auc_summary(scores.values, scores.members, plan.alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -242,7 +243,7 @@ def planned_again(plan: AuditPlan) -> AuditPlan:
     Numbers of guesses that a caller chose stay as they are; numbers that a rule chose are chosen again by the rule that
     the plan names.
     """
-    return design(
+    again = design(
         plan.m,
         plan.claimed_epsilon,
         plan.delta,
@@ -260,6 +261,7 @@ def planned_again(plan: AuditPlan) -> AuditPlan:
         coin_commitment=plan.coin_commitment,
         in_run=plan.in_run,
     )
+    return dataclasses.replace(again, beacons=plan.beacons)
 
 
 def _forecast_one_run(

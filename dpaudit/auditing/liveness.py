@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dpaudit.auditing.beacons import BeaconPlan, beacon_finding
 from dpaudit.auditing.roc import auc, rank_sum_p_value
+from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.finding import Finding
 from dpaudit.privacy.rounding import upper_text
 from dpaudit.privacy.scores import Scores
@@ -12,6 +14,35 @@ LIVE_P_VALUE = 1e-6
 REVERSED_P_VALUE = 1e-3
 """Scores whose rank sum is this improbable in the wrong direction are called reversed; words only, never a verdict."""
 REVERSED = "reversed_scores"
+
+
+def signs_of_life(scores: Scores, planned: BeaconPlan | None, beacons: Scores | None) -> list[Finding]:
+    """What shows, or does not show, that the attack is alive on this run.
+
+    Where the plan has beacons, they show it, however little the canaries of the audit leak; else the canaries' own
+    scores must. Reversed scores of the audit are told either way.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of the audit.
+    planned : BeaconPlan or None
+        The plan's beacons.
+    beacons : Scores or None
+        Theirs, by the same attack.
+
+    Raises
+    ------
+    InvalidValue
+        For scores of beacons that no plan froze.
+    """
+    own = liveness(scores)
+    if planned is None:
+        if beacons is not None:
+            raise InvalidValue("beacons were given and the plan froze none; leave them out, or plan them first.")
+        return [] if own is None else [own]
+    found = [beacon_finding(planned, beacons)]
+    return found if own is None or own.name != REVERSED else [*found, own]
 
 
 def liveness(scores: Scores) -> Finding | None:

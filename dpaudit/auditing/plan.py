@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dpaudit.auditing.beacons import BeaconPlan
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.stage import Relation
@@ -90,6 +91,9 @@ class AuditPlan:
     in_run : mapping or None
         The in-run audit of the same run, as :class:`~dpaudit.auditing.in_run.plan.InRunPlan` writes it; its levels
         come out of the same ``alpha``. None where there is none.
+    beacons : BeaconPlan or None
+        Canaries with many copies, outside the audit, that show whether the attack is alive. None where there are none;
+        the canaries' own scores must show it then.
 
     Raises
     ------
@@ -124,6 +128,7 @@ class AuditPlan:
     guesses_mechanism: int | None = None
     control_canaries: int | None = None
     in_run: Mapping[str, Any] | None = None
+    beacons: BeaconPlan | None = None
 
     def __post_init__(self) -> None:
         validate.integer_at_least(1, m=self.m, copies=self.copies)
@@ -171,6 +176,10 @@ class AuditPlan:
             del values["in_run"]
         else:
             values["in_run"] = dict(self.in_run)
+        if self.beacons is None:
+            del values["beacons"]
+        else:
+            values["beacons"] = self.beacons.to_dict()
         return {"schema": PLAN_SCHEMA, **values}
 
     @classmethod
@@ -194,6 +203,8 @@ class AuditPlan:
         try:
             if "alpha_split" in data:
                 data["alpha_split"] = AlphaSplit(**data["alpha_split"])
+            if data.get("beacons") is not None:
+                data["beacons"] = BeaconPlan.from_dict(data["beacons"])
             data["relation"] = Relation.parse(data["relation"])
             return cls(**data)
         except (TypeError, AttributeError) as error:

@@ -47,6 +47,7 @@ def _inconclusive(result: AuditResult) -> str:
 
 _LACKS = {
     "null_scores": "the scores were not seen to tell inserted from left-out canaries",
+    "dead_beacons": "the beacons do not show that the attack is alive",
     "ceiling": "not even a perfect attack could have decided the claim with this design",
     "no_coins": "no fair coins decided who was a member",
     "group_claim_unknown": "the claim for groups is not known",

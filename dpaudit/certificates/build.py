@@ -83,6 +83,9 @@ class CertificateEvidence:
     in_run : mapping or None
         The audit by who sees every noisy update: ``coins`` (bits in base64), ``nonce`` (hexadecimal),
         ``evidence_digest`` (of ``in_run.json``) and ``result``; its plan stands in ``audit_plan`` under ``in_run``.
+    beacons : mapping or None
+        Canaries with many copies that show whether the attack is alive: ``nonce`` (hexadecimal), ``copies`` and
+        ``canaries`` (id, coin and score of each); their plan stands in ``audit_plan`` under ``beacons``.
     exposure : mapping or None
     findings : sequence of mappings
         ``{"name", "status", "text", …}``; status is one of the verdicts or "note".
@@ -115,6 +118,7 @@ class CertificateEvidence:
     nonce: str | None = None
     audit_result: Mapping[str, Any] | None = None
     in_run: Mapping[str, Any] | None = None
+    beacons: Mapping[str, Any] | None = None
     exposure: Mapping[str, Any] | None = None
     findings: Sequence[Mapping[str, Any]] = ()
     examination: Mapping[str, Any] | None = None
@@ -194,6 +198,7 @@ def _draft(evidence: CertificateEvidence) -> Statement:
         "accounting": _accounting_section(evidence),
         "audit": _audit_section(evidence),
         **({} if evidence.in_run is None else {"in_run": dict(evidence.in_run)}),
+        **({} if evidence.beacons is None else {"beacons": dict(evidence.beacons)}),
         "exposure": evidence.exposure,
         "findings": list(evidence.findings),
         "examination": evidence.examination,

@@ -64,7 +64,7 @@ def _batches(body: Predicate) -> Iterator[str]:
     ledger, audit = body.ledger, body.audit
     if ledger is None:
         return
-    least = _inserted(audit)
+    least = _inserted(audit) + _beacon_records(body)
     for number, stage in enumerate(ledger.stages, start=1):
         stated: list[Any] = [stage.get(k) for k in ("sampling_probability", "expected_batch_size", "public_size")]
         q, batch, size = stated
@@ -84,6 +84,14 @@ def _inserted(audit: Audit | None) -> int:
     if substituted(audit.plan):
         return len(audit.canaries) * audit.copies
     return min(sum(audit.coins), len(audit.canaries) // 2) * audit.copies
+
+
+def _beacon_records(body: Predicate) -> int:
+    """Records of beacons that the public size must hold at least, counted as those of canaries."""
+    if body.beacons is None:
+        return 0
+    rows, copies = body.beacons.canaries, body.beacons.copies
+    return min(sum(coin for _, coin, _ in rows), len(rows) // 2) * copies
 
 
 def _mechanism(body: Predicate) -> Iterator[str]:

@@ -17,7 +17,9 @@ from dpaudit.certificates.in_run import in_run_text, observed_in_run
 from dpaudit.certificates.plain import to_float
 from dpaudit.certificates.statement import LineModel, Predicate, VerdictModel
 from dpaudit.certificates.verdict import Compared, Weighed, verdict_of, weigh
+from dpaudit.privacy.canaries import ALIVE
 from dpaudit.privacy.errors import DpauditError
+from dpaudit.privacy.finding import NOTE
 from dpaudit.privacy.guarantee import tightest
 from dpaudit.privacy.level import Level, Line, LineName, Standing, reached
 from dpaudit.privacy.rounding import lower_text, percent_lower, percent_upper, upper_text
@@ -186,8 +188,15 @@ def _released_model(body: Predicate, weighed: Weighed) -> Line:
         shown = "" if sure is None else f" ({percent_lower(sure)} sure)"
         text = f"ε ≥ {lower_text(to_float(lower))}{group} by attack{shown}. {power_sentence(result)}"
         text += _perfection(audit.plan)
+        text += _life(result)
     reasons = [*model.against, *model.invalid, *model.mismatch] or list(model.weak)
     return _line(LineName.RELEASED_MODEL, text, reasons, against=bool(model.against))
+
+
+def _life(result: Mapping[str, Any]) -> str:
+    """What beacons showed of the attack, where they showed that it is alive; else it stands among the reasons."""
+    shown = [row for row in result.get("findings") or () if row.get("name") == ALIVE and row.get("status") == NOTE]
+    return "".join(f" {row.get('text')}" for row in shown)
 
 
 def _perfection(plan: Mapping[str, Any] | None) -> str:

@@ -247,6 +247,27 @@ class InRun(_Model):
     """What an in-run audit says, as a plain value."""
 
 
+class Beacons(_Model):
+    """Canaries with many copies, outside the audit: whether its attack is alive. Planned in ``audit.plan``."""
+
+    nonce: Digest
+    """The 32-byte nonce of their commitment, hexadecimal, opened after training."""
+    copies: Annotated[int, Field(strict=True, ge=2)]
+    """Times an inserted beacon stands in the data; what is claimed for one unit is not claimed for its group."""
+    canaries: Annotated[
+        tuple[
+            tuple[
+                Annotated[str, Field(min_length=1, max_length=128)],
+                Annotated[int, Field(strict=True, ge=0, le=1)],
+                Number,
+            ],
+            ...,
+        ],
+        Field(max_length=10_000),
+    ]
+    """``[opaque id, coin, score]``: coin 1 = inserted; higher score = member."""
+
+
 class VerdictModel(_Model):
     """The verdict, its reasons, and what it means."""
 
@@ -281,6 +302,8 @@ class Predicate(_Model):
     audit: Audit | None
     in_run: InRun | None = None
     """The audit by who sees every noisy update, beside the one by who sees the released model."""
+    beacons: Beacons | None = None
+    """What shows that the attack on the released model is alive, where the plan has beacons."""
     exposure: Object | None
     findings: tuple[Object, ...]
     """Findings of white-box tests, each with name, status (a verdict or "note") and text."""

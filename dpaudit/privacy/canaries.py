@@ -10,6 +10,10 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.commitment import NONCE_BYTES, commitment, manifest
 from dpaudit.privacy.errors import InvalidValue
 
+ALIVE = "beacons"
+"""Name of the finding that a plan's beacons were told apart, so that the attack is alive."""
+FEWEST_BEACONS = 40
+"""Fewest beacons of a run: 32 of them, 13 inserted and perfectly told apart, have p = 1.2e-6, short of the level."""
 SUBSTITUTION = "label_substitution"
 """Kind of the canaries that a coin replaces by another record, where it puts others in or leaves them out."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from dpaudit.privacy.canaries import FEWEST_BEACONS
 from dpaudit.privacy.claim import Claim
 from dpaudit.privacy.errors import InvalidEvidence, InvalidValue
 from dpaudit.privacy.text import printable
@@ -235,6 +236,20 @@ class Canaries(_Section):
     """Tokens of a canary (causal models only); at most ``data.max_length``."""
     positions: PositiveInt = 3
     """new-token only: positions of the reserved token."""
+    beacons: Annotated[int, _Number, Field(ge=FEWEST_BEACONS, le=10_000)] | None = Field(default=None, examples=[40])
+    """Further canaries, half of them inserted with ``beacon_copies`` copies each, that stand outside the audit: whether
+    the attack finds them shows that it is alive, however little the run leaks of one record. Their copies are in the
+    public size, and privacy is promised to their groups only. Left out: none, and the audit's own scores must show
+    life."""
+    beacon_copies: Annotated[int, _Number, Field(ge=2)] | None = Field(default=None, examples=[16])
+    """Copies of an inserted beacon; needed with ``beacons``."""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_absent_beacons(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A configuration without beacons is written, and digested, as it was before there were any."""
+        value: dict[str, Any] = handler(self)
+        absent = () if self.beacons is not None or self.beacon_copies is not None else ("beacons", "beacon_copies")
+        return {key: item for key, item in value.items() if key not in absent}
 
 
 class InRun(_Section):
@@ -344,6 +359,7 @@ class Config(_Section):
             raise ValueError(
                 "audit.in_run.canaries counts what audit.in_run.enabled=false leaves out; drop one of them"
             )
+        self._check_beacons()
         labelled = self.canaries.kind in LABELLED
         if labelled and self.model.task == "causal-lm":
             raise ValueError(
@@ -366,6 +382,26 @@ class Config(_Section):
                 " learnt; use canaries.kind='random-token', or model.trainable='all'"
             )
         return self
+
+    def _check_beacons(self) -> None:
+        """Keys of beacons that contradict others or lack their number of copies."""
+        beacons, copies = self.canaries.beacons, self.canaries.beacon_copies
+        if (beacons is None) != (copies is None):
+            raise ValueError(
+                f"canaries.beacons={beacons} with canaries.beacon_copies={copies}: set both to have beacons, or neither"
+            )
+        if beacons is None:
+            return
+        if self.canaries.kind == "label-substitution":
+            raise ValueError(
+                "canaries.beacons are in the data or not, and canaries.kind='label-substitution' replaces records;"
+                " leave them out"
+            )
+        if self.privacy.sampling_unit == "unit":
+            raise ValueError(
+                "canaries.beacons are drawn record by record and privacy.sampling_unit='unit' draws whole units, of"
+                " which a beacon is one however many copies it has; leave them out"
+            )
 
     def _check_classes(self) -> None:
         """Keys of tasks with classes that contradict each other or have no effect."""

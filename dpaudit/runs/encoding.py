@@ -46,7 +46,7 @@ def infilling(config: Config, tokenizer: Any) -> Infilling | None:
 
 
 def private_records(prepared: Prepared) -> list[dict[str, Any]]:
-    """Tokenised private records, then the canaries whose coin is 1 (whole, never truncated)."""
+    """Tokenised private records, then canaries and beacons whose coin is 1 (whole, never truncated)."""
     from dpaudit.attacks.canaries.canary import inserted
 
     config = prepared.config
@@ -54,12 +54,16 @@ def private_records(prepared: Prepared) -> list[dict[str, Any]]:
     # A new-token canary is scored on its secret positions alone, so only they are trained on.
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
     records += inserted(prepared.secret.canaries, prepared.secret.coins, config.canaries.copies, supervise=supervise)
+    if (beacons := prepared.beacons) is not None:
+        records += inserted(beacons.canaries, beacons.coins, beacons.copies, supervise=supervise)
     return records
 
 
 def private_units(prepared: Prepared) -> Sequence[Any] | None:
     """Name of the unit of each of :func:`private_records`, None where no column tells them."""
-    return unit_names(prepared.config, prepared.private, len(prepared.secret.canaries.present(prepared.secret.coins)))
+    inserted = len(prepared.secret.canaries.present(prepared.secret.coins))
+    beacons = 0 if prepared.beacons is None else int(prepared.beacons.coins.sum())
+    return unit_names(prepared.config, prepared.private, inserted, beacons)
 
 
 def encode(prepared: Prepared, records: Records) -> list[dict[str, Any]]:

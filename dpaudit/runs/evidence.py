@@ -10,6 +10,7 @@ from dpaudit import Guarantee, Ledger
 from dpaudit.privacy.errors import InvalidEvidence
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.scores import Scores
+from dpaudit.runs.beacons import OpenedBeacons, opened_beacons
 from dpaudit.runs.config import Config
 from dpaudit.runs.records import limit_of
 from dpaudit.runs.stated import owners_words
@@ -37,6 +38,8 @@ class Recorded:
     nonce: bytes
     inserted: int
     """Canaries that stand in the data."""
+    beacons: OpenedBeacons | None = None
+    """Those of the plan, opened."""
 
     @classmethod
     def read(cls, folder: RunFolder, config: Config, record: RunRecord) -> Recorded:
@@ -67,6 +70,7 @@ class Recorded:
             scores=scores,
             nonce=secret.nonce,
             inserted=len(secret.canaries.present(secret.coins)),
+            beacons=opened_beacons(folder, plan),
         )
 
     @property
@@ -91,6 +95,7 @@ class Recorded:
             group_claim=group_epsilon(ledger, delta=plan.delta, accountants=names, copies=plan.copies),
             control=read_control(self.folder.control_scores, binding, self.scores.ids),
             curve=declared_curve(ledger, plan.delta, plan.copies),
+            beacons=None if self.beacons is None else self.beacons.scores,
         )
 
     def guessed(self) -> list[dict[str, Any]]:
@@ -131,6 +136,7 @@ def evidence_of(
         control_digest=sha256_file(folder.control_scores) if folder.control_scores.exists() else None,
         nonce=recorded.nonce.hex(),
         audit_result=result.to_dict(),
+        beacons=None if recorded.beacons is None else recorded.beacons.section(),
         exposure=exposure,
         findings=examined,
         examination=read_json(folder.examination) if folder.examination.exists() else None,
@@ -148,6 +154,7 @@ def evidence_of(
                 "canaries": plan.m,
                 "inserted": recorded.inserted,
                 "copies": plan.copies,
+                **_beacon_counts(recorded.beacons),
             },
             "other_relation": other_relation(ledger, delta=config.claim.delta, accountants=config.privacy.accountants),
             "public_evaluation": {
@@ -160,6 +167,17 @@ def evidence_of(
         reproduction=reproduction(folder),
         run_status=status,
     )
+
+
+def _beacon_counts(beacons: OpenedBeacons | None) -> dict[str, int]:
+    """How many records of the data set are copies of beacons; nothing for a run without any."""
+    if beacons is None:
+        return {}
+    return {
+        "beacons": len(beacons.scores),
+        "beacons_inserted": beacons.inserted,
+        "beacon_copies": beacons.copies,
+    }
 
 
 def _deviations(recorded: Recorded) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dpaudit.auditing.decidable import needs_perfection, undecidable
 from dpaudit.privacy.validate import name_some
+from dpaudit.runs.beacons import beacon_note
 from dpaudit.runs.records import limit_rule
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def before_training(prepared: Prepared) -> tuple[str, ...]:
     """One sentence each, for the person who runs it: never written into the release."""
     plan, inside = prepared.audit_plan, prepared.in_run is not None and prepared.in_run.m
     strict = None if inside else needs_perfection(plan)
-    notes = (_selection(prepared), _classes(prepared), undecidable(plan), _in_run(prepared), strict)
+    notes = (_selection(prepared), _classes(prepared), undecidable(plan), _in_run(prepared), strict, _beacons(prepared))
     return tuple(note for note in notes if note is not None)
 
 
@@ -26,6 +27,11 @@ def _in_run(prepared: Prepared) -> str | None:
     if plan is None or plan.m or prepared.config.audit.in_run.enabled is False:
         return None
     return f"no in-run canaries: {plan.reason}. The energy of the releases is recorded all the same."
+
+
+def _beacons(prepared: Prepared) -> str | None:
+    """What beacons cost, and what is promised to them."""
+    return beacon_note(prepared.config, prepared.audit_plan.beacons)
 
 
 def _selection(prepared: Prepared) -> str | None:

@@ -13,6 +13,7 @@ from dpaudit.privacy.errors import InvalidEvidence, InvalidValue, PrivacyRefusal
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.rounding import exact_text, upper_text
 from dpaudit.privacy.tolerance import exceeds
+from dpaudit.runs.beacons import fix_beacons, read_beacons, set_apart
 from dpaudit.runs.config import Config
 from dpaudit.runs.data_commitment import commit_data, same_data
 from dpaudit.runs.encoding import infilling
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dpaudit.attacks.canaries.canary import CanarySet
     from dpaudit.attacks.canaries.secret import Secret
     from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.beacons import BeaconPlan
     from dpaudit.auditing.in_run.plan import InRunPlan
     from dpaudit.trainers import PrivacyPlan
 
@@ -52,6 +54,8 @@ class Prepared:
     tokenizer: Any
     split: Split | None = None
     """Real records put to the coin, when the configuration holds some out."""
+    beacons: Secret | None = None
+    """Canaries with many copies, outside the audit, where the configuration has some."""
     in_run: InRunPlan | None = None
     """The in-run audit; None in a run that was planned without one."""
     in_run_secret: InRunSecret | None = None
@@ -94,11 +98,14 @@ def public_size(config: Config) -> int:
     """Size that q and the normaliser derive from, fixed before any coin is flipped and counted from no record.
 
     Declared records (those put to a coin counted half) plus half of the canary copies; or declared units plus half of
-    the canaries, where whole units are drawn. Canaries whose label is replaced are all in the data.
+    the canaries, where whole units are drawn. Canaries whose label is replaced are all in the data. Copies of beacons
+    are counted as those of canaries.
     """
-    copies = 1 if draws_units(config) else config.canaries.copies
-    share = 1.0 if config.canaries.kind == "label-substitution" else 0.5
-    return expected_size(config) + round(config.canaries.count * copies * share)
+    wanted = config.canaries
+    copies = 1 if draws_units(config) else wanted.copies
+    share = 1.0 if wanted.kind == "label-substitution" else 0.5
+    beacons = round((wanted.beacons or 0) * (wanted.beacon_copies or 0) * 0.5)
+    return expected_size(config) + round(wanted.count * copies * share) + beacons
 
 
 def make_plans(config: Config, size: int) -> tuple[PrivacyPlan, ...]:
@@ -173,9 +180,12 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         split = hold_out_records(config, folder, private)
     else:
         folder.holdout.unlink(missing_ok=True)  # of a preparation that did not come to its end
-        canaries = make_canaries(config, tokenizer, public)
+        canaries, beacons = set_apart(
+            make_canaries(config, tokenizer, public, beacons=config.canaries.beacons or 0), config.canaries.beacons or 0
+        )
+        frozen = fix_beacons(config, folder, beacons, planned_ledger(plans))
         sizes = trained_sizes(config, base, public.classes)
-        plan, secret, split = _fix(config, folder, plans, private, canaries, sizes)
+        plan, secret, split = _fix(config, folder, plans, private, canaries, frozen, sizes)
     in_run = in_run_of(plan)
     return Prepared(
         config=config,
@@ -188,6 +198,7 @@ def prepare(config: Config, base: Path, folder: RunFolder) -> Prepared:
         public=public,
         tokenizer=tokenizer,
         split=split,
+        beacons=read_beacons(folder, plan),
         in_run=in_run,
         in_run_secret=read_fixed(folder, in_run),
     )
@@ -212,6 +223,7 @@ def _fix(
     plans: tuple[PrivacyPlan, ...],
     private: Records,
     canaries: CanarySet,
+    beacons: BeaconPlan | None,
     sizes: Mapping[str, int],
 ) -> tuple[AuditPlan, Secret, Split | None]:
     import numpy as np
@@ -238,6 +250,7 @@ def _fix(
         in_run=in_run.to_dict(),
         coin_commitment=commit(canaries, coins, nonce, units_of_canary(config)).commitment,
     )
+    plan = dataclasses.replace(plan, beacons=beacons)
     secret = write_secret(folder.canaries, canaries, np.asarray(coins), nonce, units_of_canary(config))
     split = hold_out_records(config, folder, private)
     commit_data(config, folder, private)
@@ -299,35 +312,37 @@ def group_claim(config: Config, ledger: Ledger) -> float | None:
     return None if units == 1 else smallest_upper(account_for(config, ledger, group_size=units))
 
 
-def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
-    """Generate canaries from public material and the operating system's entropy."""
+def make_canaries(config: Config, tokenizer: Any, public: Records, *, beacons: int = 0) -> CanarySet:
+    """Generate canaries, and so many beacons beside them, from public material and the operating system's entropy."""
     import numpy as np
 
     from dpaudit import attacks
 
     wanted, rng = config.canaries, np.random.default_rng()
+    count = wanted.count + beacons
+    asked = f"canaries.count={wanted.count}" + (f" with canaries.beacons={beacons}" if beacons else "")
     limit = config.data.max_length
     if wanted.kind == "new-token":
         reserved = [t for t in tokenizer.get_vocab() if t.startswith("<canary_")]
-        if len(reserved) < wanted.count:
+        if len(reserved) < count:
             raise InvalidValue(
-                f"canaries.count={wanted.count} needs as many reserved tokens <canary_...> and the tokenizer has"
+                f"{asked} needs as many reserved tokens <canary_...> and the tokenizer has"
                 f" {len(reserved)}; lower the count or use canaries.kind='random-token'."
             )
         return attacks.new_token_canaries(
             tokenizer,
-            wanted.count,
-            reserved_tokens=sorted(reserved)[: wanted.count],
+            count,
+            reserved_tokens=sorted(reserved)[:count],
             rng=rng,
             length=wanted.length,
             positions=wanted.positions,
             max_length=limit,
         )
     if wanted.kind == "random-token":
-        return attacks.random_token_canaries(tokenizer, wanted.count, rng=rng, length=wanted.length, max_length=limit)
-    if public.labels is None or public.classes is None or len(public) < wanted.count:
+        return attacks.random_token_canaries(tokenizer, count, rng=rng, length=wanted.length, max_length=limit)
+    if public.labels is None or public.classes is None or len(public) < count:
         raise InvalidValue(
-            f"canaries.kind={wanted.kind!r} with canaries.count={wanted.count} needs as many labelled public records"
+            f"canaries.kind={wanted.kind!r} with {asked} needs as many labelled public records"
             f" and has {len(public)}; give more ({'data.heldout' if config.data.heldout else 'data.heldout_fraction'}),"
             " or lower the count."
         )
@@ -335,8 +350,8 @@ def make_canaries(config: Config, tokenizer: Any, public: Records) -> CanarySet:
         public = dataclasses.replace(public, texts=tuple(task.prompt([text]) for text in public.texts))
     # Only public texts that fit are candidates: a truncated canary would never have been inserted whole.
     fits = [i for i, text in enumerate(public.texts) if len(tokenizer(text)["input_ids"]) <= limit]
-    chosen = public.take(_unique(public, fits)[: wanted.count])
-    _refuse_too_few(config, len(chosen))
+    chosen = public.take(_unique(public, fits)[:count])
+    _refuse_too_few(config, len(chosen), count, asked)
     assert chosen.labels is not None and chosen.classes is not None
     substitute = wanted.kind == "label-substitution"
     make = attacks.label_substitution_canaries if substitute else attacks.label_flip_canaries
@@ -350,10 +365,10 @@ def _unique(public: Records, candidates: list[int]) -> list[int]:
     return list(first.values())
 
 
-def _refuse_too_few(config: Config, texts: int) -> None:
+def _refuse_too_few(config: Config, texts: int, count: int, asked: str) -> None:
     """Refuse a set of labelled canaries smaller than asked for."""
-    if texts < config.canaries.count:
+    if texts < count:
         raise InvalidValue(
-            f"canaries.count={config.canaries.count} could not be made: {texts} different public texts are not longer"
+            f"{asked} could not be made: {texts} different public texts are not longer"
             f" than data.max_length={config.data.max_length} tokens; raise data.max_length, or lower the count."
         )

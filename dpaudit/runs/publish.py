@@ -14,7 +14,7 @@ from dpaudit import Guarantee, Ledger
 from dpaudit.privacy.errors import StorageFailed
 from dpaudit.privacy.guarantee import smallest_upper
 from dpaudit.privacy.scores import Scores
-from dpaudit.runs.canary_scores import canary_scores
+from dpaudit.runs.canary_scores import canary_scores, scores_with_beacons
 from dpaudit.runs.config import Config
 from dpaudit.runs.evidence import Recorded, evidence_of
 from dpaudit.runs.in_run.part import in_run_part
@@ -48,9 +48,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
     return folder_digests(folder)
 
 
-def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> np.ndarray:
-    """Scores of the canaries by the pre-registered attack; higher = member."""
-    return canary_scores(prepared, prepared.secret.canaries, model, base_model)
+def score_canaries(prepared: Prepared, model: Any, base_model: Any) -> None:
+    """Write the scores of the canaries, and of the beacons, by the pre-registered attack; higher = member."""
+    folder, secret, beacons = prepared.folder, prepared.secret, prepared.beacons
+    attack = prepared.config.audit.attack
+    if beacons is None:
+        scores = canary_scores(prepared, secret.canaries, model, base_model)
+    else:
+        scores, theirs = scores_with_beacons(prepared, secret, beacons, model, base_model)
+        write_scores(folder.beacon_scores, beacons.ids, theirs, attack)
+    write_scores(folder.scores, secret.ids, scores, attack)
 
 
 def write_scores(path: Path, ids: Sequence[str], scores: np.ndarray, attack: str) -> None:

@@ -15,7 +15,7 @@ from dpaudit.runs.in_run.part import write_evidence
 from dpaudit.runs.issue import refuse_new_evidence
 from dpaudit.runs.processes import dismiss, trains_in
 from dpaudit.runs.progress import progress, quiet_transformers
-from dpaudit.runs.publish import Published, publish, save_model, score_canaries, write_scores
+from dpaudit.runs.publish import Published, publish, save_model, score_canaries
 from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
 from dpaudit.storage.files import PRIVATE_MODE
 from dpaudit.storage.run_folder import (
@@ -141,9 +141,8 @@ def train_phase(job: Job, *, tell: Callable[[str], None] = lambda note: None) ->
                 },
             )
             base_model = load_model(job.config, job.base, classes=prepared.public.classes)
-            scores = score_canaries(prepared, fitted.model, base_model)
             score_real_records(prepared, fitted.model, base_model)
-            write_scores(folder.scores, prepared.secret.ids, scores, job.config.audit.attack)
+            score_canaries(prepared, fitted.model, base_model)
             record = update_record(folder, record, status="attacked")
         except BaseException as error:
             with contextlib.suppress(OSError):  # the disk that refused may refuse this as well

@@ -31,20 +31,31 @@ def units_of_canary(config: Config) -> int:
     return -(-copies // config.claim.max_records_per_unit)
 
 
-def unit_names(config: Config, records: Records, inserted: int) -> Sequence[Any] | None:
+def units_of_beacon(config: Config) -> int:
+    """Units of privacy that an inserted beacon is, counted as those of a canary with so many copies."""
+    copies = config.canaries.beacon_copies or 0
+    return copies if config.data.unit_column is None else -(-copies // config.claim.max_records_per_unit)
+
+
+def unit_names(config: Config, records: Records, inserted: int, beacons: int = 0) -> Sequence[Any] | None:
     """Name of each record's unit, real ones first and then ``inserted`` canaries; None where no column tells them.
 
     Parameters
     ----------
     inserted : int
         Canaries whose coin is 1; the copies of each follow one another.
+    beacons : int
+        Beacons whose coin is 1, likewise; they come last.
     """
     if records.units is None:
         return None
     copies = config.canaries.copies
     each = copies if draws_units(config) else config.claim.max_records_per_unit
     # A pair cannot be the name of a real unit, which is text.
-    return [*records.units, *((canary, copy // each) for canary in range(inserted) for copy in range(copies))]
+    artificial = [(canary, copy // each) for canary in range(inserted) for copy in range(copies)]
+    more = config.canaries.beacon_copies or 0
+    artificial += [(inserted + beacon, copy // each) for beacon in range(beacons) for copy in range(more)]
+    return [*records.units, *artificial]
 
 
 def units_statement(config: Config) -> dict[str, Any]:

@@ -56,6 +56,16 @@ class RunFolder:
         return self.private / "canaries.secret.parquet"
 
     @property
+    def beacons(self) -> Path:
+        """Secret beacons with coins and nonce."""
+        return self.private / "beacons.secret.parquet"
+
+    @property
+    def beacon_scores(self) -> Path:
+        """Scores of the beacons, which the certificate will hold beside their coins."""
+        return self.private / "beacon_scores.parquet"
+
+    @property
     def checkpoint(self) -> Path:
         """Last checkpoint, for resuming."""
         return self.private / "checkpoint.pt"
@@ -96,7 +106,7 @@ class RunFolder:
         return (
             *(self.canaries, self.holdout, self.data_key, self.data_commitment, self.audit_plan, self.zeroth_order_log),
             *(self.control_scores, self.examination, self.private / "examination.json"),
-            self.in_run_secret,
+            *(self.in_run_secret, self.beacons),
         )
 
     @property

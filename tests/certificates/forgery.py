@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from dpaudit.certificates.verify.report import VerificationReport
 from dpaudit.certificates.verify.verify import verify_here
 from dpaudit.storage.commitment import canonical_json, commitment, manifest, sha256_bytes, sha256_file
 from tests.certificates.certificate_run import rewrite
+
+if TYPE_CHECKING:
+    from dpaudit.auditing import Scores
 
 
 class Forgery:
@@ -112,6 +115,36 @@ class Forgery:
         audit["control_digest"] = sha256_file(self.folder / "control_scores.parquet")
         return binding
 
+    def write_beacons(self, shift: float, *, count: int = 40, copies: int = 16, seed: int = 3) -> None:
+        """Plan beacons, and hold scores of them that coins move by ``shift``."""
+        from dpaudit.certificates.group import group_epsilon
+
+        audit, rng, nonce = self.body["audit"], np.random.default_rng(seed), bytes(range(1, 33))
+        ids = sorted(f"{i:032x}" for i in rng.integers(0, 2**62, count))
+        coins = [int(c) for c in rng.permutation([i % 2 for i in range(count)])]
+        scores = rng.normal(size=count) + shift * np.array(coins)
+        names = [row["accountant"] for row in self.body["accounting"]["guarantees"]]
+        group = group_epsilon(self.ledger(), delta=audit["plan"]["delta"], accountants=names, copies=copies)
+        audit["plan"]["beacons"] = {
+            "count": count,
+            "copies": copies,
+            "group_size": copies,
+            "group_epsilon": group,
+            "commitment": commitment(nonce, manifest(ids, coins, copies)),
+            "level": 1e-6,
+        }
+        rows = [[i, c, float(s)] for i, c, s in zip(ids, coins, scores, strict=True)]
+        self.body["beacons"] = {"nonce": nonce.hex(), "copies": copies, "canaries": rows}
+        self.write_plan()
+        self.write_ledger()
+
+    def beacons(self) -> Scores | None:
+        """Scores and coins of the embedded beacons."""
+        from dpaudit.auditing import Scores
+
+        rows = (self.body.get("beacons") or {}).get("canaries")
+        return Scores(*zip(*[(i, s, c) for i, c, s in rows], strict=True)) if rows else None
+
     def audit_again(self) -> None:
         """Make the audit that the evidence gives: guesses, result, power."""
         import pandas as pd
@@ -142,6 +175,7 @@ class Forgery:
             ),
             control=read_control_file(control).control if section["control_digest"] else None,
             curve=declared_curve(self.ledger(), plan.delta, plan.copies),
+            beacons=self.beacons(),
             secondary=False,
         )
         guesses = guess(ids, scores, plan)

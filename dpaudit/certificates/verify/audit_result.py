@@ -14,6 +14,7 @@ from dpaudit.certificates.group import group_epsilon
 from dpaudit.certificates.plain import plain_json, to_float
 from dpaudit.certificates.statement import Audit, Predicate
 from dpaudit.certificates.verify.accounting import Recomputed, bounds
+from dpaudit.certificates.verify.beacons import opened_beacons
 from dpaudit.certificates.verify.compare import TOLERANCE
 from dpaudit.certificates.verify.evidence import ControlRead, ScoresRead, read_control_beside, read_scores_beside
 from dpaudit.certificates.verify.guard import Attempt, attempt
@@ -141,6 +142,7 @@ def _run_again(
         control=control.control,
         secondary=bool(stated.get("secondary")),
         curve=None if body.ledger is None else _curve(body.ledger.to_ledger(), plan.delta, section.copies),
+        beacons=opened_beacons(body, plan),
     )
     own = {finding.name for finding in result.findings}
     others = [_without_power(row) for row in stated.get("findings") or () if row.get("name") not in own]

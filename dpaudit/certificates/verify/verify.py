@@ -22,6 +22,7 @@ from dpaudit.certificates.verify.accounting import (
 )
 from dpaudit.certificates.verify.audit import audit_steps
 from dpaudit.certificates.verify.audit_result import RecomputedAudit, recompute_audit
+from dpaudit.certificates.verify.beacons import beacon_steps
 from dpaudit.certificates.verify.corrections import corrected_verdict, judge
 from dpaudit.certificates.verify.derive import Derived, derive, level_steps, verdict_steps
 from dpaudit.certificates.verify.files import examination_steps, ledger_steps
@@ -113,6 +114,7 @@ def verify_here(path: Path | str, *, policy: Path | str | None = None) -> Verifi
         again = attempt("audit", lambda: recompute_audit(folder, body, section, recomputed))
     audit = None if again is None else again.value
     steps += [again.failed] if again is not None and again.failed is not None else audit_steps(folder, body, audit)
+    steps += guarded("beacons", lambda: beacon_steps(body, recomputed))
     tried = attempt("in_run", lambda: recompute_in_run(folder, body))
     in_run = tried.value
     steps += [tried.failed] if tried.failed is not None else () if in_run is None else in_run.steps
