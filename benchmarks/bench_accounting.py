@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from dpaudit import Ledger, Relation, Stage
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier
+from dpaudit.accounting.calibrate import StageTarget, calibrate_noise_multiplier
 from dpaudit.accounting.prv.curves import epsilon_interval
 from dpaudit.accounting.prv.loss import cells
 from dpaudit.accounting.prv.saddle import rough
@@ -143,9 +143,8 @@ def main() -> None:
         cells.cache_clear()
         rough.cache_clear()
         stage = ledger([(0.01, 1.0, 2000)]).stages[0]
-        return calibrate_noise_multiplier(
-            target_epsilon=3.0, delta=1e-5, stage=stage, relation=Relation.ADD_OR_REMOVE_ONE
-        )
+        target = StageTarget(epsilon=3.0, delta=1e-5, relation=Relation.ADD_OR_REMOVE_ONE)
+        return calibrate_noise_multiplier(stage, target)
 
     calibration()
     seconds = timed(calibration, options.repeats)

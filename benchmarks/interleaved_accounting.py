@@ -37,9 +37,9 @@ CASES: dict[str, tuple[list[tuple[float, float, int]], float, int]] = {
 }
 CHILD = """
 import json, sys, time
+import dpaudit
 from dpaudit import Ledger, Stage
 from dpaudit.accounting import account
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier
 found = {}
 def stages(parts, i):
     return tuple(Stage(sampling_probability=q, noise_multiplier=s * (1 + 1e-6 * i), steps=t, sampling="poisson")
@@ -57,7 +57,7 @@ for i in range(3):
     (stage,) = stages([(0.01, 1.0, 2000)], i)
     start = time.process_time()
     delta = 1e-5 * (1 + 1e-6 * i)
-    calibrate_noise_multiplier(target_epsilon=3.0, delta=delta, stage=stage, relation="add_or_remove_one")
+    dpaudit.calibrate(stage, "noise_multiplier", epsilon=3.0, delta=delta, relation="add_or_remove_one")
     times.append(time.process_time() - start)
 found["calibration of sigma"] = [min(times), None, None]
 print(json.dumps(found))

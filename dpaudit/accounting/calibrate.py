@@ -193,54 +193,53 @@ class _StagePlan:
         return Ledger(stages=(self.stage,), relation=self.relation, max_records_per_unit=self.max_records_per_unit)
 
 
-def calibrate_noise_multiplier(
-    *,
-    target_epsilon: float,
-    delta: float,
-    stage: Stage,
-    relation: str | Relation,
-    accountant: str = "prv",
-    group_size: int = 1,
-    assume: Collection[str] = (),
-) -> float:
-    """Smallest σ for ``stage`` (its own σ is ignored) whose certified ε at δ meets the target."""
-    plan = _StagePlan(stage, Relation.parse(relation), delta, target_epsilon, group_size)
-    return calibrate(plan, accountant=accountant, assume=assume).stage.noise_multiplier
-
-
 def stage_ledger(stage: Stage, relation: str | Relation, *, unit: str = "record") -> Ledger:
     """A ledger of one stage."""
     return Ledger(stages=(stage,), relation=Relation.parse(relation), unit=unit)
 
 
-def _epsilon_of_stage(
-    relation: str | Relation, delta: float, accountant: str, group_size: int, assume: Collection[str]
-) -> Callable[[Stage], float]:
-    """Certified upper ε at δ of one stage, by the accountant asked for."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageTarget:
+    """The ε that one stage has to meet, and how it is accounted.
 
-    def epsilon(stage: Stage) -> float:
-        return epsilon_upper(stage_ledger(stage, relation), delta, accountant, group_size=group_size, assume=assume)
+    Attributes
+    ----------
+    epsilon, delta : float
+    relation : Relation
+    accountant : str, default="prv"
+    group_size : int, default=1
+        Units that change together.
+    assume : collection of str
+        Assumptions of the accountant.
+    """
 
-    return epsilon
+    epsilon: float
+    delta: float
+    relation: Relation
+    accountant: str = "prv"
+    group_size: int = 1
+    assume: Collection[str] = ()
+
+    def upper(self, stage: Stage) -> float:
+        """Certified upper ε at δ of a stage."""
+        ledger = stage_ledger(stage, self.relation)
+        return epsilon_upper(ledger, self.delta, self.accountant, group_size=self.group_size, assume=self.assume)
 
 
-def calibrate_steps(
-    *,
-    target_epsilon: float,
-    delta: float,
-    stage: Stage,
-    relation: str | Relation,
-    accountant: str = "prv",
-    group_size: int = 1,
-    assume: Collection[str] = (),
-) -> int:
+def calibrate_noise_multiplier(stage: Stage, target: StageTarget) -> float:
+    """Smallest σ for ``stage`` (its own σ is ignored) whose certified ε at δ meets the target."""
+    plan = _StagePlan(stage, target.relation, target.delta, target.epsilon, target.group_size)
+    return calibrate(plan, accountant=target.accountant, assume=target.assume).stage.noise_multiplier
+
+
+def calibrate_steps(stage: Stage, target: StageTarget) -> int:
     """Largest number of steps of ``stage`` (its own is ignored) whose certified ε at δ meets the target.
 
     At most ``LARGEST_STEPS``: more are not looked for, so that a result of 1e9 says only that so many meet it.
     """
 
-    epsilon = _epsilon_of_stage(relation, delta, accountant, group_size, assume)
-    search = _Search(lambda steps: epsilon(dataclasses.replace(stage, steps=int(steps))), target_epsilon)
+    target_epsilon = target.epsilon
+    search = _Search(lambda steps: target.upper(dataclasses.replace(stage, steps=int(steps))), target_epsilon)
     low, at_low = 1, search(1)
     if at_low > target_epsilon:
         raise search.unmet(f"target epsilon={target_epsilon} is not met by a single step; raise the noise multiplier.")
@@ -268,27 +267,16 @@ def calibrate_steps(
     return search.checked(low)
 
 
-def calibrate_sampling_probability(
-    *,
-    target_epsilon: float,
-    delta: float,
-    stage: Stage,
-    relation: str | Relation,
-    accountant: str = "prv",
-    group_size: int = 1,
-    assume: Collection[str] = (),
-) -> float:
+def calibrate_sampling_probability(stage: Stage, target: StageTarget) -> float:
     """Largest q of ``stage`` (its own is ignored) whose certified ε at δ meets the target."""
 
-    epsilon = _epsilon_of_stage(relation, delta, accountant, group_size, assume)
-
     def epsilon_of(inverse: float) -> float:
-        return epsilon(dataclasses.replace(stage, sampling_probability=1 / inverse))
+        return target.upper(dataclasses.replace(stage, sampling_probability=1 / inverse))
 
-    search = _Search(epsilon_of, target_epsilon)
-    if search(1.0) <= target_epsilon:
+    search = _Search(epsilon_of, target.epsilon)
+    if search(1.0) <= target.epsilon:
         return search.checked(1.0)
-    return 1 / smallest_meeting(epsilon_of, target_epsilon, start=64.0, largest=1e12)
+    return 1 / smallest_meeting(epsilon_of, target.epsilon, start=64.0, largest=1e12)
 
 
 def calibrate_split(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier
+from dpaudit.accounting.calibrate import StageTarget, calibrate_noise_multiplier
 from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.privacy.stage import Relation, Sampling, Stage
@@ -150,10 +150,14 @@ def compare_unit_sampling(
     def design(kind: str, contributions: float, size: int, group: int) -> UnitDesign:
         q = contributions / size
         stage = Stage(sampling_probability=q, noise_multiplier=1.0, steps=steps, sampling=Sampling.POISSON)
-        sigma = calibrate_noise_multiplier(
-            target_epsilon=target_epsilon, delta=delta, stage=stage, relation=relation, accountant=accountant,
+        target = StageTarget(
+            epsilon=target_epsilon,
+            delta=delta,
+            relation=Relation.parse(relation),
+            accountant=accountant,
             group_size=group,
-        )  # fmt: skip
+        )
+        sigma = calibrate_noise_multiplier(stage, target)
         return UnitDesign(
             sampling_unit=kind, sampling_probability=q, contributions=contributions, noise_multiplier=sigma
         )

@@ -128,6 +128,7 @@ def calibrate(
     from dpaudit.accounting import account
     from dpaudit.accounting.calibrate import (
         LARGEST_STEPS,
+        StageTarget,
         calibrate_noise_multiplier,
         calibrate_sampling_probability,
         calibrate_steps,
@@ -142,15 +143,10 @@ def calibrate(
         "sampling_probability": calibrate_sampling_probability,
     }[find]
     chosen = Relation.parse(relation)
-    value = search(
-        target_epsilon=epsilon,
-        delta=delta,
-        stage=stage,
-        relation=chosen,
-        accountant=accountant,
-        group_size=group_size,
-        assume=assume,
+    target = StageTarget(
+        epsilon=epsilon, delta=delta, relation=chosen, accountant=accountant, group_size=group_size, assume=assume
     )
+    value = search(stage, target)
     final = Stage.from_dict(stage.to_dict() | {find: value})
     (guarantee,) = account(
         stage_ledger(final, chosen),

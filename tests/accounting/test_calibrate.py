@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpaudit import DpauditError, InvalidValue, Stage, UnsupportedStage
+from dpaudit import DpauditError, InvalidValue, Relation, Stage, UnsupportedStage
 from dpaudit.accounting import epsilon_upper
 from dpaudit.accounting.calibrate import (
     LARGEST_STEPS,
+    StageTarget,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
@@ -23,7 +24,7 @@ from dpaudit.accounting.calibrate import (
 )
 from dpaudit.cli import run
 
-HOW: dict[str, Any] = {"relation": "add_or_remove_one"}
+HOW: dict[str, Any] = {"relation": Relation.ADD_OR_REMOVE_ONE}
 
 
 def stage(q: float = 0.01, sigma: float = 1.0, steps: int = 100, **more: Any) -> Stage:
@@ -45,7 +46,7 @@ def epsilon(made: Stage, delta: float, accountant: str) -> float:
 def test_steps_near_the_largest_number_meet_the_target(
     target: float, delta: float, made: Stage, accountant: str
 ) -> None:
-    steps = calibrate_steps(target_epsilon=target, delta=delta, stage=made, accountant=accountant, **HOW)
+    steps = calibrate_steps(made, StageTarget(epsilon=target, delta=delta, accountant=accountant, **HOW))
     assert 2**29 < steps < LARGEST_STEPS
 
     assert epsilon(dataclasses.replace(made, steps=steps), delta, accountant) <= target
@@ -77,7 +78,7 @@ def test_what_is_returned_meets_its_target(
 ) -> None:
 
     made = stage(*parts)
-    asked: dict[str, Any] = {"target_epsilon": target, "delta": delta, "stage": made, "accountant": accountant} | HOW
+    asked = StageTarget(epsilon=target, delta=delta, accountant=accountant, **HOW)
     for field, solve in (
         ("noise_multiplier", calibrate_noise_multiplier),
         ("steps", calibrate_steps),
@@ -86,7 +87,7 @@ def test_what_is_returned_meets_its_target(
         if field == "steps" and target > 2:
             continue
         try:
-            value = solve(**asked)
+            value = solve(made, asked)
         except DpauditError as error:
             assert str(error).endswith(".")
             continue
@@ -95,7 +96,7 @@ def test_what_is_returned_meets_its_target(
 
 @pytest.mark.slow
 def test_a_small_target_is_met_by_much_noise() -> None:
-    sigma = calibrate_noise_multiplier(target_epsilon=1e-6, delta=1e-9, stage=stage(steps=1000), **HOW)
+    sigma = calibrate_noise_multiplier(stage(steps=1000), StageTarget(epsilon=1e-6, delta=1e-9, **HOW))
     assert 5e5 < sigma < 2e6
 
 
@@ -103,18 +104,17 @@ def test_a_small_target_is_met_by_much_noise() -> None:
 def test_targets_out_of_bounds_are_refused(target: float) -> None:
     for solve in (calibrate_noise_multiplier, calibrate_steps, calibrate_sampling_probability):
         with pytest.raises(InvalidValue, match="target_epsilon="):
-            solve(target_epsilon=target, delta=1e-5, stage=stage(), **HOW)
+            solve(stage(), StageTarget(epsilon=target, delta=1e-5, **HOW))
 
 
 def test_a_refusal_on_the_way_counts_as_unmet_and_is_told_where_nothing_is_met() -> None:
     # At σ = 1 the accountant refuses so wide a loss; at the answer it does not.
     wide = stage(q=0.2, steps=100_000)
-    sigma = calibrate_noise_multiplier(target_epsilon=8.0, delta=1e-5, stage=wide, accountant="pld", **HOW)
+    sigma = calibrate_noise_multiplier(wide, StageTarget(epsilon=8.0, delta=1e-5, accountant="pld", **HOW))
     assert 30 < sigma < 50
+    unmet = StageTarget(epsilon=8.0, delta=1e-5, accountant="rdp", relation=Relation.REPLACE_ONE)
     with pytest.raises(UnsupportedStage, match="refuses relation"):
-        calibrate_noise_multiplier(
-            target_epsilon=8.0, delta=1e-5, stage=stage(), accountant="rdp", relation="replace_one"
-        )
+        calibrate_noise_multiplier(stage(), unmet)
 
 
 def test_a_value_that_misses_its_target_when_evaluated_again_is_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from scipy.special import ndtr, ndtri
 from dpaudit import InvalidValue, Ledger, Relation, Stage
 from dpaudit.accounting import account, calibrate, compare, gaussian_dp, tradeoff_curve
 from dpaudit.accounting.calibrate import (
+    StageTarget,
     budget,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
@@ -148,8 +148,8 @@ def test_calibration_meets_the_target_with_its_upper_bound() -> None:
 
 def test_calibration_of_steps_and_of_sampling() -> None:
     stage = make((0.01, 1.0, 1)).stages[0]
-    options: dict[str, Any] = {"target_epsilon": 2.0, "delta": DELTA, "stage": stage, "relation": "add_or_remove_one"}
-    steps = calibrate_steps(**options)
+    target = StageTarget(epsilon=2.0, delta=DELTA, relation=Relation.ADD_OR_REMOVE_ONE)
+    steps = calibrate_steps(stage, target)
 
     def upper(q: float, t: int) -> float:
         (found,) = account(make((q, 1.0, t)), delta=DELTA)
@@ -158,16 +158,16 @@ def test_calibration_of_steps_and_of_sampling() -> None:
 
     assert upper(0.01, steps) <= 2.0 < upper(0.01, steps + max(1, steps // 100))
     more = dataclasses.replace(stage, steps=1000)
-    q = calibrate_sampling_probability(**(options | {"stage": more}))
+    q = calibrate_sampling_probability(more, target)
     assert 2.0 * (1 - 2e-4) <= upper(q, 1000) <= 2.0
     with pytest.raises(InvalidValue, match="not met by a single step"):
-        calibrate_steps(**(options | {"target_epsilon": 1e-4, "delta": 1e-12}))
+        calibrate_steps(stage, dataclasses.replace(target, epsilon=1e-4, delta=1e-12))
 
 
 def test_a_laplace_stage_and_a_full_batch_can_be_calibrated() -> None:
     stage = Stage(sampling_probability=1.0, noise_multiplier=1.0, steps=100, sampling="none")  # type: ignore[arg-type]
     sigma = calibrate_noise_multiplier(
-        target_epsilon=1.0, delta=DELTA, stage=stage, relation=Relation.ADD_OR_REMOVE_ONE
+        stage, StageTarget(epsilon=1.0, delta=DELTA, relation=Relation.ADD_OR_REMOVE_ONE)
     )
     assert gaussian_epsilon(10 / sigma, DELTA) == pytest.approx(1.0, rel=2e-4)
 

@@ -13,7 +13,7 @@ import pytest
 
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.accounting import account
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier
+from dpaudit.accounting.calibrate import StageTarget, calibrate_noise_multiplier
 from tests import ROOT
 
 PAGE = (ROOT / "docs" / "explanation" / "peers.md").read_text(encoding="utf-8")
@@ -76,11 +76,9 @@ def test_without_sampling_the_interval_holds_the_closed_form(sigma: float, steps
 
 @pytest.mark.parametrize("target", [20.0, 500.0])
 def test_calibration_to_a_large_epsilon_meets_it(target: float) -> None:
+    stage = Stage(sampling_probability=0.25, noise_multiplier=1.0, steps=40, sampling="poisson")
     sigma = calibrate_noise_multiplier(
-        target_epsilon=target,
-        delta=1e-5,
-        stage=Stage(sampling_probability=0.25, noise_multiplier=1.0, steps=40, sampling="poisson"),
-        relation="add_or_remove_one",
+        stage, StageTarget(epsilon=target, delta=1e-5, relation=Relation.ADD_OR_REMOVE_ONE)
     )
     _, upper = interval(0.25, sigma, 40, 1e-5)
     assert 0.99 * target <= upper <= target

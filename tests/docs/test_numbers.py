@@ -11,7 +11,7 @@ import pytest
 
 from dpaudit import Ledger, Relation, Stage
 from dpaudit.accounting import account, tradeoff_curve
-from dpaudit.accounting.calibrate import calibrate_noise_multiplier
+from dpaudit.accounting.calibrate import StageTarget, calibrate_noise_multiplier
 from tests import ROOT
 
 DOCS = ROOT / "docs"
@@ -109,9 +109,8 @@ def test_group_claims() -> None:
 )
 def test_group_claims_over_other_runs(q: float, steps: int) -> None:
     stage = Stage(sampling_probability=q, noise_multiplier=1.0, steps=steps, sampling="poisson")
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=4.0, delta=DELTA, stage=stage, relation=Relation.ADD_OR_REMOVE_ONE
-    )
+    target = StageTarget(epsilon=4.0, delta=DELTA, relation=Relation.ADD_OR_REMOVE_ONE)
+    sigma = calibrate_noise_multiplier(stage, target)
     low2, high2, low4, high4 = said(
         "explanation/m_and_k.md", r"between ([\d.]+) and ([\d.]+) for two and between ([\d.]+) and ([\d.]+) for four"
     )
