@@ -34,7 +34,7 @@ from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers.ghost.instance import InstanceSite
 from dpaudit.trainers.ghost.recording import JointRecord, LinearRecord, Record
 from dpaudit.trainers.ghost.rules import sites_of
-from dpaudit.trainers.ghost.sites import LinearSite, RelativeBiasSite, Site
+from dpaudit.trainers.ghost.sites import LinearSite, RelativeBiasSite, Site, bias_method
 from dpaudit.trainers.ghost.units import UnitRows
 from dpaudit.trainers.refusals import refuse_model
 
@@ -139,8 +139,10 @@ class GhostClipping:
             )
             if isinstance(site, RelativeBiasSite):
                 owner: Any = self.model.get_submodule(site.name.rpartition(".")[0])
-                owner.compute_bias = site.wrap(owner.compute_bias)
-                self._restore.append(functools.partial(delattr, owner, "compute_bias"))
+                method = bias_method(owner)
+                assert method is not None
+                setattr(owner, method, site.wrap(getattr(owner, method)))
+                self._restore.append(functools.partial(delattr, owner, method))
         self._take_over(sites)
 
     def _take_over(self, sites: list[Site]) -> None:

@@ -19,6 +19,7 @@ from dpaudit.trainers.ghost.sites import (
     OverriddenEmbeddingSite,
     RelativeBiasSite,
     Site,
+    bias_method,
 )
 
 #: Modules whose 2-D inputs are (B·T, d) with the example index slowest, in transformers 5.
@@ -39,8 +40,9 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
         own = {local: p for local, p in module._parameters.items() if p is not None}
         if id(module) in inside or not any(p.requires_grad for p in own.values()):
             continue
-        flattened = not kinds_of(model.get_submodule(name.rpartition(".")[0])).isdisjoint(_FLATTENS_BATCH_MAJOR)
-        kind = _kind(name, module, own)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        flattened = not kinds_of(owner).isdisjoint(_FLATTENS_BATCH_MAJOR)
+        kind = _kind(name, module, own, owner)
         if kind is InstanceSite:
             everything = {n: p for n, p in module.named_parameters() if p is not None}
             inside |= {id(m) for m in module.modules()}
@@ -59,7 +61,7 @@ def sites_of(model: nn.Module, engine: Engine) -> Iterator[Site]:
             yield kind(name, module, engine, own, flattened)
 
 
-def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Site]:
+def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter], owner: nn.Module) -> type[Site]:
     forward = type(module).forward
     if has_usual_forward(module) or is_linear(module, own):
         return LinearSite
@@ -70,7 +72,7 @@ def _kind(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> type[Si
                 f"parameter {name}.weight is an embedding with {coupled[0]}={getattr(module, coupled[0])}, which"
                 " couples examples or hides the gradient; switch the option off."
             )
-        if name.endswith(".relative_attention_bias"):
+        if name.endswith(".relative_attention_bias") and bias_method(owner) is not None:
             return RelativeBiasSite
         return EmbeddingSite if forward is nn.Embedding.forward else OverriddenEmbeddingSite
     if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):

@@ -398,10 +398,19 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     )
 
 
-class RelativeBiasSite(EmbeddingSite):
-    """T5's relative position bias: an embedding of a (T, T) index that the whole batch shares.
+#: Methods that return the relative position bias, (1, heads, T, T) or (B, heads, T, T): T5's and MPNet's.
+_BIAS_METHODS = ("compute_bias", "compute_position_bias")
 
-    The bias is expanded to one copy per example where ``compute_bias`` returns it, (1, heads, T, T) to
+
+def bias_method(owner: nn.Module) -> str | None:
+    """Name of the method by which a module computes its relative position bias; None where it has none of these."""
+    return next((name for name in _BIAS_METHODS if callable(getattr(type(owner), name, None))), None)
+
+
+class RelativeBiasSite(EmbeddingSite):
+    """T5's and MPNet's relative position bias: an embedding of a (T, T) index that the whole batch shares.
+
+    The bias is expanded to one copy per example where the owner's method returns it, (1, heads, T, T) to
     (B, heads, T, T); the look-up inside runs with the table frozen.
     """
 
@@ -425,6 +434,8 @@ class RelativeBiasSite(EmbeddingSite):
             buckets, self.buckets = self.buckets, None
             if buckets is None:
                 return bias
+            if bias.dim() != 4 or buckets.dim() != 2:
+                raise self.refusal(f"makes a position bias of {bias.dim()} axes, where 4 have a rule")
             weight = self.parameters["weight"]
 
             def record(gradient: Tensor, buckets: Tensor) -> None:

@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-mlm": ("BertForMaskedLM", "BertConfig", ENCODER),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),
     "roberta-mlm": ("RobertaForMaskedLM", "RobertaConfig", ENCODER),
+    "mpnet": ("MPNetForMaskedLM", "MPNetConfig", ENCODER | {"relative_attention_num_buckets": 32}),
     "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", DISTIL),
     "albert": ("AlbertForSequenceClassification", "AlbertConfig", ALBERT),
     "t5": ("T5ForConditionalGeneration", "T5Config", T5),
@@ -111,6 +112,15 @@ def test_family_equals_the_loop_in_fp32(family: str) -> None:
     model = build(family, torch.float32)
     wrong, norm_wrong = compare(model, losses_of(model), 4, Flat)
     assert wrong <= 1e-5 and norm_wrong <= 1e-5
+
+
+def test_a_position_bias_of_another_form_is_refused_by_name() -> None:
+    config = transformers.LongT5Config(**T5, local_radius=3)
+    model = transformers.LongT5ForConditionalGeneration(config)
+    ids = torch.randint(3, 29, (2, 7))
+    with GhostClipping(model, 1.0), pytest.raises(UnsupportedModel, match=r"relative_attention_bias.* of 5 axes"):
+        model(input_ids=ids, decoder_input_ids=ids)
+    assert "compute_bias" not in vars(model.encoder.block[0].layer[0].LocalSelfAttention)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
