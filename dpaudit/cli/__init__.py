@@ -18,6 +18,7 @@ import click
 
 from dpaudit._version import __version__
 from dpaudit.cli import terminal
+from dpaudit.privacy import spelling
 from dpaudit.privacy.endings import INTERNAL, TRACEBACK, ending
 from dpaudit.privacy.errors import PrivacyWarning
 from dpaudit.privacy.text import printable
@@ -92,7 +93,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     No error ends with the code of a verdict: expected ones with their own, any other with 70.
     """
-    terminal.prepare()
+    spelling.prepare(sys.stdout, sys.stderr)
     warnings.showwarning = _warn
     try:
         code = _code_of(arguments)

@@ -1,29 +1,14 @@
-"""Printing on any terminal: whatever its encoding, and whatever somebody else wrote into a name."""
+"""Printing on any terminal, whoever reads it, and whatever somebody else wrote into a name."""
 
 from __future__ import annotations
 
-import codecs
 import os
 import sys
 from typing import TextIO
 
 import click
 
-from dpaudit.privacy import spelling
 from dpaudit.privacy.text import printable
-
-
-def prepare() -> None:
-    """Let standard output and error spell what their encoding lacks, instead of failing in the middle of a line."""
-    spelling.register()
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is None:  # replaced by a test or a notebook
-            continue
-        ascii_only = codecs.lookup(stream.encoding or "ascii").name == "ascii"
-        # click takes a stream that calls itself ASCII for a mistake and writes UTF-8 into it, so ASCII gets another
-        # name.
-        reconfigure(encoding=spelling.ASCII if ascii_only else None, errors=spelling.HANDLER)
 
 
 class OutputClosed(Exception):

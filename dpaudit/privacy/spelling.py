@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import io
+from typing import Any
 
 HANDLER = "dpaudit.words"
 """Name of the error handler that :func:`register` makes known to :mod:`codecs`."""
@@ -21,6 +23,17 @@ def register() -> None:
     """Make the error handler :data:`HANDLER` and the encoding :data:`ASCII` known to :mod:`codecs`."""
     codecs.register_error(HANDLER, _spell)
     codecs.register(_ascii_twin)
+
+
+def prepare(*streams: Any) -> None:
+    """Let streams of text spell what their encoding lacks, instead of failing in the middle of a line."""
+    register()
+    for stream in streams:
+        if not isinstance(stream, io.TextIOWrapper):  # replaced by a test or a notebook
+            continue
+        ascii_only = codecs.lookup(stream.encoding or "ascii").name == "ascii"
+        # click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 into it.
+        stream.reconfigure(encoding=ASCII if ascii_only else None, errors=HANDLER)
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:

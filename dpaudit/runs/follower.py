@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpaudit import MemoryJournal
+from dpaudit.privacy import spelling
 from dpaudit.privacy.errors import DpauditError
 from dpaudit.runs.encoding import private_records
 from dpaudit.runs.fit import runner_of
@@ -86,6 +87,7 @@ def follow_the_first(config: Config | None) -> None:
 
 def main() -> int:
     """Join the run that started this process; its exit code."""
+    spelling.prepare(sys.stdout, sys.stderr)
     place = launched()
     assert place is not None  # the process that starts this one sets its rank in the environment
     arrived(Path(os.environ[MEETING]), place.rank).touch()

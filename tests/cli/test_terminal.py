@@ -31,7 +31,8 @@ def dpaudit(*arguments: str, code: str | None = None, **options: Any) -> subproc
 ALL_HELP = """
 import sys
 from dpaudit.cli import COMMANDS, _code_of, terminal
-terminal.prepare()
+from dpaudit.privacy import spelling
+spelling.prepare(sys.stdout, sys.stderr)
 codes = [_code_of([*command, "-h"]) for command in ([], *([name] for name in COMMANDS))]
 codes.append(_code_of(["account", "--stage", "q=0.01,sigma=1,steps=10", "--delta", "1e-5"]))
 codes.append(_code_of(["account", "--stage", "q=2,sigma=1,steps=10", "--delta", "1e-5", "--assume", "\\u03b5\\u65e5"]))
