@@ -330,15 +330,36 @@ def label_substitution_canaries(
     return dataclasses.replace(flipped, kind=SUBSTITUTION, others=truth)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSampling:
+    """How canaries are sampled from a model.
+
+    Attributes
+    ----------
+    length : int
+        Sampled tokens per canary.
+    temperature : float
+        Above 0; about 1 to 2 is usual.
+    prompt : str
+        Start of every canary; without one the first token is drawn uniformly.
+    """
+
+    length: int = 24
+    temperature: float = 1.5
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        integer_at_least(2, length=self.length)
+        positive(temperature=self.temperature)
+
+
 def high_temperature_canaries(
     model: Any,
     tokenizer: Any,
     m: int,
+    sampling: ModelSampling,
     *,
     rng: np.random.Generator,
-    length: int = 24,
-    temperature: float = 1.5,
-    prompt: str = "",
     batch_size: int = 64,
     exclude: Sequence[int] = (),
     max_length: int | None = None,
@@ -352,20 +373,14 @@ def high_temperature_canaries(
     ----------
     model : causal language model
         The base model, before fine-tuning.
-    length : int
-        Sampled tokens per canary.
-    temperature : float
-        Above 0; about 1 to 2 is usual.
-    prompt : str
-        Start of every canary; without one the first token is drawn uniformly.
+    sampling : ModelSampling
     """
     import torch
 
     from dpaudit.attacks.scores.losses import evaluation
 
     integer_at_least(1, m=m)
-    integer_at_least(2, length=length)
-    positive(temperature=temperature)
+    length, prompt = sampling.length, sampling.prompt
     ordinary = ordinary_token_ids(tokenizer, exclude=exclude)
     head = _encode(tokenizer, prompt) if prompt else []
     blocks = []
@@ -375,7 +390,7 @@ def high_temperature_canaries(
             first = np.tile(head, (size, 1)) if head else rng.choice(ordinary, size=(size, 1))
             ids = torch.as_tensor(first.astype(np.int64), device=device)
             for _ in range(length if head else length - 1):
-                logits = model(input_ids=ids).logits[:, -1].float().cpu().numpy()[:, ordinary] / temperature
+                logits = model(input_ids=ids).logits[:, -1].float().cpu().numpy()[:, ordinary] / sampling.temperature
                 # The Gumbel trick draws from a softmax by an argmax, so that all randomness is the caller's rng.
                 drawn = ordinary[np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)]
                 ids = torch.cat([ids, torch.as_tensor(drawn[:, None], device=device)], dim=1)
@@ -383,8 +398,7 @@ def high_temperature_canaries(
     ids_all = np.concatenate(blocks)
     score = np.ones(ids_all.shape, dtype=bool)
     score[:, : max(1, len(head))] = False
-    params = {"length": length, "temperature": temperature, "prompt": prompt}
-    return _assemble(tokenizer, ids_all, score, "high_temperature", params, max_length)
+    return _assemble(tokenizer, ids_all, score, "high_temperature", dataclasses.asdict(sampling), max_length)
 
 
 def ordinary_token_ids(tokenizer: Any, *, exclude: Sequence[int] | IntArray = ()) -> IntArray:

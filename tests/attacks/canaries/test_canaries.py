@@ -23,7 +23,7 @@ from dpaudit.attacks import (
 )
 from dpaudit.attacks.canaries.canary import CanarySet, commit, inserted
 from dpaudit.attacks.canaries.coins import draw_nonce
-from dpaudit.attacks.canaries.generate import high_temperature_canaries, prefix_suffix_canaries
+from dpaudit.attacks.canaries.generate import ModelSampling, high_temperature_canaries, prefix_suffix_canaries
 from dpaudit.attacks.canaries.secret import read_open
 from dpaudit.storage.commitment import canonical_json
 
@@ -122,7 +122,12 @@ def test_high_temperature_canaries_follow_the_model(tokenizer: Any) -> None:
     model.train()
     made = [
         high_temperature_canaries(
-            model, tokenizer, 30, rng=np.random.default_rng(0), length=10, temperature=t, prompt="Hi", batch_size=7
+            model,
+            tokenizer,
+            30,
+            ModelSampling(length=10, temperature=t, prompt="Hi"),
+            rng=np.random.default_rng(0),
+            batch_size=7,
         )
         for t in (1.0, 50.0)
     ]
