@@ -61,6 +61,16 @@ class Flat:
     def factors(self, norms: Tensor) -> Tensor:
         """(B,) norms to (B,) factors.
 
+        Parameters
+        ----------
+        norms : Tensor of shape (B,)
+            Per-example norms, private.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Factors c, with c·n at most C.
+
         >>> Flat(1.0).factors(torch.tensor([0.0, 0.5, 4.0, float("nan")]))
         tensor([1.0000, 1.0000, 0.2500, 0.0000])
         """
@@ -108,7 +118,23 @@ class PerLayer:
         return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
-        """(layers, B) norms to factors alike; an example with one non-finite layer contributes nothing anywhere."""
+        """(layers, B) norms to factors alike; an example with one non-finite layer contributes nothing anywhere.
+
+        Parameters
+        ----------
+        norms : Tensor of shape (layers, B)
+            Per-example norms of every layer, private.
+
+        Returns
+        -------
+        Tensor of shape (layers, B)
+            Factors c_l, with c_l·n_l at most C_l.
+
+        Raises
+        ------
+        InvalidValue
+            If there are more or fewer bounds than layers.
+        """
         if self.bounds is not None and len(self.bounds) != len(norms):
             raise InvalidValue(
                 f"bounds of length {len(self.bounds)} must have one bound for each of {len(norms)} layers."
@@ -148,7 +174,18 @@ class Automatic:
         return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
-        """(B,) norms to (B,) factors."""
+        """(B,) norms to (B,) factors.
+
+        Parameters
+        ----------
+        norms : Tensor of shape (B,)
+            Per-example norms, private.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Factors c, with c·n at most C.
+        """
         return _finite_or_zero(self.clipping_norm / (norms + self.stability), norms)
 
 
@@ -190,15 +227,55 @@ class AdaptiveFlat:
         return self.clipping_norm
 
     def factors(self, norms: Tensor) -> Tensor:
-        """(B,) norms to (B,) factors."""
+        """(B,) norms to (B,) factors.
+
+        Parameters
+        ----------
+        norms : Tensor of shape (B,)
+            Per-example norms, private.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Factors c, with c·n at most C.
+        """
         return _flat(norms, self.clipping_norm)
 
     def count(self, norms: Tensor) -> float:
-        """Σ_i (1[n_i <= C] - 1/2), PRIVATE, of sensitivity 1/2; a norm that is not finite counts as above C."""
+        """Σ_i (1[n_i <= C] - 1/2), PRIVATE, of sensitivity 1/2; a norm that is not finite counts as above C.
+
+        Parameters
+        ----------
+        norms : Tensor of shape (B,)
+            Per-example norms, private.
+
+        Returns
+        -------
+        float
+            The centred count, to which the caller adds noise.
+        """
         return float((norms <= self.clipping_norm).sum()) - norms.numel() / 2
 
     def updated(self, noisy_count: float, expected_batch_size: float) -> AdaptiveFlat:
-        """The rule for the next step, from the NOISED count and the public expected batch size."""
+        """The rule for the next step, from the NOISED count and the public expected batch size.
+
+        Parameters
+        ----------
+        noisy_count : float
+            What :meth:`count` gave, with its noise.
+        expected_batch_size : float
+            Public; never the realised batch size.
+
+        Returns
+        -------
+        AdaptiveFlat
+            With the next C.
+
+        Raises
+        ------
+        InvalidValue
+            If ``expected_batch_size`` is not positive.
+        """
         validate.positive(expected_batch_size=expected_batch_size)
         share = noisy_count / expected_batch_size + 0.5
         bound = self.clipping_norm * math.exp(-self.learning_rate * (share - self.quantile))

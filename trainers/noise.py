@@ -59,7 +59,27 @@ class NoiseSource(Secret):
         self._keyed: PerProcess[dict[torch.device, torch.Generator]] = PerProcess(dict)
 
     def sample(self, shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor:
-        """fp32 tensor of ``shape`` with independent N(0, std²) values; zeros where std is 0."""
+        """fp32 tensor of ``shape`` with independent N(0, std²) values; zeros where std is 0.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Shape of the result.
+        std : float
+            Standard deviation of every value; 0 gives zeros.
+        device : torch device, default="cpu"
+            Where the result lies.
+
+        Returns
+        -------
+        fp32 Tensor
+            Of the shape asked for.
+
+        Raises
+        ------
+        InvalidValue
+            If ``std`` is negative, not finite, or outside what fp32 can hold with its tails (1e-30 to 1e30).
+        """
         if not _SMALLEST <= std <= _LARGEST:
             _refuse(std)
             return torch.zeros(tuple(shape), dtype=torch.float32, device=device)

@@ -71,7 +71,20 @@ class OptimizerSettings:
             )
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step ``step`` (from 0) of ``steps``."""
+        """Learning rate of step ``step`` (from 0) of ``steps``.
+
+        Parameters
+        ----------
+        step : int
+            From 0.
+        steps : int
+            Planned steps of the run.
+
+        Returns
+        -------
+        float
+            The rate by which this step moves the weights.
+        """
         rate = self.learning_rate
         if step < self.warmup_steps:
             return rate * (step + 1) / self.warmup_steps
@@ -112,7 +125,20 @@ class DPOptimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def receive(self, gradients: Sequence[Tensor], noise_std: float) -> None:
-        """Take one release: fp32 noisy mean gradients in parameter order, and the noise's deviation σC/L in them."""
+        """Take one release: fp32 noisy mean gradients in parameter order, and the noise's deviation σC/L in them.
+
+        Parameters
+        ----------
+        gradients : sequence of Tensor
+            fp32 or fp64, one for each parameter in order: what :func:`noisy_mean` returned.
+        noise_std : float
+            σC/L, standard deviation of the noise in every coordinate of ``gradients``.
+
+        Raises
+        ------
+        InvalidValue
+            If a gradient is missing or has another shape or type than its parameter takes.
+        """
         parameters = self.parameters
         if len(gradients) != len(parameters):
             raise InvalidValue(f"gradients={len(gradients)} tensors must be {len(parameters)}, one for each parameter.")

@@ -217,11 +217,32 @@ class PrivacyPlan:
         return sigma * self.clipping_norm if sigma else 0.0
 
     def with_noise_multiplier(self, noise_multiplier: float) -> PrivacyPlan:
-        """The same plan at another σ; the target stays as the claim."""
+        """The same plan at another σ; the target stays as the claim.
+
+        Parameters
+        ----------
+        noise_multiplier : float
+            σ.
+
+        Returns
+        -------
+        PrivacyPlan
+            With this σ.
+        """
         return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
     def stage(self, steps: int | None = None) -> Stage:
         """The stage this plan executes, with its planned number of steps or another.
+
+        Parameters
+        ----------
+        steps : int, optional
+            Number of steps; the planned one by default.
+
+        Returns
+        -------
+        Stage
+            As accountants and ledgers take it.
 
         Raises
         ------

@@ -86,6 +86,11 @@ class ReleaseRecorder:
         deviation : float
             Declared standard deviation of the noise in every coordinate of ``released``: σC for a sum, σC/L for a mean.
 
+        Returns
+        -------
+        StepWitness
+            The numbers that were recorded of this release.
+
         Raises
         ------
         InvalidValue
@@ -113,6 +118,16 @@ class ReleaseRecorder:
             fp32: the leading coordinates of every parameter, as many as ``probe`` says, one after another.
         deviation : float
             As in :meth:`observe`.
+
+        Returns
+        -------
+        StepWitness
+            The numbers that were recorded of this release.
+
+        Raises
+        ------
+        InvalidValue
+            If ``deviation`` is not above 0.
         """
         validate.positive(deviation=deviation)
         parts = torch.split(probe, list(self.probe))
@@ -136,7 +151,18 @@ class ReleaseRecorder:
         return step
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`; the release before a resume is not kept, so its product is not recorded."""
+        """Go on from :meth:`state`; the release before a resume is not kept, so its product is not recorded.
+
+        Parameters
+        ----------
+        state : mapping
+            As :meth:`state` returned it.
+
+        Raises
+        ------
+        InvalidValue
+            If the state is of other parameters.
+        """
         if tuple(state["blocks"]) != self.blocks or tuple(state["sizes"]) != self.sizes:
             raise InvalidValue("the recorded releases are those of other parameters; resume with the same model.")
         columns = zip(state["step_squares"], state["probe_squares"], state["lagged"], state["within"], strict=True)

@@ -189,6 +189,9 @@ class InRunCanaries:
             Clipped SUMS, one for each parameter, before noise and normaliser.
         drawn : sequence of int
             Positions, in the list of member canaries, that the run's sampler drew for this step.
+        contribution : float or sequence of float, optional
+            Norm of a canary's clipped gradient at this step, where the rule adapts; that of the constructor by
+            default.
         """
         bounds = self._contribution if contribution is None else self._per_parameter(contribution)
         chosen = self._drawn(drawn)
@@ -233,6 +236,9 @@ class InRunCanaries:
             σC, declared standard deviation of the noise on each coordinate of the SUM.
         normaliser : float, default=1
             L, by which ``noisy_sums`` were divided.
+        contribution : float or sequence of float, optional
+            Norm of a canary's clipped gradient at this step, where the rule adapts; that of the constructor by
+            default.
         """
         seen = np.empty(len(self.design))
         for number, release in enumerate(noisy_sums):

@@ -97,7 +97,13 @@ class StepAdapter:
         raise NotImplementedError(f"{type(self).__name__} needs snapshot().")
 
     def restore(self, state: Any, /) -> None:
-        """Put a snapshot back, as a resumed process does; what must be drawn afresh is drawn afresh."""
+        """Put a snapshot back, as a resumed process does; what must be drawn afresh is drawn afresh.
+
+        Parameters
+        ----------
+        state : object
+            As :meth:`snapshot` returned it.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs restore(state).")
 
     def draw(self) -> Batch:
@@ -105,19 +111,53 @@ class StepAdapter:
         raise NotImplementedError(f"{type(self).__name__} needs draw().")
 
     def release(self, indices: Batch, /) -> Vector:
-        """Run one step on a given minibatch and return what leaves it, (d,), in the units of the noisy mean."""
+        """Run one step on a given minibatch and return what leaves it, (d,), in the units of the noisy mean.
+
+        Parameters
+        ----------
+        indices : tuple of int
+            Record numbers of the minibatch, ordinary or adversarial; may be empty.
+
+        Returns
+        -------
+        array of shape (d,)
+            The noisy mean, fp64: the noisy sum over the normaliser L.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs release(indices).")
 
     def clean(self, indices: Batch, /) -> Vector:
-        """The release with the noise off and all else the same."""
+        """The release with the noise off and all else the same.
+
+        Parameters
+        ----------
+        indices : tuple of int
+            Record numbers of the minibatch, ordinary or adversarial; may be empty.
+
+        Returns
+        -------
+        array of shape (d,)
+            As :meth:`release`, without noise.
+        """
         raise NotImplementedError
 
     def load(self, state: Any, /) -> None:
-        """Put a snapshot back within one run: the weights alone, while noise and sampler go on."""
+        """Put a snapshot back within one run: the weights alone, while noise and sampler go on.
+
+        Parameters
+        ----------
+        state : object
+            As :meth:`snapshot` returned it.
+        """
         raise NotImplementedError
 
     def fix(self, key: int, /) -> None:
-        """Make the next step's public randomness, as dropout masks or directions, a function of key and record."""
+        """Make the next step's public randomness, as dropout masks or directions, a function of key and record.
+
+        Parameters
+        ----------
+        key : int
+            The same key gives the same public randomness.
+        """
         raise NotImplementedError
 
     def weights(self) -> Vector:
@@ -133,15 +173,48 @@ class StepAdapter:
         raise NotImplementedError
 
     def run(self, batches: Sequence[Batch], /) -> Vector:
-        """Vectors of consecutive steps of ONE run on given minibatches, as an array (steps, coordinates)."""
+        """Vectors of consecutive steps of ONE run on given minibatches, as an array (steps, coordinates).
+
+        Parameters
+        ----------
+        batches : sequence of tuple of int
+            Minibatches of the steps, in order.
+
+        Returns
+        -------
+        array of shape (steps, d)
+            The releases, in the units of :meth:`release`.
+        """
         raise NotImplementedError
 
     def draws(self, count: int, /) -> Sequence[Batch]:
-        """Minibatches of consecutive steps of ONE run."""
+        """Minibatches of consecutive steps of ONE run.
+
+        Parameters
+        ----------
+        count : int
+            Number of steps.
+
+        Returns
+        -------
+        sequence of tuple of int
+            Record numbers of each minibatch; may be empty.
+        """
         raise NotImplementedError
 
     def resized(self, n: int, /) -> StepAdapter:
-        """The same step function on the first n records."""
+        """The same step function on the first n records.
+
+        Parameters
+        ----------
+        n : int
+            Records of the smaller data set, at most ``size``.
+
+        Returns
+        -------
+        StepAdapter
+            With the same weights, plan and loss.
+        """
         raise NotImplementedError
 
     def published(self) -> Mapping[str, float]:
@@ -153,7 +226,18 @@ class StepAdapter:
         raise NotImplementedError
 
     def resume(self, before: int, after: int, /) -> Ledger:
-        """What is counted when ``before`` steps run, the process stops, and ``after`` more run."""
+        """What is counted when ``before`` steps run, the process stops, and ``after`` more run.
+
+        Parameters
+        ----------
+        before, after : int
+            Steps before and after the stop.
+
+        Returns
+        -------
+        Ledger
+            What the ledger says of both together.
+        """
         raise NotImplementedError
 
     def movements(self, steps: int, /) -> Sequence[Movement]:

@@ -35,11 +35,35 @@ class LossFactors:
         """Numbers by role, as adapters take them."""
 
     def records(self, indices: Sequence[int]) -> list[int]:
-        """The data set's record behind every number."""
+        """The data set's record behind every number.
+
+        Parameters
+        ----------
+        indices : tuple of int
+            Record numbers of the minibatch, ordinary or adversarial; may be empty.
+
+        Returns
+        -------
+        list of int
+            Numbers of the ordinary records that stand for them.
+        """
         return [int(i) if i < self.size else self.record for i in indices]
 
     def scale(self, losses: Tensor, indices: Sequence[int]) -> Tensor:
-        """Losses, (B,), times their factors; a factor of 1 is not multiplied in, so that nothing changes there."""
+        """Losses, (B,), times their factors; a factor of 1 is not multiplied in, so that nothing changes there.
+
+        Parameters
+        ----------
+        losses : Tensor of shape (B,)
+            One for each record of the minibatch.
+        indices : tuple of int
+            Record numbers of the minibatch, ordinary or adversarial; may be empty.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Losses times the factors of adversarial records.
+        """
         roles = {number: FACTORS[role] for role, number in self.adversaries.items()}
         factor = torch.tensor([roles.get(int(i), 1.0) for i in indices], dtype=losses.dtype, device=losses.device)
         return torch.where(factor == 1, losses, losses * factor)

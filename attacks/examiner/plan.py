@@ -56,7 +56,23 @@ class ExamPlan:
 
     @classmethod
     def read(cls, plan: Any) -> ExamPlan:
-        """Take an :class:`ExamPlan`, or a trainer's plan (see ``RunPlan``)."""
+        """Take an :class:`ExamPlan`, or a trainer's plan (see ``RunPlan``).
+
+        Parameters
+        ----------
+        plan : ExamPlan or PrivacyPlan
+            Or any object with the members of ``RunPlan``.
+
+        Returns
+        -------
+        ExamPlan
+            The same plan in the examiner's numbers.
+
+        Raises
+        ------
+        InvalidValue
+            If ``plan`` is neither.
+        """
         if isinstance(plan, cls):
             return plan
         if not isinstance(plan, RunPlan):

@@ -184,7 +184,25 @@ class AuditPlan:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> AuditPlan:
-        """Read a plan written by :meth:`to_dict`; an unknown key or schema is refused."""
+        """Read a plan written by :meth:`to_dict`; an unknown key or schema is refused.
+
+        Parameters
+        ----------
+        value : mapping
+            Plain JSON value, with its schema.
+
+        Returns
+        -------
+        AuditPlan
+            Equal to the one that was written.
+
+        Raises
+        ------
+        InvalidEvidence
+            If the schema or a key is unknown, or a key is missing.
+        InvalidValue
+            If a value is out of its bounds.
+        """
         data = dict(value)
         schema = data.pop("schema", None)
         if schema != PLAN_SCHEMA:

@@ -76,7 +76,23 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Ledger:
-        """Read :meth:`to_dict`'s form; unknown or missing keys are refused."""
+        """Read :meth:`to_dict`'s form; unknown or missing keys are refused.
+
+        Parameters
+        ----------
+        value : mapping
+            Plain JSON value.
+
+        Returns
+        -------
+        Ledger
+            Equal to the one that was written.
+
+        Raises
+        ------
+        InvalidValue
+            If a key is unknown or missing, or a value out of its bounds; names it.
+        """
         known = {"relation", "unit", "max_records_per_unit", "stages"}
         if not isinstance(value, Mapping):
             raise InvalidValue(

@@ -79,7 +79,18 @@ class Scores:
         return int(counts[counts > 1].sum())
 
     def take(self, rows: NDArray[np.int64]) -> Scores:
-        """The canaries at these positions."""
+        """The canaries at these positions.
+
+        Parameters
+        ----------
+        rows : int64 array of shape (k,)
+            Positions, from 0.
+
+        Returns
+        -------
+        Scores
+            Of k canaries, in this order.
+        """
         return Scores([self.ids[i] for i in rows.tolist()], self.values[rows], self.members[rows])
 
 

@@ -227,7 +227,23 @@ class Stage:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Stage:
-        """Read :meth:`to_dict`'s form; an unknown key is refused, never ignored."""
+        """Read :meth:`to_dict`'s form; an unknown key is refused, never ignored.
+
+        Parameters
+        ----------
+        value : mapping
+            Plain JSON value.
+
+        Returns
+        -------
+        Stage
+            Equal to the one that was written.
+
+        Raises
+        ------
+        InvalidValue
+            If a key is unknown or missing, or a value out of its bounds; names it.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(value, Mapping):
             raise InvalidValue(

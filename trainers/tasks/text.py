@@ -63,7 +63,25 @@ class Infilling:
 
     @classmethod
     def named(cls, tokenizer: Any, task: str) -> Infilling:
-        """The prompt of a known task, such as "sst-2", "mnli" or "trec"."""
+        """The prompt of a known task, such as "sst-2", "mnli" or "trec".
+
+        Parameters
+        ----------
+        tokenizer : tokenizer
+            Of a masked language model.
+        task : str
+            One of the tasks in ``PROMPTS``.
+
+        Returns
+        -------
+        Infilling
+            With the prompt and words of Gao et al. (2012.15723).
+
+        Raises
+        ------
+        InvalidValue
+            If the task is unknown, or a word is no single token here.
+        """
         if task not in PROMPTS:
             raise InvalidValue(f"task={task!r} is unknown; choose one of {', '.join(sorted(PROMPTS))}.")
         return cls(tokenizer, *PROMPTS[task])
@@ -80,7 +98,27 @@ class Infilling:
         return tuple(found)
 
     def encode(self, texts: Sequence[str], label: int, *, length: int) -> Record:
-        """One record of at most ``length`` tokens; the texts are cut, the template and its mask never."""
+        """One record of at most ``length`` tokens; the texts are cut, the template and its mask never.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            One for each place in the template.
+        label : int
+            Position of the class in ``words``.
+        length : int
+            Tokens of the record, at most.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` (list of int) and ``labels`` (int).
+
+        Raises
+        ------
+        InvalidValue
+            If the label is out of range, or the template alone takes more than ``length`` tokens.
+        """
         tokenizer = self.tokenizer
         if not 0 <= label < len(self.words):
             raise InvalidValue(f"label={label} must be in [0, {len(self.words)}); give each class a word.")
@@ -101,22 +139,70 @@ class Infilling:
             parts[longest] = parts[longest][:-1]
 
     def collate(self, records: list[Record]) -> dict[str, Tensor]:
-        """Right-padded ``input_ids`` and ``attention_mask``, and ``labels`` (B,) as positions in ``words``."""
+        """Right-padded ``input_ids`` and ``attention_mask``, and ``labels`` (B,) as positions in ``words``.
+
+        Parameters
+        ----------
+        records : list of dict
+            As :meth:`encode` makes them.
+
+        Returns
+        -------
+        dict of str to Tensor
+            int64 tensors (B, T), and ``labels`` (B,).
+        """
         batch = pad_labelled([{"input_ids": r["input_ids"]} for r in records], pad=self.tokenizer.pad_token_id)
         batch["labels"] = torch.tensor([r["labels"] for r in records])
         return batch
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B,) cross-entropies over the class words at the mask; a ``loss_fn`` for ``train``."""
+        """(B,) cross-entropies over the class words at the mask; a ``loss_fn`` for ``train``.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A masked language model.
+        batch : mapping of Tensor
+            As :meth:`collate` makes it.
+
+        Returns
+        -------
+        fp32 Tensor of shape (B,)
+            In nats.
+        """
         return classification_losses(self.class_logits(model, batch), batch["labels"])
 
     def class_logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, classes) logits of the class words at the mask; see ``logits_at_the_mask``."""
+        """(B, classes) logits of the class words at the mask; see ``logits_at_the_mask``.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A masked language model.
+        batch : mapping of Tensor
+            As :meth:`collate` makes it; ``labels`` are not read.
+
+        Returns
+        -------
+        Tensor of shape (B, classes)
+            In the order of ``words``.
+        """
         mask = self.tokenizer.mask_token_id
         return logits_at_the_mask(model, batch, mask_token=mask, words=list(self.label_tokens))
 
     def prompt(self, texts: Sequence[str]) -> str:
-        """The template with its mask and these texts filled in, whole."""
+        """The template with its mask and these texts filled in, whole.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            One for each place in the template.
+
+        Returns
+        -------
+        str
+            Not cut to any length.
+        """
         template = self.template.replace("<mask>", str(self.tokenizer.mask_token))
         return template.format(*map(self._without_mask, texts))
 

@@ -90,7 +90,31 @@ class Directions:
         start: int = 0,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Coordinates ``start .. start + size`` of one direction, fp32 of shape (size,)."""
+        """Coordinates ``start .. start + size`` of one direction, fp32 of shape (size,).
+
+        Parameters
+        ----------
+        step, direction : int
+            Number of the step, and of the direction in it, from 0.
+        tensor : str
+            Name of the parameter.
+        size : int
+            Number of coordinates.
+        start : int, default=0
+            First coordinate.
+        device : torch device, default="cpu"
+            Where the result lies; the values are the same on every device.
+
+        Returns
+        -------
+        fp32 Tensor of shape (size,)
+            Of unit variance.
+
+        Raises
+        ------
+        InvalidValue
+            If ``step`` or ``direction`` is negative.
+        """
         out = torch.empty(size, dtype=torch.float32, device=device)
         stream = self.stream(step=step, direction=direction, tensor=tensor)
         for low, high, block in stream.blocks(size, start=start, device=out.device):
@@ -98,7 +122,25 @@ class Directions:
         return out
 
     def stream(self, *, step: int, direction: int, tensor: str) -> DirectionStream:
-        """The coordinates of one tensor in one direction of one step."""
+        """The coordinates of one tensor in one direction of one step.
+
+        Parameters
+        ----------
+        step, direction : int
+            Number of the step, and of the direction in it, from 0.
+        tensor : str
+            Name of the parameter.
+
+        Returns
+        -------
+        DirectionStream
+            Gives any range of coordinates.
+
+        Raises
+        ------
+        InvalidValue
+            If ``step`` or ``direction`` is negative.
+        """
         validate.integer_at_least(0, step=step, direction=direction)
         return DirectionStream(key=_key(self.run, step, direction, tensor), kind=self.kind)
 
