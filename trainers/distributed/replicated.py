@@ -112,13 +112,15 @@ def distributed_options(
         Counts every step, in rank 0.
     canaries : Canaries, optional
         In-run canaries, for rank 0.
+    recorder : ReleaseRecorder, optional
+        Record of the releases' energy; that of rank 0 is kept.
     units : iterable, optional
         Name of each record's unit of privacy.
 
     Returns
     -------
     DistributedOptions
-        Keyword arguments of ``train``: sampler, reduction, journal and, in rank 0, canaries.
+        Keyword arguments of ``train``: sampler, reduction, journal and, where they were given, canaries and recorder.
 
     Raises
     ------
