@@ -248,7 +248,7 @@ def calibrate_steps(stage: Stage, target: StageTarget) -> int:
         low, at_low = high, at_high
         if high == LARGEST_STEPS:
             return search.checked(high)
-        # ε grows about as the root of the steps at first, and faster later.
+        # ε grows about as the root of the steps at first and faster later, so the square of what is missing is tried.
         further = 2.0 if at_low == 0 else min(1.1 * (target_epsilon / at_low) ** 2, 1e6)
         high = min(max(2 * low, math.ceil(low * further)), LARGEST_STEPS)
         at_high = search(high)
@@ -303,7 +303,7 @@ def calibrate_split(
     parts = [share / sum(shares) for share in shares]
 
     def with_scale(scale: float) -> Ledger:
-        # μ² = 1/scale², divided; σ of a stage follows in closed form.
+        # The budget μ² = 1/scale² is divided by the shares, and a stage's σ follows from its part in closed form.
         stages = []
         for stage, part in zip(ledger.stages, parts):
             rate = stage.sampling_probability**2 * stage.steps

@@ -77,7 +77,7 @@ def _slow(found: Guarantee) -> str:
 
 
 def _over_steps(ledger: Ledger, delta: float, peers: Sequence[str], options: Options) -> dict[str, Any]:
-    # Every point walks over all stages, so that a ledger of many stages gets fewer points.
+    # Every point walks over all stages, so a ledger of many stages gets fewer points.
     points = max(4, min(POINTS, 800 // max(1, len(ledger.stages))))
     steps = epsilon_curve(ledger, delta, points=points, **options)
     tight = charges(ledger, **options).tight
@@ -101,7 +101,7 @@ def _some(steps: Sequence[int]) -> list[int]:
 
 def _over_delta(ledger: Ledger, delta: float, peers: Sequence[str], options: Options) -> dict[str, Any]:
     low = max(delta / 1e4, 1e-300)
-    # Large δ bound the middle of the trade-off curve, where few other pairs do.
+    # Only pairs with a large δ bound the middle of the trade-off curve, so some of them are added.
     deltas = sorted({delta, *(float(d) for d in np.geomspace(low, 0.1, 22)), *LARGE})
     answers = [_answer(ledger, d, "prv", options) for d in deltas]
     lower = [None if g is None else g.epsilon_lower for g in answers]

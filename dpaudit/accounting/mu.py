@@ -120,7 +120,8 @@ def certified_mu(cost: Charges, delta_min: float) -> tuple[float, float]:
     for delta in {delta_min, deltas[len(deltas) // 2]}:
         at = epsilon_interval(cost, delta, rtol=2e-3).lower
         lower = max(lower, gaussian_mu(at, delta, below=True) if at > 0 else 0.0)
-    # Pieces of chord, each charged at its worse corner: the larger ε with the larger δ.
+    # Between two points the profile lies below the chord of e^ε, which is cut into pieces; each is charged at its worse
+    # corner, the larger ε with the larger δ.
     share = np.linspace(0.0, 1.0, 17)
     top = uppers.max()
     growth = np.exp(uppers - top)

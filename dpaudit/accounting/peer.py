@@ -31,7 +31,7 @@ def renyi_parts() -> Any:
     takes twenty times as long. Its modules are therefore loaded here under a package that has their folder and not that
     ``__init__``, and forgotten again, so that whoever imports dp_accounting later gets all of it.
     """
-    # Another thread could import dp_accounting meanwhile and find the smaller one.
+    # Another thread could import dp_accounting meanwhile and find the smaller one, so then all of it is loaded.
     if "dp_accounting" in sys.modules or threading.active_count() > 1:
         return importlib.import_module("dp_accounting")
     found = importlib.util.find_spec("dp_accounting")

@@ -67,7 +67,8 @@ class PldAccountant(Accountant[tuple[Charges, list[Any]]]):
 
         events = []
         if cost.mu:
-            # Under REPLACE_ONE dp_accounting doubles the sensitivity by itself; μ already holds it.
+            # Under REPLACE_ONE dp_accounting doubles the sensitivity, which μ holds already, so the noise is doubled
+            # too.
             events.append(dp.GaussianDpEvent(min((2 if _symmetric(cost, question) else 1) / cost.mu, _MOST_SCALE)))
         events += [dp.SelfComposedDpEvent(_event(step), times) for step, times in cost.runs]
         return cost, events

@@ -33,7 +33,8 @@ def accountant(name: str) -> Accountant[Any]:
     """
     if name not in _BUILT_IN:
         return _plug_in(name)
-    # Loaded by name, because a start of ``dpaudit account`` should not pay for the other accountants' imports.
+    # A start of ``dpaudit account`` should not pay for the imports of accountants not asked for, so each is loaded by
+    # name.
     module, _, kind = _BUILT_IN[name].partition(":")
     made: Accountant[Any] = getattr(importlib.import_module(f"dpaudit.accounting.{module}"), kind)()
     return made

@@ -186,7 +186,8 @@ def _shuffled(
                 f" another into its slot; state assume={SHUFFLE_SCHEDULE!r} when drop_last is off and neither steps"
                 " nor normaliser depends on the number of records, or use relation='zero_out' or 'replace_one'."
             )
-        # The record's own slot changes by at most 2 (another moves in) and one other slot by at most 1.
+        # The record's own slot changes by at most 2, since another moves in, and one other slot by at most 1; as one
+        # vector that is √(2² + 1²).
         note = "drop_last is off and neither steps nor normaliser depends on the number of records; " + note
         return math.sqrt(5.0 * rounds) * (records / sigma), note
     shift = (2 if relation is Relation.REPLACE_ONE else 1) * records
@@ -217,7 +218,7 @@ def _truncated(stage: Stage, number: int, relation: Relation, records: int, sigm
     if bind == 0:
         return Step(((1.0, plain),), tight=False)
     taken = min(1.0, float(bdtrc(cap, population, q)) * (1 + 1e-9) * cap / bind / population)
-    # Where the cap binds, the record displaces another: sensitivity 2 around the displaced one.
+    # Where the cap binds, the record displaces another one, so that the sum moves by at most 2 instead of 1.
     capped = Component(Mechanism.GAUSSIAN, sigma / 2, (1 - taken, taken), (1 - taken, taken))
     parts = ((bind, capped),) if bind == 1 else ((1 - bind, plain), (bind, capped))
     return Step(parts, tight=False, truncation=(population, q, cap, sigma))

@@ -166,7 +166,8 @@ def compose(
     modulus = np.exp(log_size[alive])
     spectrum = np.zeros(half, dtype=np.complex128)
     spectrum[alive] = modulus * np.exp(1j * phase[alive])
-    # |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T, and the whole of it where the product was left out.
+    # A coefficient φ is known to within an error e, and |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T. Where the
+    # product was left out, all of Π(|φ| + |e|)^T is lost.
     highest = np.exp(np.minimum(ceiling, 1.0))
     lost = highest.copy()
     lost[alive] = highest[alive] * -np.expm1(np.minimum(log_size[alive] - ceiling[alive], 0.0))
@@ -206,7 +207,7 @@ def tails(law: Tilted, power: float, pivot: int, extra: float = 0.0) -> Tails:
         Added to ``log_scale``.
     """
     n = len(law.mass)
-    # In place: these arrays are the largest there are.
+    # These arrays are the largest there are, so they are changed in place.
     decay = np.arange(n, dtype=np.float64)
     decay -= pivot
     decay *= -power * law.h
@@ -215,7 +216,7 @@ def tails(law: Tilted, power: float, pivot: int, extra: float = 0.0) -> Tails:
     np.exp(decay, out=decay)
     value = np.cumsum((law.mass * decay)[::-1])[::-1]
     per_point = min(float(n), 1 / -math.expm1(-power * law.h)) if power > 0 else float(n)
-    # Weights fall, so everything above j weighs at most what j does; weights cut off above count as e^{-600}.
+    # Weights fall, so every point above j weighs at most what j does. Weights that were cut off count as e^{-600}.
     error = decay
     error *= law.sup * per_point + law.total
     error += 2 * math.exp(-_FAR) * (1 + law.sup * n + law.total)
@@ -223,7 +224,7 @@ def tails(law: Tilted, power: float, pivot: int, extra: float = 0.0) -> Tails:
     slack += error
     slack *= law.relative + UNIT * (8 + n + power * law.h * n)
     error += slack
-    # Where weights would leave the range of floats nothing is claimed.
+    # A weight beyond the range of floats is not known, so nothing is claimed there.
     error[beyond] = np.inf
     point = power * law.h * (law.first + pivot)
     scale_error = 4 * UNIT * (abs(law.log_norm) + abs(point) + abs(extra))

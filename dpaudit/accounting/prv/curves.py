@@ -74,7 +74,7 @@ def epsilon_interval(cost: Charges, delta: float, *, rtol: float = 5e-3, atol: f
         return _plain(cost, delta)
     found = _by_lattice(split, delta, rtol, atol)
     if found.upper - found.lower > max(_WIDE * found.upper, atol):
-        # Where few coefficients do badly (δ near the smallest float) a window may do better.
+        # Near the smallest float few Fourier coefficients do badly and a window may do better, so both are tried.
         again = _by_lattice(split, delta, rtol, atol, few=False)
         found = checked(max(found.lower, again.lower), min(found.upper, again.upper), "bounds on epsilon")
     if found.upper - found.lower > 2 * max(rtol * found.upper, atol):

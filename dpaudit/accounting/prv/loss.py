@@ -156,7 +156,8 @@ def outputs_at(component: Component, start: float, u: Array, reach: float) -> tu
                 x = sigma2 * level + 0.5
                 dx, slope = 4 * UNIT * (np.abs(x) + 1), np.ones_like(x)
             case (_, q), (_,) if gaussian and start == math.log1p(-q):
-                # Two forms of log((e^loss − 1 + q) / q): one accurate near the lower end, one near loss 0.
+                # log((e^loss − 1 + q) / q) loses digits in either form, so it is taken in two: one is accurate near the
+                # lower end, the other near loss 0.
                 odds = math.log1p(-q) - math.log(q)
                 far = u + np.log(-np.expm1(-u)) + odds
                 ratio = np.expm1(np.minimum(level, 1.0)) / q
@@ -290,7 +291,8 @@ def _between(component: Component, z: Array) -> tuple[Array, Array, Array, Array
     low, high = thin[:-1], thin[1:]
     left, right = z[1:] <= 0, z[:-1] > 0
     inside = left | right
-    # Differences are taken on the side where they are small, so that tails keep their relative accuracy.
+    # Differences of numbers near 1 lose digits, so they are taken on the side where both are small: tails keep their
+    # relative accuracy.
     larger, smaller = np.where(left, high, low), np.where(left, low, high)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(inside & (smaller > -np.inf), np.minimum(smaller - larger, 0.0), -np.inf)

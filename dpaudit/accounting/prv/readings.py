@@ -106,7 +106,7 @@ def delta_above(pair: Pair, epsilon: float) -> float:
     near = slice(max(0, place - 1), place + 3)
     top = pair.first.value[near] + pair.first.error[near]
     if place + 3 > len(pair.first.value):
-        # Above the window only the mass beyond its last points is known.
+        # Above the window only the mass beyond its last points is known, which bounds δ from above.
         best = float(np.fmin.reduce(pair.first.value + pair.first.error))
     else:
         # δ(ε) is the gain at the first loss above ε. e^ε·B is rounded down where it leaves the range of floats.

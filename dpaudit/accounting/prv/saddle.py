@@ -51,7 +51,7 @@ def _points(part: Component, reach: float) -> tuple[Array, Array]:
     if count <= 4000:
         x = np.linspace(low, high, count)
     else:
-        # Noise far narrower than the shifts: only round the means is there anything.
+        # Noise far narrower than the shifts has no mass between the means, so only points round the means are taken.
         around = part.scale * np.arange(-5 * max(reach, 40.0), 5 * max(reach, 40.0) + 1) / 5
         x = np.unique(np.concatenate([j + around for j in range(-len(part.down) + 1, len(part.up))]))
     width = np.gradient(x)

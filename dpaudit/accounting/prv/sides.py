@@ -50,7 +50,7 @@ def sides(cost: Charges, delta: float | None = None) -> Sides:
     kept, spent = [], 0.0
     for step, times in sorted(cost.runs, key=lambda run: run[1] * participation.step_variation(run[0])):
         price = times * participation.step_variation(step)
-        # Noise too narrow for a lattice is worth half of δ.
+        # Noise too narrow for a lattice keeps the whole ledger off it, so up to half of δ is given for leaving it out.
         if delta is not None and spent + price <= (0.5 if _narrow(step) else _GIVEN_UP) * delta:
             spent += price
         else:

@@ -113,7 +113,8 @@ def spectra(
         offset_error += 2 * UNIT * (abs(count * origin) + abs(offset))
     modulus = np.exp(log_size)
     value = modulus * np.exp(1j * phase)
-    # |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T, and neither product is above one.
+    # A coefficient φ is known to within an error e, and |Π(φ + e)^T − Πφ^T| ≤ Π(|φ| + |e|)^T − Π|φ|^T, where neither
+    # product is above one.
     lost = np.minimum(modulus * np.expm1(np.minimum(unsure, 1.0)), 2.0) + 8 * UNIT * modulus
     lost[unsure > 1] = 2.0
     offset_error += 4 * UNIT * h * (abs(first) + size)
