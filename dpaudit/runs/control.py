@@ -122,8 +122,8 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
     from dpaudit.attacks import flip_coins
     from dpaudit.attacks.canaries.canary import commit, inserted
     from dpaudit.attacks.canaries.coins import draw_nonce
-    from dpaudit.runs.encoding import collator, encode, loss_function
-    from dpaudit.trainers import OptimizerSettings, train
+    from dpaudit.runs.encoding import encode, training_options
+    from dpaudit.trainers import train
 
     config = prepared.config
     if config.privacy.method != "dp-adam":
@@ -146,25 +146,16 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
     model, base = (load_model(config, prepared.base, classes=classes) for _ in range(2))
     model = select_trainable(model, config)
     (plan,) = prepared.plans
-    options = config.optimizer
     train(
         model,
         records,
         dataclasses.replace(plan),
-        collate=collator(prepared),
-        loss_fn=loss_function(prepared),
         journal=MemoryJournal(),
         units=units,
-        optimizer=OptimizerSettings(
-            algorithm="adamw",
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            warmup_steps=options.warmup_steps,
-        ),
-        physical_batch_size=options.physical_batch_size,
         callback=lambda report: advance(1),
         noise=_NoNoise(),
         preflight=False,  # the audited run's own was done with the same collator, model and loss
+        **training_options(prepared),
     )
     return Scores(ids, canary_scores(prepared, canaries, merged(model), base), coins)
 

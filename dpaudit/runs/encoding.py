@@ -138,6 +138,26 @@ def loss_function(prepared: Prepared) -> Callable[[Any, dict[str, Any]], Any]:
     return losses
 
 
+def training_options(prepared: Prepared) -> dict[str, Any]:
+    """What the configuration says of first-order training beside the plan: alike for a run and for its control."""
+    from dpaudit.trainers import OptimizerSettings
+
+    options = prepared.config.optimizer
+    settings = OptimizerSettings(
+        algorithm="adamw",
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_steps,
+        schedule=options.schedule,
+    )
+    return {
+        "collate": collator(prepared),
+        "loss_fn": loss_function(prepared),
+        "optimizer": settings,
+        "physical_batch_size": options.physical_batch_size,
+    }
+
+
 def public_quality(prepared: Prepared, model: Any) -> float:
     """Perplexity per token (causal) or accuracy (classification) on the PUBLIC records."""
     import torch

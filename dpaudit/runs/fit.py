@@ -11,7 +11,15 @@ from dpaudit.privacy.errors import InvalidEvidence, RunInterrupted, StorageFaile
 from dpaudit.privacy.protocols import LastingJournal
 from dpaudit.runs.checkpoint import Checkpoint, CheckpointFile, load_weights, read_checkpoint
 from dpaudit.runs.config import Config
-from dpaudit.runs.encoding import collator, is_causal, loss_function, private_records, private_units, public_quality
+from dpaudit.runs.encoding import (
+    collator,
+    is_causal,
+    loss_function,
+    private_records,
+    private_units,
+    public_quality,
+    training_options,
+)
 from dpaudit.runs.fit_zeroth_order import segment as zeroth_order_segment
 from dpaudit.runs.in_run.planning import SCALARS_BLOCK
 from dpaudit.runs.in_run.watch import BYTES_PER_STEP, Watch, watch_of
@@ -233,34 +241,24 @@ def runner_of(config: Config) -> Callable[[Part], Segment]:
 
 
 def _first_order(part: Part) -> Segment:
-    from dpaudit.trainers import OptimizerSettings, train
+    from dpaudit.trainers import train
     from dpaudit.trainers.stopping import TrainingStopped
     from dpaudit.trainers.units import draws_of
 
     prepared, failure = part.prepared, None
-    options, units = prepared.config.optimizer, private_units(prepared)
-    plan = dataclasses.replace(prepared.plans[part.stage], steps=part.stop)
+    units, plan = private_units(prepared), dataclasses.replace(prepared.plans[part.stage], steps=part.stop)
     try:
         result = train(
             part.model,
             part.records,
             plan,
-            collate=collator(prepared),
-            loss_fn=loss_function(prepared),
             units=units,
-            optimizer=OptimizerSettings(
-                algorithm="adamw",
-                learning_rate=options.learning_rate,
-                weight_decay=options.weight_decay,
-                warmup_steps=options.warmup_steps,
-                schedule=options.schedule,
-            ),
-            physical_batch_size=options.physical_batch_size,
             callback=part.after_step,
             start_step=part.start,
             optimizer_state=part.state,
             recorder=part.watch.recorder,
             preflight=False,  # check_sensitivity did it once for all segments
+            **training_options(prepared),
             **part.team.first_order(
                 part.model, plan, draws_of(plan, len(part.records), units).count, part.watch.canaries
             ),

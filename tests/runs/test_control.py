@@ -16,6 +16,7 @@ from dpaudit.auditing import AuditPlan, Scores, design
 from dpaudit.runs.control import binding_of_run, read_control, too_few_controls, train_control
 from dpaudit.runs.prepare import Prepared
 from dpaudit.storage.run_folder import RunFolder, write_json
+from tests.runs.run_helpers import run_cli, small_config, write_toml
 
 CONFIG = "c" * 64
 
@@ -128,3 +129,22 @@ def test_too_few_controls_are_told_beforehand(trained: RunFolder) -> None:
     assert "--controls 17" in (too_few_controls(strict, 1) or "") and too_few_controls(strict, 17) is None
     with pytest.raises(InvalidValue, match="controls=0"):
         train_control(SimpleNamespace(folder=trained), trained.control_scores, CONFIG, runs=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_control_learns_at_the_rates_of_the_run_it_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dpaudit.trainers
+
+    train, seen = dpaudit.trainers.train, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append((options["optimizer"], options["physical_batch_size"]))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(dpaudit.trainers, "train", watched)
+    config = small_config(optimizer__schedule="cosine", optimizer__warmup_steps=2, run__checkpoints=1)
+    assert run_cli("certify", write_toml(tmp_path / "c.toml", config), "--out", tmp_path / "run", "--control").code == 2
+    run, of_control = seen[0], seen[-1]
+    assert len(seen) > 1 and of_control == run and of_control[0].schedule == "cosine"
