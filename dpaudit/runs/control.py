@@ -120,9 +120,9 @@ def too_few_controls(plan: AuditPlan, runs: int) -> str | None:
 
 def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: None) -> Scores:
     from dpaudit.attacks import flip_coins
-    from dpaudit.attacks.canaries.canary import commit, inserted
+    from dpaudit.attacks.canaries.canary import commit
     from dpaudit.attacks.canaries.coins import draw_nonce
-    from dpaudit.runs.encoding import encode, training_options
+    from dpaudit.runs.encoding import encode, inserted_rows, training_options
     from dpaudit.trainers import train
 
     config = prepared.config
@@ -140,8 +140,7 @@ def _one_control(prepared: Prepared, advance: Callable[[int], None] = lambda n: 
     if draws_units(config):  # a stand-in is a unit of its own
         named = dataclasses.replace(stand_in, units=tuple(f"stand-in {i}" for i in range(len(stand_in))))
         units = unit_names(config, named, len(canaries.present(coins)))
-    supervise = "scored" if config.canaries.kind == "new-token" else "all"
-    records = encode(prepared, stand_in) + inserted(canaries, coins, config.canaries.copies, supervise=supervise)
+    records = encode(prepared, stand_in) + inserted_rows(config, canaries, coins, config.canaries.copies)
     classes = prepared.public.classes
     model, base = (load_model(config, prepared.base, classes=classes) for _ in range(2))
     model = select_trainable(model, config)

@@ -47,16 +47,21 @@ def infilling(config: Config, tokenizer: Any) -> Infilling | None:
 
 def private_records(prepared: Prepared) -> list[dict[str, Any]]:
     """Tokenised private records, then canaries and beacons whose coin is 1 (whole, never truncated)."""
+    config, secret = prepared.config, prepared.secret
+    records = encode(prepared, prepared.private)
+    records += inserted_rows(config, secret.canaries, secret.coins, config.canaries.copies)
+    if (beacons := prepared.beacons) is not None:
+        records += inserted_rows(config, beacons.canaries, beacons.coins, beacons.copies)
+    return records
+
+
+def inserted_rows(config: Config, canaries: Any, coins: Any, copies: int) -> list[dict[str, Any]]:
+    """Rows of the canaries whose coin is 1, alike for a run and for its control."""
     from dpaudit.attacks.canaries.canary import inserted
 
-    config = prepared.config
-    records = encode(prepared, prepared.private)
     # A new-token canary is scored on its secret positions alone, so only they are trained on.
     supervise = "scored" if config.canaries.kind == "new-token" else "all"
-    records += inserted(prepared.secret.canaries, prepared.secret.coins, config.canaries.copies, supervise=supervise)
-    if (beacons := prepared.beacons) is not None:
-        records += inserted(beacons.canaries, beacons.coins, beacons.copies, supervise=supervise)
-    return records
+    return inserted(canaries, coins, copies, supervise=supervise)
 
 
 def private_units(prepared: Prepared) -> Sequence[Any] | None:
