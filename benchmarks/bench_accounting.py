@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
 import numpy as np
 
 from dpaudit import Ledger, Relation, Stage
@@ -151,6 +152,9 @@ def main() -> None:
     print(f"calibration of sigma: {1e3 * seconds:.1f} ms -> {calibration():.5f}")
     rows.append({"case": "calibration", "ms": 1e3 * seconds})
     summary: dict[str, object] = {
+        "processor": machine.processor(),
+        "commit": machine.commit(),
+        "load": machine.load(),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "numpy": np.__version__,
     }

@@ -68,7 +68,7 @@ def has_onednn() -> bool:
     """Whether oneDNN's fp32 product is here, is the faster routine of this processor, and gives what torch.mm gives.
 
     Whole private steps with oneDNN and with MKL, as ratios to the same ordinary step: Zen 4 1.22 and 1.18 (GPT-2), 1.19
-    and 1.18 (BERT); Intel's Sapphire Rapids 1.35 and 1.18; Zen 5 1.17 and 1.81 (GPT-2).
+    and 1.18 (BERT); Intel's Sapphire Rapids 1.35 and 1.18; Zen 5 1.19 and 1.77 (BERT).
     """
     wanted = os.environ.get("DPAUDIT_PRODUCTS")
     if wanted == "plain" or (wanted != "onednn" and not has_wide_units(_processor())):
