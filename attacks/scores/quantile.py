@@ -13,14 +13,14 @@ from dpaudit.privacy.validate import open_unit
 
 
 class QuantileAttack(Parameters):
-    """Score minus the predicted (1 - alpha)-quantile of non-members' scores (Bertran et al. 2023, arXiv:2307.03694).
+    """Score minus the predicted (1 - fpr)-quantile of non-members' scores (Bertran et al. 2023, arXiv:2307.03694).
 
     Parameters
     ----------
-    alpha : float, default=0.05
+    fpr : float, default=0.05
         False-positive rate of the threshold, in (0, 1).
     regressor : sklearn regressor, optional
-        With a ``quantile`` loss already set to ``1 - alpha``; default gradient-boosted trees.
+        With a ``quantile`` loss already set to ``1 - fpr``; default gradient-boosted trees.
     random_state : int, default=0
         Seed of the default regressor.
 
@@ -32,31 +32,31 @@ class QuantileAttack(Parameters):
     --------
     >>> import numpy as np
     >>> X = np.zeros((200, 1)); scores = np.arange(200.0)
-    >>> attack = QuantileAttack(alpha=0.1).fit(X, scores)
+    >>> attack = QuantileAttack(fpr=0.1).fit(X, scores)
     >>> float(np.mean(attack.score_samples(X, scores) > 0).round(1))
     0.1
     """
 
-    def __init__(self, *, alpha: float = 0.05, regressor: Any = None, random_state: int = 0) -> None:
-        self.alpha = alpha
+    def __init__(self, *, fpr: float = 0.05, regressor: Any = None, random_state: int = 0) -> None:
+        self.fpr = fpr
         self.regressor = regressor
         self.random_state = random_state
 
     def fit(self, X: object, y: object) -> QuantileAttack:
         """Learn the quantile from non-members: features X (n, p), such as base loss and length, and scores y (n,)."""
-        open_unit(alpha=self.alpha)
+        open_unit(fpr=self.fpr)
         features, scores = as_finite("X", X, ndim=2), as_finite("y", y)
         same_shape("y", scores, (len(features),))
-        if len(features) * min(self.alpha, 1 - self.alpha) < 5:
+        if len(features) * min(self.fpr, 1 - self.fpr) < 5:
             raise InvalidValue(
-                f"{len(features)} non-members cannot show the quantile {1 - self.alpha:g}; give at least "
-                f"{int(np.ceil(5 / min(self.alpha, 1 - self.alpha)))}."
+                f"{len(features)} non-members cannot show the quantile {1 - self.fpr:g}; give at least "
+                f"{int(np.ceil(5 / min(self.fpr, 1 - self.fpr)))}."
             )
         if self.regressor is None:
             from sklearn.ensemble import HistGradientBoostingRegressor
 
             model = HistGradientBoostingRegressor(
-                loss="quantile", quantile=1 - self.alpha, max_iter=100, random_state=self.random_state
+                loss="quantile", quantile=1 - self.fpr, max_iter=100, random_state=self.random_state
             )
         else:
             from sklearn.base import clone
@@ -66,7 +66,7 @@ class QuantileAttack(Parameters):
         return self
 
     def score_samples(self, X: object, scores: object) -> FloatArray:
-        """Scores (m,) minus each record's threshold: above 0 = called a member at rate alpha. Higher = member."""
+        """Scores (m,) minus each record's threshold: above 0 = called a member at rate fpr. Higher = member."""
         check_fitted(self, "regressor_")
         features, raw = as_finite("X", X, ndim=2), as_finite("scores", scores)
         same_shape("scores", raw, (len(features),))

@@ -37,7 +37,7 @@ class GaussianDP:
     mu_lower : float
         No μ below this can be certified.
     regret : float or None
-        Smallest shift Δ with f(α + Δ) − Δ ≤ f_μ(α), f the ledger's certified trade-off curve: how much μ alone
+        Smallest shift Δ with f(x + Δ) − Δ ≤ f_μ(x), f the ledger's certified trade-off curve: how much μ alone
         overstates the attack (2503.10945); 0 when exact, below 1e-2 the curve is close to Gaussian.
     exact : bool
         Every stage is unsampled Gaussian, so μ holds for every δ.
@@ -146,12 +146,12 @@ def _spread(first: float, last: float) -> list[float]:
 
 def _regret(cost: Charges, mu: float, delta_min: float) -> float:
     """Smallest Δ that, added to both error rates, brings the certified curve below μ's; from above, on a fine grid."""
-    alpha = np.concatenate((np.geomspace(max(delta_min, 1e-6), 0.5, 120), np.linspace(0.5, 1.0, 41)[1:]))
-    beta = 1 - rates(cost, alpha).tpr_lower  # the curve is at most this
-    gaussian = ndtr(ndtri(1 - alpha) - mu)
+    fpr = np.concatenate((np.geomspace(max(delta_min, 1e-6), 0.5, 120), np.linspace(0.5, 1.0, 41)[1:]))
+    fnr = 1 - rates(cost, fpr).tpr_lower  # the curve is at most this
+    gaussian = ndtr(ndtri(1 - fpr) - mu)
     low, high = 0.0, 1.0
     for _ in range(40):
         shift = (low + high) / 2
-        moved = np.interp(np.minimum(alpha + shift, 1.0), alpha, beta) - shift
+        moved = np.interp(np.minimum(fpr + shift, 1.0), fpr, fnr) - shift
         low, high = (low, shift) if np.all(moved <= gaussian + 1e-15) else (shift, high)
     return high

@@ -39,38 +39,38 @@ class TradeOff:
 
 def rates(cost: Charges, fpr: Sequence[float] | Array) -> TradeOff:
     """Certified TPR band of a cost at the given false-positive rates."""
-    alpha = np.sort(np.asarray(fpr, dtype=np.float64))
-    if alpha.size == 0 or not (alpha[0] >= 0 and alpha[-1] <= 1):
+    asked = np.sort(np.asarray(fpr, dtype=np.float64))
+    if asked.size == 0 or not (asked[0] >= 0 and asked[-1] <= 1):
         raise InvalidValue("fpr must hold probabilities in [0, 1]; give at least one.")
     if cost.infinite:
-        return TradeOff(alpha, np.ones_like(alpha), np.ones_like(alpha))
+        return TradeOff(asked, np.ones_like(asked), np.ones_like(asked))
     if not cost.runs:
         with np.errstate(divide="ignore"):
-            exact = ndtr(ndtri(alpha) + cost.mu) if cost.mu else alpha
-        return TradeOff(alpha, exact * (1 - EXACT), np.minimum(exact * (1 + EXACT), 1.0))
+            exact = ndtr(ndtri(asked) + cost.mu) if cost.mu else asked
+        return TradeOff(asked, exact * (1 - EXACT), np.minimum(exact * (1 + EXACT), 1.0))
     split = sides(cost)
     if not split.on_lattice or not split.above.runs or split.pure:
-        return TradeOff(alpha, alpha, np.minimum(1.0, alpha + total_variation(cost)))
+        return TradeOff(asked, asked, np.minimum(1.0, asked + total_variation(cost)))
     runs, kept = with_gaussian(split.above), with_gaussian(split.below)
-    lower, upper = alpha.copy(), np.ones_like(alpha)
-    positive = alpha[alpha > 0]
+    lower, upper = asked.copy(), np.ones_like(asked)
+    positive = asked[asked > 0]
     decades = np.unique(np.round(np.log10(np.clip(positive, 1e-14, 0.3)) * 2) / 2)
     per_direction = []
     for direction in directions(split.above):
-        best = np.ones_like(alpha)
+        best = np.ones_like(asked)
         for exponent in decades:
             aim = aim_at_rate(runs, direction, float(10.0**exponent))
             h = spacing(runs, aim, 4e-5 * (aim.high - aim.low))
-            best = np.minimum(best, _upper_rates(dominating(runs, aim, h, 0.005), alpha))
-            lower = np.maximum(lower, _lower_rates(dominated(kept, aim, h, 0.005), alpha))
+            best = np.minimum(best, _upper_rates(dominating(runs, aim, h, 0.005), asked))
+            lower = np.maximum(lower, _lower_rates(dominated(kept, aim, h, 0.005), asked))
         per_direction.append(best)
     upper = np.maximum.reduce(per_direction)
     worst = int(np.argmax(lower - upper))
     checked(float(lower[worst]), float(upper[worst]), "rates")
-    return TradeOff(alpha, lower, upper)
+    return TradeOff(asked, lower, upper)
 
 
-def _upper_rates(pair: Pair, alpha: Array) -> Array:
+def _upper_rates(pair: Pair, asked: Array) -> Array:
     """Upper bounds on the TPR: TPR ≤ δ(ε) + e^ε·FPR at every lattice loss ε."""
     losses = pair.start + pair.h * np.arange(len(pair.first.value))
     margin = pair.first.scale_error + pair.second.scale_error
@@ -85,17 +85,17 @@ def _upper_rates(pair: Pair, alpha: Array) -> Array:
         slope = np.exp(np.minimum(losses + pair.shift_error, 700.0))
     keep = (delta < 1) & (slope > 0) & (losses < 700)
     if not keep.any():
-        return np.ones_like(alpha)
+        return np.ones_like(asked)
     delta, slope = delta[keep], slope[keep]
     # The best line for a rate is found among its neighbours on the lower envelope.
-    best = np.ones_like(alpha)
-    for start in range(0, len(alpha), 64):
-        part = alpha[start : start + 64]
+    best = np.ones_like(asked)
+    for start in range(0, len(asked), 64):
+        part = asked[start : start + 64]
         best[start : start + 64] = np.minimum(1.0, (delta + slope * part[:, None]).min(axis=1))
     return best
 
 
-def _lower_rates(pair: Pair, alpha: Array) -> Array:
+def _lower_rates(pair: Pair, asked: Array) -> Array:
     """Lower bounds on the TPR, by tests that report a loss label of at least j and by mixtures of two of them."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         log_tpr = np.log(pair.first.value - pair.first.error) + pair.first.log_scale - pair.first.scale_error
@@ -105,7 +105,7 @@ def _lower_rates(pair: Pair, alpha: Array) -> Array:
     x, y = np.concatenate(([0.0], fpr[good], [1.0])), np.concatenate(([0.0], tpr[good], [1.0]))
     order = np.lexsort((y, x))
     x, y = x[order], np.maximum.accumulate(y[order])
-    return np.maximum(np.interp(alpha, x, y), alpha)
+    return np.maximum(np.interp(asked, x, y), asked)
 
 
 def tradeoff(

@@ -128,7 +128,7 @@ def test_quantile_attack_holds_its_false_positive_rate_everywhere() -> None:
     rng = np.random.default_rng(1)
     x = rng.uniform(-2, 2, size=(6000, 1))
     scores = 3 * x[:, 0] + (1 + (x[:, 0] > 0)) * rng.normal(size=6000)
-    attack = QuantileAttack(alpha=0.1).fit(x[:4000], scores[:4000])
+    attack = QuantileAttack(fpr=0.1).fit(x[:4000], scores[:4000])
     called = attack.score_samples(x[4000:], scores[4000:]) > 0
     for side in (x[4000:, 0] < 0, x[4000:, 0] > 0):
         # one threshold for all records would call almost only the right side
@@ -137,8 +137,8 @@ def test_quantile_attack_holds_its_false_positive_rate_everywhere() -> None:
 
 def test_quantile_attack_takes_another_regressor() -> None:
     x, scores = np.zeros((100, 1)), np.arange(100.0)
-    attack = QuantileAttack(alpha=0.2, regressor=QuantileRegressor(quantile=0.8, alpha=0.0))
+    attack = QuantileAttack(fpr=0.2, regressor=QuantileRegressor(quantile=0.8, alpha=0.0))
     found = clone(attack).fit(x, scores).score_samples(x, scores)
     assert (found > 1e-6).sum() == pytest.approx(20, abs=1)
     with pytest.raises(InvalidValue, match="give at least 100"):
-        QuantileAttack(alpha=0.05).fit(x[:50], scores[:50])
+        QuantileAttack(fpr=0.05).fit(x[:50], scores[:50])
