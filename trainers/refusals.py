@@ -89,12 +89,7 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"module {name or type(model).__name__} is TorchScript (torch.jit), which hides layers from the"
                 " clipper; pass the eager model."
             )
-        forward = vars(module).get("forward")
-        if (
-            hasattr(module, "_orig_mod")
-            or getattr(module, "_compiled_call_impl", None) is not None
-            or hasattr(forward, "_torchdynamo_orig_callable")
-        ):
+        if is_compiled(module):
             if frozen and not _gives_its_buffers_away():
                 continue
             if frozen:
@@ -107,6 +102,15 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"module {name or type(model).__name__} is compiled by torch.compile, which hides layers from the"
                 " clipper; pass the eager model."
             )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module is what torch.compile made of one, or was compiled in place, itself or its forward."""
+    return (
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    )
 
 
 def _gives_its_buffers_away() -> bool:

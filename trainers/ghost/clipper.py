@@ -36,7 +36,7 @@ from dpaudit.trainers.ghost.recording import JointRecord, LinearRecord, Record
 from dpaudit.trainers.ghost.rules import sites_of
 from dpaudit.trainers.ghost.sites import LinearSite, RelativeBiasSite, Site, bias_method
 from dpaudit.trainers.ghost.units import UnitRows
-from dpaudit.trainers.refusals import refuse_model
+from dpaudit.trainers.refusals import is_compiled, refuse_model
 
 
 class GhostClipping:
@@ -150,9 +150,12 @@ class GhostClipping:
         if not products.has_onednn():
             return
         own = {id(site.module): site for site in sites}
-        replayed = {id(part) for site in sites if isinstance(site, InstanceSite) for part in site.module.modules()}
+        # What is replayed or compiled keeps the forward that it was replayed or compiled with.
+        whole = [site.module for site in sites if isinstance(site, InstanceSite)]
+        whole += [module for module in self.model.modules() if is_compiled(module)]
+        apart = {id(part) for module in whole for part in module.modules()}
         for module in self.model.modules():
-            if not has_usual_forward(module) or id(module) in replayed or "forward" in vars(module):
+            if not has_usual_forward(module) or id(module) in apart or "forward" in vars(module):
                 continue
             site = own.get(id(module))
             # Bound methods, so that a copy of the model gets one of its own module.

@@ -114,6 +114,15 @@ def test_a_layer_unfrozen_later_is_refused_and_not_trained_unclipped() -> None:
             clipper.backward(losses(net, x))
 
 
+def test_compiled_frozen_parts_keep_their_forward() -> None:
+    from torch._functorch import config
+
+    net, _ = make()
+    net.middle.compile()
+    with config.patch(donated_buffer=False), GhostClipping(net, 1.0):
+        assert {"first", "last"} == {n for n, m in net.named_modules() if "forward" in vars(m)}
+
+
 def test_forwards_that_others_put_on_a_layer_stay() -> None:
     net, x = make()
     calls = []
