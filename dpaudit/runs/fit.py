@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpaudit.privacy.errors import InvalidEvidence, RunInterrupted, StorageFailed
@@ -100,6 +100,7 @@ def _continue(
     advance(counted)
     file = CheckpointFile(prepared.folder.checkpoint)
     statuses = set(checkpoint.statuses)
+    weights: Mapping[str, Any] | None = None
     try:
         if counted < planned:
             if counted:
@@ -115,6 +116,7 @@ def _continue(
             with finish_the_step() as told:
                 for segment in _segments(prepared, model, team, checkpoint.optimizer, watch, advance, told):
                     statuses.add(segment.status)
+                    weights = segment.weights
                     _keep(file, journal, model, segment, segment.steps - lost, statuses, watch)
                     if team.any(told.signal is not None):
                         raise RunInterrupted(
@@ -131,6 +133,8 @@ def _continue(
             f"all {planned} charged steps of {prepared.folder.root} were lost to stops before a checkpoint, so that its"
             " weights are those it began with; start a new run folder, with more run.checkpoints if stops are likely."
         )
+    if weights is not None:
+        model = _whole_again(prepared, weights)
     model = merged(model).eval()
     return Fitted(
         model=model,
@@ -141,6 +145,14 @@ def _continue(
         heldout_after=public_quality(prepared, model),
         watch=watch,
     )
+
+
+def _whole_again(prepared: Prepared, weights: Mapping[str, Any]) -> Any:
+    """The trained model, whole in the first process, where it was trained in shards."""
+    model = load_model(prepared.config, prepared.base, classes=prepared.public.classes)
+    model = select_trainable(model, prepared.config)
+    model.load_state_dict(weights)
+    return model
 
 
 def _watch(prepared: Prepared, model: Any) -> Watch:
@@ -168,16 +180,23 @@ def _segments(
     records, run = private_records(prepared), runner_of(config)
     log = StepsLog(prepared.folder.steps_log)
 
+    unwritten: list[StorageFailed] = []
+
     def after_step(report: Any) -> bool:
-        log.write(report.step, report.private)
+        try:
+            log.write(report.step, report.private)
+        except StorageFailed as failure:
+            if not team.sharded:
+                raise
+            unwritten.append(failure)  # the others have to hear of it before they give their shards
         advance(1)
-        return told.signal is not None
+        return told.signal is not None or bool(unwritten)
 
     for index, plan in enumerate(prepared.plans):
         done = min(max(counted - start, 0), plan.steps)
         while done < plan.steps:
             stop = min(plan.steps, done + max(1, -(-config.privacy.steps // config.run.checkpoints)))
-            team.order(index, (done, stop), state)
+            team.order(index, (done, stop), state if team.own is None else None)
             segment = run(
                 Part(
                     prepared=prepared, model=model, records=records, team=team, stage=index, start=done,
@@ -185,7 +204,8 @@ def _segments(
                 )
             )  # fmt: skip
             done, state = segment.steps, segment.state
-            yield dataclasses.replace(segment, steps=start + done)
+            failure = unwritten[0] if unwritten else segment.failure
+            yield dataclasses.replace(segment, steps=start + done, failure=failure)
         start += plan.steps
 
 
@@ -207,7 +227,7 @@ def _keep(
             counted=journal.steps,
             head=journal.head,
             statuses=tuple(sorted(statuses)),
-            model=model.state_dict(),
+            model=model.state_dict() if segment.weights is None else segment.weights,
             optimizer=segment.state,
             observers=watch.state(),
         )
@@ -242,11 +262,14 @@ def runner_of(config: Config) -> Callable[[Part], Segment]:
 
 def _first_order(part: Part) -> Segment:
     from dpaudit.trainers import train
+    from dpaudit.trainers.distributed.checkpoint import whole_weights
+    from dpaudit.trainers.distributed.layers import whole_optimizer_state
     from dpaudit.trainers.stopping import TrainingStopped
     from dpaudit.trainers.units import draws_of
 
-    prepared, failure = part.prepared, None
+    prepared, failure, team = part.prepared, None, part.team
     units, plan = private_units(prepared), dataclasses.replace(prepared.plans[part.stage], steps=part.stop)
+    team.shard(part.model)
     try:
         result = train(
             part.model,
@@ -255,14 +278,25 @@ def _first_order(part: Part) -> Segment:
             units=units,
             callback=part.after_step,
             start_step=part.start,
-            optimizer_state=part.state,
-            recorder=part.watch.recorder,
+            optimizer_state=_own(part),
             preflight=False,  # check_sensitivity did it once for all segments
             **training_options(prepared),
-            **part.team.first_order(
-                part.model, plan, draws_of(plan, len(part.records), units).count, part.watch.canaries
-            ),
+            **team.first_order(part.model, plan, draws_of(plan, len(part.records), units).count, part.watch),
         )
     except TrainingStopped as stopped:
         result, failure = stopped.result, stopped
-    return Segment(status=result.status, steps=result.steps, state=result.optimizer_state, failure=failure)
+    state: Any = result.optimizer_state
+    weights = None
+    if team.sharded:
+        team.own = state
+        state, weights = whole_optimizer_state(part.model, state), whole_weights(part.model)
+    return Segment(status=result.status, steps=result.steps, state=state, weights=weights, failure=failure)
+
+
+def _own(part: Part) -> Any:
+    """The optimizer state that this process goes on from: with shards its own part, which no other needs to know."""
+    from dpaudit.trainers.distributed.layers import own_optimizer_state
+
+    if not part.team.sharded or part.team.own is not None:
+        return part.state if part.team.own is None else part.team.own
+    return None if part.state is None else own_optimizer_state(part.model, part.state)

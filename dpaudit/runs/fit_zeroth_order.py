@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.runs.checkpoint import CheckpointFile
 from dpaudit.runs.config import Config
@@ -49,6 +49,8 @@ def segment(part: Part) -> Segment:
     """
     from dpaudit.runs.encoding import collator, loss_function, private_units
     from dpaudit.runs.segment import Segment
+    from dpaudit.trainers.distributed.checkpoint import whole_weights
+    from dpaudit.trainers.distributed.layers import whole_by_name
     from dpaudit.trainers.stopping import TrainingStopped
     from dpaudit.trainers.zeroth_order.log import ZOLogWriter
     from dpaudit.trainers.zeroth_order.stages import ZOPlan
@@ -57,6 +59,7 @@ def segment(part: Part) -> Segment:
 
     prepared, failure, team = part.prepared, None, part.team
     config = prepared.config
+    team.shard(part.model)
     log = ZOLogWriter(prepared.folder.zeroth_order_log if team.leads else None)
     try:
         result = zo_train(
@@ -73,7 +76,7 @@ def segment(part: Part) -> Segment:
             callback=part.after_step,
             start=(part.stage, part.start),
             stop=(part.stage, part.stop),
-            state=part.state,
+            state=_own(part),
             units=private_units(prepared),
             canaries=part.watch.canaries,
             recorder=part.watch.recorder,
@@ -89,4 +92,19 @@ def segment(part: Part) -> Segment:
     finally:
         log.close()
     steps = part.start + sum(stage.steps for stage in result.stages)
-    return Segment(status=result.status, steps=steps, state=result.state, failure=failure)
+    state, weights = result.state, None
+    if team.sharded:
+        team.own = state
+        anchor = whole_by_name(part.model, state["anchor"])
+        state, weights = {**state, "anchor": anchor}, whole_weights(part.model)
+    return Segment(status=result.status, steps=steps, state=state, weights=weights, failure=failure)
+
+
+def _own(part: Part) -> Any:
+    """What this process's weights go on from: with shards, its own part of the stage's anchor."""
+    from dpaudit.trainers.distributed.layers import own_by_name
+
+    state = part.state if part.team.own is None else part.team.own
+    if state is None or not part.team.sharded or state is part.team.own:
+        return state
+    return {**state, "anchor": own_by_name(part.model, state["anchor"])}

@@ -52,7 +52,7 @@ def follow(place: Place, config: Config | None = None) -> None:
         model = load_model(prepared.config, prepared.base, classes=prepared.public.classes)
         model = select_trainable(model, prepared.config)
         records, run = private_records(prepared), runner_of(prepared.config)
-        team = Team(place, MemoryJournal())
+        team = Team(place, MemoryJournal(), sharded=prepared.config.run.sharding is not None)
         with finish_the_step() as told:
 
             def after_step(report: Any) -> bool:

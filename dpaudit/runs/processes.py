@@ -24,6 +24,7 @@ from dpaudit.storage.journal import DiskJournal
 if TYPE_CHECKING:
     from dpaudit.privacy.protocols import Journal
     from dpaudit.runs.config import Config
+    from dpaudit.runs.in_run.watch import Watch
     from dpaudit.runs.prepare import Prepared
 
 FOLLOWER = "dpaudit.runs.follower"
@@ -66,6 +67,21 @@ def trains_in(config: Config) -> int:
     return config.run.processes if place is None else place.size
 
 
+def refuse_lonely_shards(config: Config) -> None:
+    """Refuse shards of a model that one process would hold all of.
+
+    Raises
+    ------
+    InvalidValue
+        Says what to set.
+    """
+    if config.run.sharding is not None and trains_in(config) == 1:
+        raise InvalidValue(
+            f"run.sharding={config.run.sharding!r} spreads a model over processes and run.processes=1; set"
+            " run.processes, start with torchrun, or leave sharding out."
+        )
+
+
 class Team:
     """The processes of a run, seen from one of them.
 
@@ -75,11 +91,16 @@ class Team:
         Whether this is the first process.
     journal : Journal
         The run's ledger in the first process; one in memory, of which nothing is kept, in the others.
+    sharded : bool
+        Whether the processes train one model in shards.
+    own : mapping or None
+        With shards, what this process's part of the last segment left.
     """
 
-    def __init__(self, place: Place | None, journal: Journal) -> None:
-        self._place, self.journal = place, journal
+    def __init__(self, place: Place | None, journal: Journal, *, sharded: bool = False) -> None:
+        self._place, self.journal, self.sharded = place, journal, sharded and place is not None
         self.leads = place is None or place.rank == 0
+        self.own: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -104,13 +125,24 @@ class Team:
 
         return any_process(flag)
 
-    def first_order(self, model: Any, plan: Any, units: int, canaries: Any) -> dict[str, Any]:
+    def shard(self, model: Any) -> None:
+        """Bring the model into shards where the run asks for them and it is not yet; the first process's weights."""
+        from dpaudit.trainers.distributed.layers import shard_layers
+        from dpaudit.trainers.distributed.replicated import share_weights
+        from dpaudit.trainers.distributed.shards import has_shards
+
+        if self.sharded and not has_shards(model):
+            share_weights(model)
+            shard_layers(model)
+
+    def first_order(self, model: Any, plan: Any, units: int, watch: Watch) -> dict[str, Any]:
         """Arguments of ``train`` in this process; ``units`` are drawn from, records or what they belong to."""
         if self._place is None:
-            return {"journal": self.journal, "canaries": canaries}
+            return {"journal": self.journal, "canaries": watch.canaries, "recorder": watch.recorder}
         from dpaudit.trainers.distributed.replicated import distributed_options
 
-        return dict(distributed_options(model, plan, units, journal=self.journal, canaries=canaries))
+        watching = {"canaries": watch.canaries, "recorder": watch.recorder}
+        return dict(distributed_options(model, plan, units, journal=self.journal, **watching))
 
     def zeroth_order(self, model: Any) -> dict[str, Any]:
         """Arguments of ``zo_train`` in this process, with the model made equal to the first one's."""
@@ -153,7 +185,7 @@ def gathered(prepared: Prepared, journal: DiskJournal) -> Iterator[Team]:
             with _group(place, prepared.config, meeting if started else None):
                 try:
                     _from_the_first(prepared)
-                    yield Team(place, journal)
+                    yield Team(place, journal, sharded=prepared.config.run.sharding is not None)
                 except RunInterrupted:  # every process has ended the same step, so that all can be told to stop
                     _from_the_first(None)
                     raise

@@ -13,7 +13,7 @@ from dpaudit.runs.attempts import attempts_of, count_attempt
 from dpaudit.runs.config import Config, parse_config
 from dpaudit.runs.in_run.part import write_evidence
 from dpaudit.runs.issue import refuse_new_evidence
-from dpaudit.runs.processes import dismiss, trains_in
+from dpaudit.runs.processes import dismiss, refuse_lonely_shards, trains_in
 from dpaudit.runs.progress import progress, quiet_transformers
 from dpaudit.runs.publish import Published, publish, save_model, score_canaries
 from dpaudit.runs.resume import declared_configuration, differing_keys, discard_preparation, drew_private_records
@@ -44,6 +44,7 @@ class Job:
 
 def begin(config: Config, base: Path, out: Path) -> Job:
     """Create the run folder, or continue the run that stands there; in a run's first process alone."""
+    refuse_lonely_shards(config)
     folder = RunFolder.create(out)
     value = config.model_dump(mode="json")
     if not folder.record.exists():
@@ -57,7 +58,8 @@ def begin(config: Config, base: Path, out: Path) -> Job:
 def _whatever_runs_it(value: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the machine that it runs on, which a resume may change."""
     optimizer = {k: v for k, v in value["optimizer"].items() if k not in ("device", "threads")}
-    return {**value, "optimizer": optimizer, "run": {k: v for k, v in value["run"].items() if k != "processes"}}
+    run = {k: v for k, v in value["run"].items() if k not in ("processes", "sharding")}
+    return {**value, "optimizer": optimizer, "run": run}
 
 
 def _corrected(folder: RunFolder, record: RunRecord, value: dict[str, Any]) -> RunRecord:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpaudit.privacy.errors import StorageFailed
     from dpaudit.runs.in_run.watch import Watch
     from dpaudit.runs.prepare import Prepared
     from dpaudit.runs.processes import Team
-    from dpaudit.trainers.stopping import TrainingStopped
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,6 +40,8 @@ class Segment:
     steps: int
     """Steps of the run so far, counted from its first."""
     state: Any
-    """What the next segment continues from."""
-    failure: TrainingStopped | None = None
+    """What the next segment continues from, whole."""
+    weights: Mapping[str, Any] | None = None
+    """Of a model in shards, whole, in the first process; None where the model itself is whole."""
+    failure: StorageFailed | None = None
     """Why it ended early, when a file could not be written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dpaudit import MemoryJournal, certify, verify
 from dpaudit.privacy.errors import DpauditError, InvalidValue
@@ -21,6 +25,11 @@ from dpaudit.runs.follower import follow_the_first
 from dpaudit.runs.processes import Place, Team, _backend, _lost, gathered, launched
 from dpaudit.runs.run import begin
 from dpaudit.storage.journal import read_ledger
+from dpaudit.trainers.distributed import layers
+from dpaudit.trainers.distributed.layers import shard_layers
+from dpaudit.trainers.distributed.shards import local
+from dpaudit.trainers.zeroth_order.log import read_zo_log
+from dpaudit.trainers.zeroth_order.weights import replay
 from tests import ROOT
 from tests.runs.run_helpers import small_config, write_toml
 
@@ -78,6 +87,96 @@ def test_a_broken_group_is_told_in_words_and_another_error_is_not_taken_for_one(
     assert isinstance(told, DpauditError) and "another process of the run ended or hangs" in str(told)
     own = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert _lost(own, []) is own
+
+
+def test_shards_of_one_process_are_refused_before_a_run_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"run\.sharding='fsdp2' spreads a model over processes"):
+        begin(config(run__sharding="fsdp2"), tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    begin(config(run__sharding="fsdp2", run__processes=2), tmp_path, tmp_path / "run")
+    begin(config(run__processes=3), tmp_path, tmp_path / "run")  # both may change on a resume
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Shares of the weights that the first process kept, each time a model was brought into shards."""
+    found: list[float] = []
+
+    def watched(model: Any) -> None:
+        whole = sum(p.numel() for p in model.parameters())
+        shard_layers(model)
+        found.append(sum(local(p).numel() for p in model.parameters()) / whole)
+
+    monkeypatch.setattr(layers, "shard_layers", watched)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_shards_end_with_a_certificate_that_verifies(tmp_path: Path, parts: list[float], trainable: str) -> None:
+    changes = {"run__processes": 2, "run__sharding": "fsdp2", "model__trainable": trainable}
+    if trainable == "lora":
+        changes |= {"model__lora_rank": 2, "canaries__kind": "random-token", "canaries__positions": None}
+    toml = write_toml(tmp_path / "c.toml", small_config(**changes))
+    run = certify(toml, tmp_path / "run")
+    assert len(parts) == 1 and 0.4 < parts[0] < 0.6
+    assert run.verdict == "inconclusive" and run.level == 1 and verify(run.certificate).ok
+    assert json.loads(run.certificate.read_text())["predicate"]["provenance"]["processes"] == 2
+    assert read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 4
+    seen = json.loads((tmp_path / "run/release/in_run.json").read_text())
+    energy = np.frombuffer(base64.b64decode(seen["energy"]["step_squares"]))
+    numbers = sum(seen["energy"]["sizes"])
+    # mean squares of noise alone, but for what records and canaries add: 8 standard deviations of room
+    assert len(energy) == 4 and abs(energy / numbers - 1).max() < 8 * math.sqrt(2 / numbers) + 0.05
+
+
+def stopped(toml: Path, out: Path, steps: int) -> None:
+    """A run that is told to stop after some steps."""
+    command = [sys.executable, "-m", "dpaudit", "train", str(toml), "--out", str(out)]
+    log = out / "private" / "steps.jsonl"
+    first = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.read_bytes().count(b"\n") >= steps):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    first.terminate()
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 143 and "which are saved" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [{"run__processes": 3, "run__sharding": "fsdp2"}, {}])
+def test_a_zeroth_order_run_in_shards_goes_on_with_others_and_its_log_replays(
+    tmp_path: Path, then: dict[str, Any]
+) -> None:
+    """Stopped in shards, gone on in others or in one process: weights and anchor are those that the log rebuilds."""
+    zeroth = {**ZEROTH, "proximal": 0.2}
+    method = {"privacy__method": "dp-zoso", "privacy__steps": 30, "run__checkpoints": 6}
+    begun = small_config(**method, run__processes=2, run__sharding="fsdp2") | {"zeroth_order": zeroth}
+    stopped(write_toml(tmp_path / "c.toml", begun), tmp_path / "run", 3)
+    toml = write_toml(tmp_path / "d.toml", small_config(**method, **then) | {"zeroth_order": zeroth})
+    run = certify(toml, tmp_path / "run")
+    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 30
+    base = AutoModelForCausalLM.from_pretrained(begun["model"]["path"], dtype=torch.float32)
+    released = AutoModelForCausalLM.from_pretrained(tmp_path / "run/release/model", dtype=torch.float32)
+    (log,) = (tmp_path / "run" / "release").glob("*zo*.jsonl")
+    rebuilt = replay(read_zo_log(log), base)
+    assert all(torch.equal(a, b) for a, b in zip(rebuilt.parameters(), released.parameters(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [{"run__processes": 3, "run__sharding": "fsdp2"}, {"run__processes": 2}])
+def test_a_run_in_shards_goes_on_with_others(tmp_path: Path, then: dict[str, Any]) -> None:
+    changes = {"privacy__steps": 30, "run__checkpoints": 6}
+    toml = write_toml(tmp_path / "c.toml", small_config(**changes, run__processes=2, run__sharding="fsdp2"))
+    stopped(toml, tmp_path / "run", 3)
+    kept = torch.load(tmp_path / "run" / "private" / "checkpoint.pt", weights_only=True)
+    sizes = [value.numel() for value in kept["model"].values()]
+    moments = {i: values["exp_avg"].numel() for i, values in kept["optimizer"]["state"].items()}
+    assert kept["steps"] >= 3 and kept["observers"]["canaries"]["steps"] == kept["steps"]
+    assert set(moments.values()) <= set(sizes)
+    assert {values["step"] for values in kept["optimizer"]["state"].values()} == {kept["steps"]}
+    run = certify(write_toml(tmp_path / "d.toml", small_config(**changes, **then)), tmp_path / "run")
+    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 30
 
 
 @pytest.mark.slow
