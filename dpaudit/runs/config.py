@@ -310,7 +310,7 @@ class Run(_Section):
     processes: PositiveInt = 1
     """Processes that train together: on this machine, or as many as ``torchrun`` starts. On GPUs each takes one. The
     first one counts and writes. Each has a whole copy of the model, if ``run.sharding`` says nothing else."""
-    sharding: Literal["fsdp2"] | None = None
+    sharding: Literal["fsdp2"] | None = Field(default=None, examples=["fsdp2"])
     """``"fsdp2"``: the processes train one model in shards (``fully_shard``), each with its part of the weights, of the
     optimizer's state and of the sums. Needs several processes."""
 

@@ -19,11 +19,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpaudit import MemoryJournal, certify, verify
-from dpaudit.privacy.errors import DpauditError, InvalidValue
+from dpaudit.privacy.errors import DpauditError, InvalidValue, StorageFailed
 from dpaudit.runs.config import parse_config
 from dpaudit.runs.follower import follow_the_first
 from dpaudit.runs.processes import Place, Team, _backend, _lost, gathered, launched
 from dpaudit.runs.run import begin
+from dpaudit.runs.steps_log import StepsLog
 from dpaudit.storage.journal import read_ledger
 from dpaudit.trainers.distributed import layers
 from dpaudit.trainers.distributed.layers import shard_layers
@@ -149,13 +150,13 @@ def test_a_zeroth_order_run_in_shards_goes_on_with_others_and_its_log_replays(
     tmp_path: Path, then: dict[str, Any]
 ) -> None:
     """Stopped in shards, gone on in others or in one process: weights and anchor are those that the log rebuilds."""
-    zeroth = {**ZEROTH, "proximal": 0.2}
-    method = {"privacy__method": "dp-zoso", "privacy__steps": 30, "run__checkpoints": 6}
+    zeroth = {**ZEROTH, "directions": 1, "proximal": 0.2}
+    method = {"privacy__method": "dp-zoso", "privacy__steps": 9, "run__checkpoints": 3}
     begun = small_config(**method, run__processes=2, run__sharding="fsdp2") | {"zeroth_order": zeroth}
-    stopped(write_toml(tmp_path / "c.toml", begun), tmp_path / "run", 3)
+    stopped(write_toml(tmp_path / "c.toml", begun), tmp_path / "run", 4)
     toml = write_toml(tmp_path / "d.toml", small_config(**method, **then) | {"zeroth_order": zeroth})
     run = certify(toml, tmp_path / "run")
-    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 30
+    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 9
     base = AutoModelForCausalLM.from_pretrained(begun["model"]["path"], dtype=torch.float32)
     released = AutoModelForCausalLM.from_pretrained(tmp_path / "run/release/model", dtype=torch.float32)
     (log,) = (tmp_path / "run" / "release").glob("*zo*.jsonl")
@@ -166,7 +167,7 @@ def test_a_zeroth_order_run_in_shards_goes_on_with_others_and_its_log_replays(
 @pytest.mark.slow
 @pytest.mark.parametrize("then", [{"run__processes": 3, "run__sharding": "fsdp2"}, {"run__processes": 2}])
 def test_a_run_in_shards_goes_on_with_others(tmp_path: Path, then: dict[str, Any]) -> None:
-    changes = {"privacy__steps": 30, "run__checkpoints": 6}
+    changes = {"privacy__steps": 12, "run__checkpoints": 3}
     toml = write_toml(tmp_path / "c.toml", small_config(**changes, run__processes=2, run__sharding="fsdp2"))
     stopped(toml, tmp_path / "run", 3)
     kept = torch.load(tmp_path / "run" / "private" / "checkpoint.pt", weights_only=True)
@@ -176,7 +177,26 @@ def test_a_run_in_shards_goes_on_with_others(tmp_path: Path, then: dict[str, Any
     assert set(moments.values()) <= set(sizes)
     assert {values["step"] for values in kept["optimizer"]["state"].values()} == {kept["steps"]}
     run = certify(write_toml(tmp_path / "d.toml", small_config(**changes, **then)), tmp_path / "run")
-    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 30
+    assert verify(run.certificate).ok and read_ledger(tmp_path / "run/release/ledger.jsonl").steps == 12
+
+
+@pytest.mark.slow
+def test_a_log_that_one_process_cannot_write_ends_all_with_what_ran_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = StepsLog.write
+
+    def full(self: StepsLog, step: int, private: Any) -> None:
+        if step == 2:
+            raise StorageFailed("no space left")
+        honest(self, step, private)
+
+    monkeypatch.setattr(StepsLog, "write", full)
+    toml = write_toml(tmp_path / "c.toml", small_config(run__processes=2, run__sharding="fsdp2", run__checkpoints=1))
+    with pytest.raises(StorageFailed, match="no space left; the 2 steps in the model are saved"):
+        certify(toml, tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / "private" / "checkpoint.pt", weights_only=True)
+    assert kept["steps"] == kept["counted"] == 2
 
 
 @pytest.mark.slow
