@@ -13,6 +13,10 @@ Rows go to benchmarks/results/in_run_default.jsonl, one a case; DIR holds run fo
 - ``replayed``: the clipped sums of the records of one run (seed ``RECORDED``, kept in DIR) go again through the
   trainer's own loop, with new coins, new draws of the canaries and new noise, correct or with a fault. The mechanism is
   the run's; only the records' gradients no longer answer to the noise that this replay drew.
+- ``cut``: the same on the example cut down to 250 declared records and minibatches of 60, with its q, σ, steps, model
+  and canaries: about a third of the computing.
+- ``edges``: replays of a cut-down run with a shortfall of the noise below, at and above its canaries' edge.
+- ``beacons``: the cut-down example with beacons, correct: which scores show that the attack is alive.
 - ``shortened``: the correct runs again with a ledger that counts 99 of their 110 steps.
 - ``cost``: the same steps with and without observers in turns, in CPU seconds.
 - ``models``: what canaries show at the steps of other configurations: adapters (LoRA) on the bundled model, trained in
@@ -45,10 +49,14 @@ from in_run_faults import (  # noqa: E402
     AT_EDGES,
     CONFIG,
     RECORDED,
+    RESULTS,
     SEEDS,
     SUMS,
     Row,
+    beacons,
     configured,
+    cut,
+    edges,
     faulty,
     heard,
     recorded,
@@ -58,7 +66,6 @@ from in_run_faults import (  # noqa: E402
     shortened,
 )
 
-RESULTS = ROOT / "benchmarks" / "results" / "in_run_default.jsonl"
 EXAMINE = "400 steps"
 """Budget of the examination in the Makefile."""
 
@@ -354,6 +361,9 @@ PARTS = {
     "recorded": recordings,
     "replayed": replayed,
     "faulty": faulty,
+    "cut": cut,
+    "edges": edges,
+    "beacons": beacons,
     "shortened": shortened,
     "cost": cost,
     "models": models,

@@ -22,6 +22,7 @@ import bench_in_run as small  # noqa: E402
 import numpy as np  # noqa: E402 - the checkout comes first on the path
 import torch  # noqa: E402
 
+RESULTS = ROOT / "benchmarks" / "results" / "in_run_default.jsonl"
 CONFIG = ROOT / "examples" / "certify.toml"
 SEEDS = 10
 RECORDED, SUMS = 1, "sums.f32"
@@ -191,25 +192,25 @@ class Replaying:
         self._inner.add_to(sums, drawn, **options)
 
 
-def replay(fault: str, seed: int, work: Path) -> Row:
+def replay(fault: str, seed: int, work: Path, plan: Any = DEFAULT) -> Row:
     """The recorded sums once more through the trainer's loop, with new coins, draws and noise."""
     from dpaudit.attacks import InRunCanaries, draw_in_run_canaries
 
     sizes = json.loads((work / SUMS).with_suffix(".json").read_text())
-    steps, d = DEFAULT.steps, sum(sizes.values())
+    steps, d = plan.steps, sum(sizes.values())
     sums = np.memmap(work / SUMS, np.float32, "r", shape=(steps, d))
     model = torch.nn.Module()
     for number, size in enumerate(sizes.values()):
         model.register_parameter(f"p{number}", torch.nn.Parameter(torch.zeros(size)))
     design = draw_in_run_canaries(d)
-    q = DEFAULT.sampling_probability
-    canaries = InRunCanaries(design, list(sizes.values()), sampling_probability=q, contribution=DEFAULT.clipping_norm)
+    q = plan.sampling_probability
+    canaries = InRunCanaries(design, list(sizes.values()), sampling_probability=q, contribution=plan.clipping_norm)
     recorder, begun = small.ReleaseRecorder(sizes), seconds()
     journal = small.Shortened() if fault == "ledger_short" else small.memory()
     small.train(
         model,
         [],
-        DEFAULT,
+        plan,
         collate=lambda rows: {},
         loss_fn=lambda model, batch: torch.zeros(0),
         journal=journal,
@@ -247,14 +248,28 @@ def replayed(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
             yield f"replayed/{fault}/{seed}", lambda fault=fault, seed=seed: replay(fault, seed, work)
 
 
-def faulty_run(fault: str, seed: int, work: Path) -> Row:
+def cut_down(seed: int) -> Any:
+    """The example with 250 declared records in place of 2,000, and minibatches of 60 in place of 200.
+
+    q, σ, the steps, the model, 1,000 token canaries and 100,000 in-run canaries are those of the example: what one
+    canary adds to a release, and the noise beside it, are the same.
+    """
+    from dpaudit.runs.config import parse_config
+
+    value = configured(seed).model_dump(mode="json")
+    value["data"]["limit"] = value["privacy"]["public_size"] = 250
+    value["privacy"]["expected_batch_size"] = 60
+    return parse_config(value, "cut down")
+
+
+def faulty_run(fault: str, seed: int, work: Path, config: Any = None) -> Row:
     """The training phase with a planted fault, and what both observers say of its release."""
     from dpaudit import trainers
     from dpaudit.runs.run import begin, train_phase
 
-    config = configured(seed)
+    config = configured(seed) if config is None else config
     config = config.model_copy(update={"run": config.run.model_copy(update={"checkpoints": 1})})
-    plain, held = trainers.train, {}
+    plain = trainers.train
 
     def train(model: Any, records: Any, plan: Any, **options: Any) -> Any:
         if not records:  # the simulated control, which has its own fault
@@ -272,8 +287,7 @@ def faulty_run(fault: str, seed: int, work: Path) -> Row:
             plan = dataclasses.replace(plan, noise_multiplier=1.01 * plan.noise_multiplier)
             still = plan.noise_multiplier * plan.clipping_norm
             noise = small.Planted(lambda call, step, shape, x: x, len(parameters), fixed=still)
-        held["result"] = plain(model, records, plan, **{**options, "noise": noise, "sampler": sampler})
-        return held["result"]
+        return plain(model, records, plan, **{**options, "noise": noise, "sampler": sampler})
 
     out, begun = work / f"{fault}_{seed}", seconds()
     shutil.rmtree(out, ignore_errors=True)
@@ -290,7 +304,7 @@ def faulty_run(fault: str, seed: int, work: Path) -> Row:
         "cpu_seconds": round(seconds() - begun, 1),
         "heldout": [facts["heldout_before"], facts["heldout_after"]],
         "status": facts["training_status"],
-        **heard(job.folder),
+        **heard(job.folder, charged=99 if fault == "ledger_short" else None),
     }
     shutil.rmtree(out, ignore_errors=True)
     return row
@@ -316,6 +330,83 @@ def faulty(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
     for seed in range(SEEDS):
         for fault in WHOLE:
             yield f"faulty/{fault}/{seed}", lambda fault=fault, seed=seed: faulty_run(fault, seed, work)
+
+
+def cut(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Whole runs of the cut-down example: correct ones, and every fault."""
+    for seed in range(SEEDS):
+        for fault in dict.fromkeys(("none", "no_noise", *WHOLE, "ledger_short")):
+
+            def case(fault: str = fault, seed: int = seed) -> Row:
+                return {**faulty_run(fault, seed, work, cut_down(seed)), "run": "cut"}
+
+            yield f"cut/{fault}/{seed}", case
+
+
+def cut_recorded(seed: int, work: Path) -> Row:
+    """A correct run of the cut-down example whose records' sums stay in ``work``, and the edge that it states."""
+    with recorded(work / SUMS):
+        return {**faulty_run("none", seed, work, cut_down(seed)), "run": "cut_recorded"}
+
+
+def at_edge(share: float, edge: float, seed: int, work: Path) -> Row:
+    """The recorded sums of the cut-down run with a shortfall of noise at a share of the canaries' edge."""
+    plan = dataclasses.replace(DEFAULT, public_size=750, expected_batch_size=60)
+    row = replay(f"noise_x{1 - share * edge:.6f}", seed, work, plan)
+    return {**row, "run": "edges", "share": share, "edge": edge}
+
+
+def edges(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """One recorded run of the cut-down example, then replays of it below, at and above its canaries' edge."""
+    yield f"cut_recorded/{RECORDED}", lambda: cut_recorded(RECORDED, work)
+    rows = map(json.loads, RESULTS.read_text().splitlines())
+    edge = next((row["visible_by_canaries"] for row in rows if row["run"] == "cut_recorded"), None)
+    if edge is None or not (work / SUMS).exists():
+        return
+    for seed in range(SEEDS):
+        for share in (0.5, 0.8, 1.0, 1.2):
+            yield f"edges/x{share}/{seed}", lambda share=share, seed=seed: at_edge(share, edge, seed, work)
+
+
+def with_beacons(seed: int, work: Path) -> Row:
+    """The training phase of the cut-down example, 40 of its canaries as beacons: which scores show a live attack."""
+    from dpaudit.attacks import read_secret
+    from dpaudit.auditing import AuditPlan
+    from dpaudit.auditing.beacons import beacon_finding
+    from dpaudit.auditing.roc import rank_sum_p_value
+    from dpaudit.runs.beacons import opened_beacons
+    from dpaudit.runs.run import begin, train_phase
+    from dpaudit.storage.run_folder import read_json
+    from dpaudit.storage.scores import scores_of
+
+    config = cut_down(seed)
+    wanted = config.canaries.model_copy(update={"count": 960, "beacons": 40, "beacon_copies": 16})
+    out, begun = work / f"beacons{seed}", seconds()
+    shutil.rmtree(out, ignore_errors=True)
+    job = train_phase(begin(config.model_copy(update={"canaries": wanted}), CONFIG.parent, out))
+    plan = AuditPlan.from_dict(read_json(job.folder.audit_plan))
+    opened, secret = opened_beacons(job.folder, plan), read_secret(job.folder.canaries)
+    assert opened is not None and plan.beacons is not None
+    found = beacon_finding(plan.beacons, opened.scores)
+    facts = job.record.facts
+    row = {
+        "run": "beacons",
+        "seed": seed,
+        "cpu_seconds": round(seconds() - begun, 1),
+        "heldout": [facts["heldout_before"], facts["heldout_after"]],
+        "inserted": opened.inserted,
+        "found": found.name,
+        "beacons_p": found.p_value,
+        "canaries_p": rank_sum_p_value(scores_of(job.folder.scores, secret.ids, attack=plan.attack), secret.coins),
+        "group_epsilon": plan.beacons.group_epsilon,
+    }
+    shutil.rmtree(out, ignore_errors=True)
+    return row
+
+
+def beacons(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    for seed in range(SEEDS):
+        yield f"beacons/{seed}", lambda seed=seed: with_beacons(seed, work)
 
 
 def shortened(work: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
