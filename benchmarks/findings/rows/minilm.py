@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import utility_rotten_tomatoes as reviews
-from torch import nn
 
 from dpaudit import MemoryJournal
 from dpaudit.accounting import calibrate
@@ -98,11 +97,6 @@ def head_losses(scale: float) -> Any:
     return lambda head, batch: classification_losses(head(scale * batch["x"]), batch["labels"])
 
 
-def losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B,) losses of the whole model in fp32: bf16 rounds differently where other records bring padding."""
-    return classification_losses(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-
-
 @torch.no_grad()
 def accuracy(model: Any, rows: list[dict[str, Any]]) -> float:
     """Share of right answers."""
@@ -159,7 +153,7 @@ def private(
     if choice != "head":
         adapt(model, choice)
         train(
-            model, rows, plans.whole, collate=reviews.collate, loss_fn=losses, journal=journal,
+            model, rows, plans.whole, collate=reviews.collate, loss_fn=reviews.losses, journal=journal,
             physical_batch_size=64, optimizer=OptimizerSettings(learning_rate=rate, schedule="linear"),
         )  # fmt: skip
     return spent(plans, journal)
@@ -177,7 +171,7 @@ def ordinary(model: Any, rows: list[Any], choice: str, rate: float, seed: int, o
         return {"epsilon_upper": None}
     adapt(model, choice)
     return language.ordinary(
-        model, rows, collate=reviews.collate, loss_fn=reviews.losses, batch=ORDINARY["batch"],
+        model, rows, collate=reviews.collate, loss_fn=reviews.fast_losses, batch=ORDINARY["batch"],
         steps=options.at_most(ORDINARY["steps"]), rate=rate, seed=seed,
     )  # fmt: skip
 
