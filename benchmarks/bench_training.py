@@ -164,8 +164,12 @@ class _Product(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         flat, inputs = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        into_weight = products.outer(inputs, flat) if ctx.conv else products.outer(flat, inputs)
-        return products.right(gradient, weight, transposed=not ctx.conv), into_weight, None
+        back = into_weight = None
+        if ctx.needs_input_grad[0]:
+            back = products.right(gradient, weight, transposed=not ctx.conv)
+        if ctx.needs_input_grad[1]:
+            into_weight = products.outer(inputs, flat) if ctx.conv else products.outer(flat, inputs)
+        return back, into_weight, None
 
 
 @contextlib.contextmanager
