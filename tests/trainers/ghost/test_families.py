@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-mlm": ("BertForMaskedLM", "BertConfig", ENCODER),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),
     "roberta-mlm": ("RobertaForMaskedLM", "RobertaConfig", ENCODER),
-    "mpnet": ("MPNetForMaskedLM", "MPNetConfig", ENCODER | {"relative_attention_num_buckets": 32}),
+    "mpnet": ("MPNetForSequenceClassification", "MPNetConfig", ENCODER | {"relative_attention_num_buckets": 32}),
     "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", DISTIL),
     "albert": ("AlbertForSequenceClassification", "AlbertConfig", ALBERT),
     "t5": ("T5ForConditionalGeneration", "T5Config", T5),
