@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dpaudit.trainers.ghost.cost import choose
 from dpaudit.trainers.ghost.cross import Use, cross
 from dpaudit.trainers.ghost.head import HeadUse, UnitHeadUse
-from dpaudit.trainers.ghost.uses import Grams, MatrixUse
+from dpaudit.trainers.ghost.retained import Retained
+from dpaudit.trainers.ghost.uses import Grams, MatrixUse, Scratch
 
 #: |G|² from Gram matrices is recomputed from G itself where the terms summed are this much larger than the result:
 #: every term carries a relative rounding error of 6e-8 in fp32, and the norm must hold to 1e-6.
@@ -49,6 +50,10 @@ class Book:
         Running sums, to which those of phase SUMS and of :meth:`settle` are added.
     ready : callable, optional
         Takes, in phase SUMS, every parameter whose sum is complete: one that is not paired, at its use.
+    writes_down : bool
+        Whether G may be written down and kept, where that is fastest, in the place of a and b.
+    retained : Retained, optional
+        Notes what keeping the uses would hold.
     """
 
     size: int
@@ -64,7 +69,10 @@ class Book:
     scales: list[Tensor] = dataclasses.field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = dataclasses.field(default_factory=dict)
     ready: Callable[[nn.Parameter, Tensor | None], None] | None = None
+    writes_down: bool = True
+    retained: Retained | None = None
     grams: Grams = dataclasses.field(default_factory=Grams)
+    scratch: Scratch = dataclasses.field(default_factory=Scratch)
     _some_zero: bool | None = None
 
     def add(self, parameter: nn.Parameter, use: Use) -> None:
@@ -74,9 +82,12 @@ class Book:
             if self.ready is not None and parameter not in self.paired:
                 self.ready(parameter, self.sums.pop(parameter))
             return
+        if self.retained is not None:
+            self.retained.note(use)
         if isinstance(use, MatrixUse):
             _, length, inputs = use.a.shape
-            words = 0.0 if self.phase is Phase.NORMS else float(use.a.numel() + use.b.numel())
+            keeps = self.writes_down and self.phase is Phase.KEEP
+            words = float(use.a.numel() + use.b.numel()) if keeps else 0.0
             use.strategy = choose(self.size, length, inputs, use.b.shape[2], keep_words=words, exact=self.exact)
         elif isinstance(use, HeadUse):
             use.exact = self.exact
@@ -146,4 +157,8 @@ class Book:
         for use in uses:
             chosen = use if rows is None else use.select(rows)
             weights = factors if rows is None else factors[rows]
-            self.sums[parameter] = chosen.weighted(weights, self.sums.get(parameter))
+            total = self.sums.get(parameter)
+            if isinstance(chosen, MatrixUse):
+                self.sums[parameter] = chosen.weighted(weights, total, self.scratch)
+            else:
+                self.sums[parameter] = chosen.weighted(weights, total)

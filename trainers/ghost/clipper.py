@@ -7,7 +7,7 @@
 One backward pass computes data gradients only (autograd's weight gradients are suppressed). Every layer's input a
 and output gradient b give the per-example norms (Li et al. 2110.05679) and, once the factors are known, the
 clipped sum as one weighted product aᵀ diag(c) b (Bu et al. 2210.00038). In the lean mode b is dropped as soon as its
-norm is known, and a second pass over the same graph gives the sum.
+norm is known, and a second pass over the same graph gives the sum, unless the pass frees as much memory as all b take.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dpaudit.trainers.ghost.faster import FrozenLinear, has_usual_forward
 from dpaudit.trainers.ghost.head import HeadInputs, HeadLosses, HeadUse
 from dpaudit.trainers.ghost.instance import InstanceSite
 from dpaudit.trainers.ghost.recording import JointRecord, LinearRecord, Record
+from dpaudit.trainers.ghost.retained import PackedTensors, Retained, retained_by
 from dpaudit.trainers.ghost.rules import sites_of
 from dpaudit.trainers.ghost.sites import LinearSite, RelativeBiasSite, Site, bias_method
 from dpaudit.trainers.ghost.units import UnitRows
@@ -55,7 +56,10 @@ class GhostClipping:
         G, successive rows of every forward pass that are one unit of privacy, with one loss: pairs of answers, views of
         a record. Units of different sizes are told by ``units`` of :meth:`clipped_sum`.
     lean : bool, default=False
-        Keep no output gradients: a second backward pass instead, about 1.4 times the time.
+        Keep no output gradients where these would take memory: a second backward pass instead, about 1.5 times the
+        time. The first step finds out: where a backward pass frees at least what the gradients take, as it does for
+        most transformers without activation checkpointing, later steps keep them and make one pass. A model in shards
+        always makes two.
 
     Raises
     ------
@@ -121,6 +125,8 @@ class GhostClipping:
             _check_dtype(name, parameter)
         self._paired = {p for p, count in owners.items() if count > 1}
         self._whole: set[nn.Parameter] = set()
+        self._drops = lean  # whether output gradients are dropped; ``_packed`` is there until that is found out
+        self._packed = PackedTensors(model) if lean and not self._sharded else None
         self._order: list[nn.Parameter] | None = None
         self._attach(sites)
 
@@ -166,6 +172,8 @@ class GhostClipping:
     def close(self) -> None:
         """Take every hook off the model; the clipper is then of no further use."""
         self._axis.close()
+        if self._packed is not None:
+            self._packed.close()
         for handle in self._handles:
             handle.remove()
         for site in self._sites:  # an interrupt inside a forward pass skips the hooks that restore ``requires_grad``
@@ -309,7 +317,8 @@ class GhostClipping:
             return ClippedSum(dict(onto or {}), losses.detach().to(wide), bound)
         self._units = self._rows_of(losses, units)
         try:
-            with torch.autocast(losses.device.type, enabled=False):
+            # Layers' inputs belong to the graph of the forward pass, and sums of them would make it longer.
+            with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
                 norms, sums = self._clipped(losses, dict(onto or {}))
         finally:
             self._book, self._size, self._units = None, None, None
@@ -329,7 +338,7 @@ class GhostClipping:
             factors = self.clipping.factors(norms).expand(len(self.layers), -1)
         if self._sharded:
             self._scatter(losses, book, factors, onto)
-        elif self.lean:
+        elif self._drops:
             self._pass(losses, Phase.SUMS, factors=factors, sums=onto, last=True)
         else:
             book.sums = onto
@@ -360,8 +369,9 @@ class GhostClipping:
 
     def _measure(self, losses: Tensor) -> tuple[Tensor, Book]:
         """(layers, B) squared norms, and the book that holds the uses (empty in the lean mode)."""
-        phase = Phase.NORMS if self.lean else Phase.KEEP
-        book = self._pass(losses, phase, last=not self.lean)
+        self._find_out_whether_to_drop(losses)
+        phase = Phase.NORMS if self._drops else Phase.KEEP
+        book = self._pass(losses, phase, last=not self._drops)
         if not book.squares:
             raise PrivacyRefusal(
                 "losses reach no trainable parameter of the model through its modules; compute them from this model's"
@@ -369,14 +379,25 @@ class GhostClipping:
             )
         squares, rows = book.norms(len(self.layers))
         # A second pass gathers weights again, so that the processes of a sharded model make it together.
-        doubt = any_process(bool(len(rows))) if self.lean and self._sharded else bool(len(rows))
+        doubt = any_process(bool(len(rows))) if self._drops and self._sharded else bool(len(rows))
         if doubt:
-            if self.lean:
+            if self._drops:
                 again = self._pass(losses, phase, exact=True)
                 squares[:, rows] = again.norms(len(self.layers))[0][:, rows]
             else:
                 squares = book.recompute(squares, rows)
         return squares, book
+
+    def _find_out_whether_to_drop(self, losses: Tensor) -> None:
+        """In the first step of the lean mode, a pass whose norms are not used tells what the others should keep."""
+        if self._packed is None:
+            return
+        self._packed.close()
+        retained = None if self._packed.seen else retained_by(losses, self.model)
+        self._packed = None
+        if retained is not None:
+            self._pass(losses, Phase.NORMS, retained=retained)
+            self._drops = not retained.frees_enough
 
     def _pass(
         self,
@@ -387,10 +408,14 @@ class GhostClipping:
         factors: Tensor | None = None,
         sums: dict[nn.Parameter, Tensor] | None = None,
         ready: Callable[[nn.Parameter, Tensor | None], None] | None = None,
+        retained: Retained | None = None,
         last: bool = False,
     ) -> Book:
         while True:
-            book = Book(len(losses), phase, self._layer_of, self._paired, exact=exact, factors=factors, ready=ready)
+            book = Book(
+                len(losses), phase, self._layer_of, self._paired, exact=exact, factors=factors, ready=ready,
+                writes_down=not self.lean, retained=retained,
+            )  # fmt: skip
             if sums is not None:
                 book.sums = sums
             self._book = book

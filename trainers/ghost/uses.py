@@ -46,7 +46,26 @@ def _chunks(x: Tensor) -> list[slice]:
 
 def _times(tensor: Tensor, factors: Tensor) -> Tensor:
     """Multiply every example's slice by its factor; ``factors`` has shape (B,)."""
-    return tensor * factors.to(tensor.dtype).view(-1, *([1] * (tensor.dim() - 1)))
+    return tensor * _spread(factors, tensor)
+
+
+class Scratch:
+    """Memory for one scaled copy at a time: on a CPU, new memory for each costs more than the multiplication."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def times(self, tensor: Tensor, factors: Tensor) -> Tensor:
+        """Every example's slice times its factor, (B,), in memory that the next call overwrites."""
+        known, kind = self._memory, (tensor.dtype, tensor.device)
+        if known is None or known.numel() < tensor.numel() or (known.dtype, known.device) != kind:
+            known = self._memory = tensor.new_empty(tensor.numel())
+        place = known[: tensor.numel()].view(tensor.shape)
+        return torch.mul(tensor, _spread(factors, tensor), out=place)
+
+
+def _spread(factors: Tensor, tensor: Tensor) -> Tensor:
+    return factors.to(tensor.dtype).view(-1, *([1] * (tensor.dim() - 1)))
 
 
 def _weighted_rows(full: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
@@ -161,20 +180,21 @@ class MatrixUse:
         full = torch.bmm(wide(b).mT, wide(a)) if self.transposed else torch.bmm(wide(a).mT, wide(b))
         return full.view(full.shape[0], *self.shape)
 
-    def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
+    def weighted(self, factors: Tensor, total: Tensor | None, scratch: Scratch | None = None) -> Tensor:
         """Σ_i c_i G_i, added into ``total`` (weight shape, fp32 or fp64) where there is one."""
+        scratch = Scratch() if scratch is None else scratch
         if self.kept is not None:
             return _weighted_rows(self.kept, factors, total)
         for rows in _chunks(self.a if self.a.numel() > self.b.numel() else self.b):
-            total = self._product(wide(self.a[rows]), wide(self.b[rows]), factors[rows], total)
+            total = self._product(wide(self.a[rows]), wide(self.b[rows]), factors[rows], total, scratch)
         assert total is not None
         return total
 
-    def _product(self, a: Tensor, b: Tensor, factors: Tensor, total: Tensor | None) -> Tensor:
+    def _product(self, a: Tensor, b: Tensor, factors: Tensor, total: Tensor | None, scratch: Scratch) -> Tensor:
         if a.shape[2] <= b.shape[2]:
-            a = _times(a, factors)
+            a = scratch.times(a, factors)
         else:
-            b = _times(b, factors)
+            b = scratch.times(b, factors)
         a, b = a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2])
         new = (products.outer(b, a) if self.transposed else products.outer(a, b)).view(self.shape)
         return new if total is None else total.add_(new)
