@@ -11,26 +11,27 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
 import torch
 
 from dpaudit.trainers import NoiseSource
-from dpaudit.trainers.normals import KeyedWords, Normals
+from dpaudit.trainers.normals import Normals
+from dpaudit.trainers.words import BytesWords, openssl_bytes
 
-SIZES = (1, 256, 4_096, 16_384, 100_000, 1 << 20, 8_000_000)
+SIZES = (1, 256, 4_096, 16_384, 1 << 18, 1 << 20, 4_000_000)
 RESULTS = pathlib.Path(__file__).parent / "results" / "noise_cpu.json"
 ROUNDS = 15
 
 
 def measure(size: int) -> dict[str, float]:
     """Microseconds a call, by way."""
-    source, secure, normals = NoiseSource(), NoiseSource(secure=True), Normals(KeyedWords())
+    source, secure, normals = NoiseSource(), NoiseSource(secure=True), Normals(BytesWords(openssl_bytes))
     generator, place = torch.Generator(), torch.empty(size)
     ways: dict[str, Callable[[], object]] = {
         "normal_": lambda: place.normal_(0.0, 0.3, generator=generator),
@@ -65,9 +66,8 @@ def main() -> None:
         }
         rows.append(row)
         print(row)
-    RESULTS.write_text(
-        json.dumps({"machine": platform.processor(), "torch": torch.__version__, "rows": rows}, indent=1)
-    )
+    about = {"machine": machine.processor(), "commit": machine.commit(), "load": machine.load()}
+    RESULTS.write_text(json.dumps({**about, "torch": torch.__version__, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class PrivacyPlan:
     releases_per_step, clip : int, Clip or None
         Directions that share one minibatch (zeroth order), as in :class:`dpaudit.Stage`.
     secure_noise : bool
-        Noise from the operating system's cryptographic generator; see :class:`dpaudit.trainers.NoiseSource`.
+        Every bit of noise from the operating system's generator directly; see :class:`dpaudit.trainers.NoiseSource`.
 
     Examples
     --------

@@ -170,7 +170,8 @@ class Privacy(_Section):
     noise_multiplier: PositiveFloat | None = Field(default=None, examples=[1.1])
     """σ, noise on the sum divided by C; when left out it is calibrated so that the accounted ε meets the claim."""
     secure_noise: bool = False
-    """Take every bit of the noise from the operating system's cryptographic generator; five times as slow."""
+    """Take every bit of the noise from the operating system's cryptographic generator directly, for CUDA devices
+    too; more than three times as slow."""
     calibrate_with: Literal["prv", "pld", "rdp"] = "prv"
     """Accountant that finds σ; prv is the tightest with a proof."""
     accountants: tuple[str, ...] = ("prv", "rdp")

@@ -25,7 +25,9 @@ def test_secure_noise_is_a_key_of_the_configuration(secure: bool | None, method:
     plans = make_plans(config, public_size(config))
     assert {plan.secure_noise for plan in plans} == {bool(secure)}
     stated = mechanism(config, planned_ledger(plans))
-    assert ("operating system's cryptographic generator" in stated["noise_generator"]) is bool(secure)
+    assert ("the operating system's cryptographic generator, for every bit" in stated["noise_generator"]) is bool(
+        secure
+    )
     assert stated["noise_support_sigma"] > 8.5 and stated["noise_source"] and stated["noise_not_proven"]
 
 

@@ -8,9 +8,10 @@ from scipy import stats
 
 from dpaudit import MemoryJournal
 from dpaudit.privacy.errors import InvalidValue, PrivacyRefusal
-from dpaudit.trainers import NoiseSource, charged_mean
+from dpaudit.trainers import NoiseSource, charged_mean, noise, words
 from dpaudit.trainers.noise import NoNoise, noise_statement, sample_double
 from dpaudit.trainers.normals import SUPPORT
+from dpaudit.trainers.secret import PerProcess
 from dpaudit.trainers.step import noisy_mean
 
 
@@ -34,16 +35,6 @@ def test_torch_seeds_do_not_reach_the_noise():
     first = NoiseSource().sample((4,), 1.0)
     torch.manual_seed(0)
     assert not torch.equal(first, NoiseSource().sample((4,), 1.0))
-
-
-def test_the_key_has_256_bits_of_entropy(monkeypatch):
-    from dpaudit.trainers import normals
-
-    keys, real = [], np.random.SeedSequence
-    monkeypatch.setattr(np.random, "SeedSequence", lambda *a, **k: keys.append((a, k)) or real(*a, **k))
-    normals._sfc64(), normals._sfc64()
-    assert all(k["pool_size"] * 32 >= 256 and a[0] < 2**256 for a, k in keys)
-    assert keys[0] != keys[1] and max(a[0] for a, _ in keys) > 2**240
 
 
 def test_every_draw_of_a_devices_generator_has_a_fresh_key():
@@ -123,6 +114,22 @@ def test_the_statement_names_generator_support_and_what_is_not_proven(secure):
     stated = noise_statement(secure=secure)
     assert 8.5 <= stated["noise_support_sigma"] <= SUPPORT
     assert "cryptographic" in stated["noise_generator"] and len(stated["noise_not_proven"]) == (1 if secure else 2)
+    assert stated["noise_generator"].startswith("the operating system's" if secure else "OpenSSL's")
+
+
+def test_the_statement_follows_the_generator_that_gave_the_bits(monkeypatch):
+    def fails(count):
+        raise words.ssl.SSLError("no more")
+
+    monkeypatch.setattr(words, "openssl", PerProcess(words.OpenSSL))
+    monkeypatch.setattr(noise, "openssl", words.openssl)
+    source = NoiseSource()
+    source.sample((3,), 1.0)
+    monkeypatch.setattr(words.ssl, "RAND_bytes", fails)
+    drawn = source.sample((40_000,), 1.0)
+    assert stats.kstest(drawn.numpy(), "norm").pvalue > 1e-4
+    stated = noise_statement()["noise_generator"]
+    assert stated.startswith("OpenSSL's") and "after it failed, the operating system's on a CPU" in stated
 
 
 def test_state_is_never_written_and_tests_are_marked():

@@ -1,4 +1,5 @@
 import math
+import os
 import threading
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from dpaudit.trainers.normals import SUPPORT, KeyedWords, Normals, SystemWords, on_device
+from dpaudit.trainers.normals import SUPPORT, Normals, on_device
+from dpaudit.trainers.words import BytesWords, openssl_bytes
 
 TORCH_EDGE = math.sqrt(2 * 24 * math.log(2))  # 5.7684, where torch's fp32 normals end on a CPU
 
@@ -24,7 +26,11 @@ class Fixed:
         return np.full(count, self.integer, np.int32)
 
 
-class OnlyTails(KeyedWords):
+def default_words():
+    return BytesWords(openssl_bytes)
+
+
+class OnlyTails(BytesWords):
     """Uniforms whose first 24 bits are zero: what torch's fp32 transform cannot tell from its last radius."""
 
     def uniforms(self, out):
@@ -48,32 +54,20 @@ def test_the_extreme_words_give_the_stated_support_and_no_special_value(integer)
     assert not drawn(Fixed(1.0, integer), 1 << 14).any()  # u = 1 is the radius 0
 
 
-@pytest.mark.parametrize("words", [KeyedWords, SystemWords])
-def test_uniforms_are_multiples_of_two_to_the_minus_53_and_never_zero(words):
-    out = np.empty(1 << 13)
-    words().uniforms(out)
-    assert out.min() > 0 and out.max() <= 1
-    assert np.array_equal(out * 2.0**53, np.rint(out * 2.0**53))
-    assert (out * 2.0**52 != np.rint(out * 2.0**52)).mean() > 0.4  # the last bit is used
-    assert stats.kstest(out, "uniform").pvalue > 1e-4
-    integers = words().integers(1 << 13)
-    assert stats.kstest(integers / 2.0**32 + 0.5, "uniform").pvalue > 1e-4
-
-
-@pytest.mark.parametrize("words", [KeyedWords, SystemWords])
-def test_law_moments_and_independence(words):
-    x = drawn(words()).astype(np.float64)
+@pytest.mark.parametrize("take", [openssl_bytes, os.urandom])
+def test_law_moments_and_independence(take):
+    x = drawn(BytesWords(take)).astype(np.float64)
     assert stats.kstest(x, "norm").pvalue > 1e-4
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
         spread = math.sqrt(math.prod(range(1, 2 * power, 2)) / len(x))
         assert abs((x**power).mean() - moment) < 5 * spread
-    for lag in (1, 1 << 13, 1 << 14):  # a pair's two values stand half a block apart
+    for lag in (1, 1 << 13, 3 << 13, 1 << 14):  # a pair's two values stand half a block apart
         for f in (lambda v: v, np.abs, lambda v: np.abs(v) > 2):
             assert abs(np.corrcoef(f(x[:-lag]), f(x[lag:]))[0, 1]) < 5 / math.sqrt(len(x))
 
 
 def test_beyond_torchs_edge_the_radius_is_still_exponential():
-    pairs = drawn(OnlyTails()).reshape(-1, 2, 1 << 13).astype(np.float64)
+    pairs = drawn(OnlyTails(openssl_bytes), 60 << 14).reshape(-1, 2, 3 << 13).astype(np.float64)
     energies = (pairs**2).sum(1).ravel() / 2 - 24 * math.log(2)  # r²/2 given that it exceeds torch's last one
     assert energies.min() > -1e-4
     assert stats.kstest(energies, "expon").pvalue > 1e-4
@@ -81,14 +75,14 @@ def test_beyond_torchs_edge_the_radius_is_still_exponential():
 
 
 def test_far_values_come_as_often_as_a_gaussians():
-    x = np.abs(drawn(KeyedWords(), 20_000_000))
+    x = np.abs(drawn(default_words(), 20_000_000))
     for edge in (3.0, 4.0, 4.5, 5.0):
         assert stats.binomtest(int((x > edge).sum()), x.size, math.erfc(edge / math.sqrt(2))).pvalue > 1e-5
 
 
 @pytest.mark.slow
 def test_two_billion_values_reach_beyond_torchs_edge_as_often_as_a_gaussian():
-    normals, out, size = Normals(KeyedWords()), np.empty(1 << 24, np.float32), 0
+    normals, out, size = Normals(default_words()), np.empty(1 << 24, np.float32), 0
     edges = (4.0, 4.5, 5.0, 5.5, TORCH_EDGE, 6.0)
     found = dict.fromkeys(edges, 0)
     while size < 2e9:
@@ -105,8 +99,8 @@ def test_two_billion_values_reach_beyond_torchs_edge_as_often_as_a_gaussian():
 
 
 def test_scale_and_block_edges():
-    whole = Normals(KeyedWords())
-    for shape in ((), (0,), (1,), (3, 5), (1 << 14,), ((1 << 14) + 1,), (5, 1 << 14)):
+    whole = Normals(default_words())
+    for shape in ((), (0,), (1,), (3, 5), (1 << 14,), ((1 << 14) + 1,), (3 << 14,), ((3 << 14) + 1,), (5, 1 << 14)):
         x = whole.sample(shape, 0.25)
         assert x.shape == shape and x.dtype == np.float32 and np.isfinite(x).all()
         if x.size > 1000:
@@ -115,7 +109,7 @@ def test_scale_and_block_edges():
 
 
 def test_threads_never_get_the_same_value():
-    normals, found = Normals(KeyedWords()), []
+    normals, found = Normals(default_words()), []
 
     def take():
         mine = [normals.sample((50,), 1.0) for _ in range(400)]
@@ -129,13 +123,36 @@ def test_threads_never_get_the_same_value():
     assert len(np.unique(np.concatenate(found))) > 0.999 * 80_000
 
 
-def test_the_key_is_exchanged(monkeypatch):
-    from dpaudit.trainers import normals
+def test_a_fill_leaves_no_value_out_and_repeats_none():
+    normals = Normals(default_words())
+    for size in (5, 1 << 14, (1 << 14) + 7, (3 << 14) - 1, (3 << 14) + 3, (4 << 14) + 1):
+        out = np.full(size, np.nan, np.float32)
+        normals.fill(out, 1.0)
+        assert np.isfinite(out).all() and len(np.unique(out)) > 0.999 * size
 
-    made, real = [], normals._sfc64
-    monkeypatch.setattr(normals, "_sfc64", lambda: made.append(1) or real())
-    drawn(KeyedWords(), 1 << 22)
-    assert len(made) == 4
+
+def test_values_are_those_of_the_transform_in_double_precision():
+    class Kept(BytesWords):
+        def uniforms(self, out):
+            super().uniforms(out)
+            self.u = out.copy()
+
+        def integers(self, count):
+            self.a = super().integers(count)
+            return self.a
+
+    words = Kept(openssl_bytes)
+    found = drawn(words, 3 << 14, std=0.5).reshape(2, -1).astype(np.float64)
+    radius, angle = 0.5 * np.sqrt(-2 * np.log(words.u)), words.a * (math.pi / 2**31)
+    for half, function in zip(found, (np.cos, np.sin), strict=True):
+        assert np.abs(half - radius * function(angle)).max() < 2e-6
+
+
+def test_noise_made_under_inference_mode_is_made_outside_of_it_too():
+    normals = Normals(default_words())
+    with torch.inference_mode():
+        normals.sample((1 << 15,), 1.0)
+    assert np.isfinite(normals.sample((1 << 15,), 1.0)).all()
 
 
 def test_accelerators_draw_in_double(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from dpaudit.attacks import flip_coins
 from dpaudit.privacy.errors import PrivacyRefusal
-from dpaudit.trainers import NoiseSource, PoissonSampler
+from dpaudit.trainers import NoiseSource, PoissonSampler, words
 from dpaudit.trainers.sampling import TruncatedPoissonSampler
 from dpaudit.trainers.secret import PerProcess
 
@@ -21,6 +21,7 @@ def streams():
     noise, secure, large = NoiseSource(), NoiseSource(secure=True), NoiseSource()
     poisson, cut = PoissonSampler(10_000, 0.05), TruncatedPoissonSampler(10_000, 0.05, 50)
     found = {
+        "OpenSSL's words": lambda: np.frombuffer(words.openssl_bytes(40), np.int16).tolist(),
         "noise": lambda: noise.sample((20,), 1.0).tolist(),
         "secure noise": lambda: secure.sample((20,), 1.0).tolist(),
         "large noise": lambda: large.sample((40_000,), 1.0)[-20:].tolist(),
@@ -65,6 +66,22 @@ def test_the_parent_keeps_its_stream_and_a_child_continues_its_own():
     noise.sample((3,), 1.0)
     pair = in_child(lambda: (noise.sample((5,), 1.0).tolist(), noise.sample((5,), 1.0).tolist()))
     assert pair[0] != pair[1]
+
+
+def test_a_child_shares_no_bits_with_its_parent_even_if_openssl_does_not_see_the_fork(monkeypatch):
+    states = {}
+
+    def take(count):  # a library whose state a fork copies, and which only added entropy changes
+        states["drawn"] = states.get("drawn", 0) + 1
+        seed = [states["drawn"], *states.get("added", b"")]
+        return np.random.default_rng(seed).bytes(count)
+
+    monkeypatch.setattr(words.ssl, "RAND_bytes", take)
+    monkeypatch.setattr(words.ssl, "RAND_add", lambda fresh, entropy: states.update(added=fresh))
+    noise = NoiseSource()
+    noise.sample((5,), 1.0)  # leaves values made ahead
+    one, two = (in_child(lambda: noise.sample((5,), 1.0).tolist()) for _ in range(2))
+    assert len({tuple(one), tuple(two), tuple(noise.sample((5,), 1.0).tolist())}) == 3
 
 
 class Noisy(torch.utils.data.Dataset):

@@ -61,7 +61,8 @@ class PrivacyArguments:
     quantile_sigma: float | None = told("Noise on adaptive clipping's count query.", default=None)
     max_batch: int | None = told("Cap of truncated_poisson.", default=None)
     secure_noise: bool = told(
-        "Take every bit of the noise from the operating system's cryptographic generator; slower.", default=False
+        "Take every bit of the noise from the operating system's cryptographic generator directly; slower.",
+        default=False,
     )
     allow_nonprivate_logs: bool = told(
         "Publish noise-free training losses and evaluations of private records; a deviation.", default=False
