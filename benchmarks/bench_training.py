@@ -123,10 +123,12 @@ def losses(model: nn.Module, batch: dict[str, Tensor], explicit: bool = False) -
     return each.view(len(ids), -1).mean(1)
 
 
-def _noise(parameters: list[nn.Parameter], size: int) -> None:
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad.add_(torch.randn(parameter.shape), alpha=NOISE).div_(size)
+def _release(noise: Any, parameters: list[nn.Parameter], size: int) -> None:
+    """What dpaudit's loop does with its sums: the same function, with dpaudit's own noise."""
+    from dpaudit.trainers import noisy_mean
+
+    totals = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    noisy_mean(totals, noise=noise, noise_std=NOISE, normaliser=size)
 
 
 # -- backends: (model, batch) -> one step -----------------------------------------------------------------------------
@@ -218,10 +220,11 @@ def ghost(
     """GhostClipping; ``plain`` uses torch's default matrix products throughout."""
 
     def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+        from dpaudit.trainers import NoiseSource
         from dpaudit.trainers.ghost import products as _products
         from dpaudit.trainers.ghost.clipper import GhostClipping
 
-        optimizer = torch.optim.AdamW(_trained(model), lr=1e-4)
+        optimizer, noise = torch.optim.AdamW(_trained(model), lr=1e-4), NoiseSource()
         clipper = GhostClipping(model, max_grad_norm=0.1, lean=lean)
         parameters = _trained(model)
 
@@ -233,7 +236,7 @@ def ghost(
                 with record_function("phase: norms and sums"):
                     clipper.backward(each)
             with record_function("phase: noise"):
-                _noise(parameters, len(batch["input_ids"]))
+                _release(noise, parameters, len(batch["input_ids"]))
             with record_function("phase: optimizer"):
                 optimizer.step()
 
@@ -244,7 +247,9 @@ def ghost(
 
 def loop(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     """B backward passes of batch one."""
-    optimizer = torch.optim.AdamW(_trained(model), lr=1e-4)
+    from dpaudit.trainers import NoiseSource
+
+    optimizer, noise = torch.optim.AdamW(_trained(model), lr=1e-4), NoiseSource()
     parameters = _trained(model)
 
     def step() -> None:
@@ -259,7 +264,7 @@ def loop(model: nn.Module, batch: dict[str, Tensor]) -> Step:
                     t.add_(p.grad, alpha=factor)
         for t, p in zip(total, parameters, strict=True):
             p.grad = t
-        _noise(parameters, len(batch["input_ids"]))
+        _release(noise, parameters, len(batch["input_ids"]))
         optimizer.step()
 
     return step
