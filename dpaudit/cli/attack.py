@@ -15,7 +15,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@printed("attack")
+@printed("attack", runs_models=True)
 @argument("model", metavar="MODEL_DIR", type=FOLDER)
 @option("--canaries", type=FILE, required=True, help="Secret file, or CSV, JSONL, Parquet id,text[,label].")
 @option("--attack", type=ATTACK, help="Default: loss-drop with --base, else loss.")

@@ -8,7 +8,7 @@ from typing import Any
 from dpaudit.cli.common import PATH, IntRange, Result, argument, device_option, option, printed, tell
 
 
-@printed("certify")
+@printed("certify", runs_models=True)
 @argument("source", metavar="CONFIG.toml|RUN", type=PATH)
 @option("--out", type=PATH, help="Run folder; required with a TOML file.")
 @option("--control", is_flag=True, help="Also train a positive control, which measures the attack's power.")

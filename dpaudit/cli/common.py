@@ -20,6 +20,7 @@ from dpaudit.privacy.result import Result as Result
 from dpaudit.privacy.result import Said as Said
 from dpaudit.privacy.stage_text import KEYS, REQUIRED
 from dpaudit.privacy.text import printable
+from dpaudit.runs.allocator import keep_freed_memory
 from dpaudit.storage.plain import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,16 +57,19 @@ accounting_options = in_order(
 """A question to accountants: stages or a ledger, relation, group size, assumptions and δ."""
 
 
-def printed(name: str) -> Callable[[Callable[..., Result]], click.Command]:
+def printed(name: str, *, runs_models: bool = False) -> Callable[[Callable[..., Result]], click.Command]:
     """Make a command of a function, and print what it returns: as text, or as one JSON object with ``--json``.
 
     A result that decides ends the program with its exit code. The JSON is ASCII: it is JSON in every encoding.
+    A command that runs models keeps the memory of freed tensors.
     """
     as_json_option = click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object and nothing else.")
 
     def decorate(function: Callable[..., Result]) -> click.Command:
         @functools.wraps(function)
         def call(*, as_json: bool, **options: Any) -> None:
+            if runs_models:
+                keep_freed_memory()
             found = function(**options)
             json_text = json.dumps(plain(found.to_dict()), allow_nan=False) if as_json else None
             show(json_text or printable(str(found), keep="\n"))

@@ -11,7 +11,7 @@ from dpaudit.cli.common import PATH, Choice, Result, Said, argument, option, pri
 ACCOUNTANT = Choice(["prv", "pld", "rdp"])
 
 
-@printed("examine")
+@printed("examine", runs_models=True)
 @argument("source", metavar="CONFIG.toml|MODULE:FUNCTION", required=False)
 @option("--budget", default="1min", show_default=True, help="What to spend, such as 30s, 2min or '2000 steps'.")
 @option("--accountant", default="pld", show_default=True, type=ACCOUNTANT, help="Recomputes the claimed ε.")

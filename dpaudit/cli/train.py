@@ -7,7 +7,7 @@ from typing import Any
 from dpaudit.cli.common import PATH, Result, argument, device_option, option, printed, tell
 
 
-@printed("train")
+@printed("train", runs_models=True)
 @argument("config", type=PATH)
 @option("--out", type=PATH, required=True, help="Run folder to create or resume.")
 @device_option

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dpaudit import MemoryJournal
 from dpaudit.privacy import spelling
 from dpaudit.privacy.errors import DpauditError
+from dpaudit.runs.allocator import keep_freed_memory
 from dpaudit.runs.encoding import private_records
 from dpaudit.runs.fit import runner_of
 from dpaudit.runs.in_run.watch import Watch
@@ -88,6 +89,7 @@ def follow_the_first(config: Config | None) -> None:
 def main() -> int:
     """Join the run that started this process; its exit code."""
     spelling.prepare(sys.stdout, sys.stderr)
+    keep_freed_memory()
     place = launched()
     assert place is not None  # the process that starts this one sets its rank in the environment
     arrived(Path(os.environ[MEETING]), place.rank).touch()
