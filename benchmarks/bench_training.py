@@ -12,7 +12,9 @@ The ordinary step is timed twice: with torch's own matrix products, and with the
 the faster products of this processor, in all linear layers, forward and backward. Ratios are to the faster of the two.
 Time is the process's CPU time with one thread. All backends of a model run in turn in one process, in an order that
 rotates from round to round; the figure is the median over rounds of the ratio to the faster ordinary step of the SAME
-round, which is robust against other load on the machine. A step is forward, backward, noise and the AdamW update.
+round, which is robust against other load on the machine. A step is forward, backward, noise and the AdamW update. All
+backends run with the allocator's settings of dpaudit's commands, which keep freed memory; DPAUDIT_ALLOCATOR=plain
+leaves it alone.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ import machine
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from dpaudit.runs.allocator import keep_freed_memory
 
 Step = Callable[[], None]
 NOISE = 1e-3
@@ -461,6 +465,7 @@ def main() -> None:
         return
     names = [n for n in options.backends if not options.quick or n.startswith(("non", "dpaudit"))]
     kind = "memory" if options.memory else "profile" if options.profile else "time"
+    keeps = kind != "memory" and keep_freed_memory()
     found = {}
     for model_name in options.models:
         found[model_name] = (
@@ -482,6 +487,7 @@ def main() -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": 1,
+            "keeps_freed_memory": keeps,
         }
         for model_name, rows in found.items():  # rows of backends that were left out this time stay
             stored.setdefault(kind, {}).setdefault(model_name, {}).update(rows)
