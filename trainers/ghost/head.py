@@ -4,7 +4,8 @@ For hidden states a (B, T, d), a head W (V, d) and targets y, example i loses Σ
 with z = a Wᵀ and w_it = 1 / its counted tokens, so the gradient of its logits is known in closed form:
 b_it = w_it (softmax z_it − e(y_it)). A few examples at a time, the forward pass turns z into the losses, into b W (the
 gradient of a), into the Gram matrix of b and into b at the example's own tokens (for a tied embedding); z and b are
-then dropped. The clipped sum computes them once more, from the same operands in the same chunks.
+then dropped. The clipped sum computes them once more, from the same operands in the same chunks. The slopes
+softmax z_it − e(y_it) are the largest tensor, so that they stay unweighted and w multiplies what is made of them.
 
 Memory is O(T V) of a few examples instead of O(B T V) three or four times over, for one product more.
 """
@@ -12,6 +13,7 @@ Memory is O(T V) of a few examples instead of O(B T V) three or four times over,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,25 +67,49 @@ class HeadInputs:
                 return products.affine(hidden, weight, bias)
             return wide(F.linear(hidden, weight, bias))
 
-    def losses_and_slopes(self, rows: slice | Tensor, *, slopes: bool = True) -> tuple[Tensor, Tensor]:
-        """Losses (n,) and b (n, T, V) of some examples; b takes the place of the logits."""
+    def weights(self, rows: slice | Tensor) -> Tensor:
+        """Weights w of the positions of some examples, (n, T) in at least fp32: 1 / counted tokens, or 0."""
+        counted = self.targets[rows] != IGNORED
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return counted.to(dtype) / counted.sum(1, keepdim=True).clamp(min=1)
+
+    def losses_and_slopes(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (n,) and unweighted slopes (n, T, V) of some examples; the slopes take the place of the logits."""
         logits, targets = self.logits(rows), self.targets[rows]
-        counted = targets != IGNORED
-        weights = counted.to(logits.dtype) / counted.sum(1, keepdim=True).clamp(min=1)
-        index = targets.clamp(min=0)[:, :, None]
-        log_total = logits.logsumexp(2)
+        logits = _in_place(torch.log_softmax, logits)
+        terms = -logits.gather(2, targets.clamp(min=0)[:, :, None]).squeeze(2)
         # An ignored position may hold an infinite logit; 0 · inf would be NaN.
-        terms = (log_total - logits.gather(2, index).squeeze(2)).masked_fill(~counted, 0)
-        losses = (terms * weights).sum(1)
-        if not slopes:
-            return losses, logits
-        b = logits.sub_(log_total[:, :, None]).exp_()
-        b.scatter_add_(2, index, b.new_full((), -1.0).expand(index.shape))
-        return losses, b.mul_(weights[:, :, None]).masked_fill_(~counted[:, :, None], 0)
+        losses = (terms.masked_fill(targets == IGNORED, 0) * self.weights(rows)).sum(1)
+        return losses, _less_targets(logits.exp_(), targets)
+
+    def losses(self, rows: slice | Tensor) -> Tensor:
+        """The losses alone, (n,)."""
+        return self.losses_and_slopes(rows)[0]
 
     def slopes(self, rows: slice | Tensor) -> Tensor:
-        """Slopes b of the losses over the logits for some examples, (n, T, V)."""
-        return self.losses_and_slopes(rows)[1]
+        """Unweighted slopes of the losses over the logits for some examples, (n, T, V)."""
+        return _less_targets(_in_place(torch.softmax, self.logits(rows)), self.targets[rows])
+
+
+def _in_place(function: Callable[..., Tensor], logits: Tensor) -> Tensor:
+    """A softmax over the vocabulary in the logits' memory; a CPU's routine reads a row before it writes the row."""
+    return function(logits, 2, out=logits) if logits.device.type == "cpu" else function(logits, 2)
+
+
+def _less_targets(b: Tensor, targets: Tensor) -> Tensor:
+    """Probabilities minus one at their targets, in place, and zero where no token counts."""
+    index = targets.clamp(min=0)[:, :, None]
+    b.scatter_add_(2, index, b.new_full((), -1.0).expand(index.shape))
+    return _cleared(b, targets == IGNORED)
+
+
+def _cleared(b: Tensor, where: Tensor) -> Tensor:
+    """Zero at some positions, in place: an infinite or NaN value there is gone, which 0 times it would not be."""
+    if b.device.type != "cpu":  # to ask whether there are any would wait for the device
+        return b.masked_fill_(where[:, :, None], 0)
+    if where.any():
+        b[where] = 0
+    return b
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -138,15 +164,21 @@ class HeadUse:
     def instance(self, rows: Tensor | None = None) -> Tensor:
         """G_i written down, (n, V, d)."""
         chosen = torch.arange(len(self.scale), device=self.scale.device) if rows is None else rows
-        b = self.inputs.slopes(chosen) * self.scale[chosen].view(-1, 1, 1)
-        return torch.bmm(b.mT, wide(self.inputs.hidden[chosen]))
+        b = self.inputs.slopes(chosen)
+        factors = self.inputs.weights(chosen) * self.scale[chosen].to(b.dtype)[:, None]
+        return torch.bmm(b.mT, wide(self.inputs.hidden[chosen]) * factors[:, :, None])
 
     def at(self, ids: Tensor) -> Tensor:
         """Slopes b at ids (B, S) of each example's own, (B, T, S)."""
         if self.picked is not None and self.ids is not None and torch.equal(ids, self.ids):
             picked = self.picked
         else:
-            picked = torch.cat([_pick(self.inputs.slopes(rows), ids[rows]) for rows in self.inputs.chunks()])
+            picked = torch.cat(
+                [
+                    _pick(self.inputs.slopes(r), ids[r]) * self.inputs.weights(r)[:, :, None]
+                    for r in self.inputs.chunks()
+                ]
+            )
         return picked * self.scale.to(picked.dtype).view(-1, 1, 1)
 
     def weighted(self, factors: Tensor, total: Tensor | None) -> Tensor:
@@ -158,11 +190,12 @@ class HeadUse:
         # 0 · NaN is NaN: what was clipped to nothing is also written as zero.
         c = torch.where(c == 0, torch.zeros_like(c), c * self.scale.to(c.dtype))
         for rows in self.inputs.chunks():
-            b = self.inputs.slopes(rows)
-            a, here = wide(self.inputs.hidden[rows]), c[rows].view(-1, 1, 1)
-            a = (a * here.to(a.dtype)).masked_fill(here == 0, 0).reshape(-1, a.shape[2])
-            b = b.masked_fill_(here == 0, 0).reshape(-1, b.shape[2])
-            new = products.outer(b, a)
+            dropped = (c[rows] == 0)[:, None].expand(-1, self.inputs.hidden.shape[1])
+            b = _cleared(self.inputs.slopes(rows), dropped)
+            a = wide(self.inputs.hidden[rows])
+            a = a * (self.inputs.weights(rows) * c[rows, None].to(a.dtype))[:, :, None]
+            a = a.masked_fill(dropped[:, :, None], 0).reshape(-1, a.shape[2])
+            new = products.outer(b.reshape(-1, b.shape[2]), a)
             total = new if total is None else total.add_(new)
         assert total is not None
         return total
@@ -222,6 +255,12 @@ class UnitHeadUse:
         return dataclasses.replace(self, units=self.units[rows])
 
 
+def _weighted(gram: Gram, starts: tuple[int, ...], w: Tensor) -> list[Tensor]:
+    """Strips of the Gram of w b from those of the Gram of b."""
+    pairs = zip(gram.strips, itertools.pairwise(starts), strict=True)
+    return [strip * w[:, low:high, None] * w[:, None, low:] for strip, (low, high) in pairs]
+
+
 def _pick(b: Tensor, ids: Tensor) -> Tensor:
     return b.gather(2, ids[:, None, :].expand(-1, b.shape[1], -1))
 
@@ -247,17 +286,19 @@ class HeadLosses(torch.autograd.Function):
         starts, onednn = gram_plan(length, (width + len(inputs.weight)) // 2, hidden)
         for rows in inputs.chunks():
             loss, b = inputs.losses_and_slopes(rows)
+            w = inputs.weights(rows)
             losses.append(loss)
             with torch.autocast(hidden.device.type, enabled=False):
                 if ctx.needs_input_grad[1]:
                     weight = inputs.weight.to(inputs.dtype)
-                    back.append(products.right(b.to(inputs.dtype), weight, transposed=True).to(hidden.dtype))
+                    found = products.right(b.to(inputs.dtype), weight, transposed=True)
+                    back.append((found * w[:, :, None]).to(hidden.dtype))
                 if record is not None:
-                    strips.append(Gram.of(b, starts, onednn).strips)
+                    strips.append(_weighted(Gram.of(b, starts, onednn), starts, w))
                     if ids is not None:
-                        picked.append(_pick(b, ids[rows]))
+                        picked.append(_pick(b, ids[rows]) * w[:, :, None])
                     if wants_bias:
-                        biases.append(b.sum(1))
+                        biases.append(torch.bmm(w[:, None], b).squeeze(1))
             del b
         ctx.set_materialize_grads(False)
         ctx.record, ctx.inputs, ctx.ids = record, inputs, ids
@@ -285,7 +326,7 @@ class HeadLosses(torch.autograd.Function):
 def losses_in_chunks(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """The losses alone, (B,), a few examples at a time, without a gradient."""
     inputs = head_inputs(hidden, head, targets)
-    return torch.cat([inputs.losses_and_slopes(rows, slopes=False)[0] for rows in inputs.chunks()])
+    return torch.cat([inputs.losses(rows) for rows in inputs.chunks()])
 
 
 def frozen_head_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dpaudit.privacy import validate
 from dpaudit.privacy.errors import InvalidValue
 from dpaudit.trainers.zeroth_order.bits import philox_words
 
-BLOCK = 3 << 14  # coordinates expanded at once: bits, indices and values stay in the second-level cache
+BLOCK = 1 << 16  # coordinates expanded at once: few calls for each, and values stay in a processor's caches
 DEVICE_BLOCK = 1 << 22  # the same on an accelerator, where a launch costs more than memory
 _UNIT = 64  # every block starts on a multiple of this, so that both kinds start on a whole 64-bit word
 _PER_COUNTER = 4  # 64-bit words that one counter value yields
