@@ -21,12 +21,21 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "reference" / "speed.md", ROOT / "README.md"
 OPEN, CLOSE = "<!-- speed: python benchmarks/speed_tables.py -->\n", "<!-- end of speed -->\n"
 
+EARLIER = (
+    "Measured before three changes: the private step's noise was torch's, which is cheaper than dpaudit's own; *lean*"
+    " always made two passes; glibc's allocator had its own settings."
+)
 PROCESSORS = {
-    "training_cpu_zen5": ("AMD EPYC, Zen 5", ""),
+    "training_cpu_zen5": ("AMD EPYC, Zen 5", EARLIER),
     "training_cpu_zen4": (
         "AMD EPYC, Zen 4",
         "The step was measured with oneDNN's products, which gained nothing; the row *torch's products* is what runs"
-        " on this processor today.",
+        " on this processor today. " + EARLIER,
+    ),
+    "training_cpu_zen3": (
+        "AMD EPYC, Zen 3",
+        "Measured with the allocator's settings of dpaudit's commands and with dpaudit's own noise. This processor has"
+        " no 512-bit units, so that torch's own products are taken.",
     ),
 }
 """File of results: name of the processor, and what its reader has to know."""
@@ -132,6 +141,58 @@ def first_order() -> str:
     return "\n".join(parts)
 
 
+def step_memory() -> str:
+    """Peak memory of a step, from the newest file that has it."""
+    name = next(n for n in reversed([*PROCESSORS]) if "memory" in read(n))
+    stored = read(name)
+    found = stored["memory"]
+    models = [model for model in MODELS if model in found]
+    rows = [["backend", *(MODELS[m] for m in models)]]
+    for backend, label in BACKENDS.items():
+        cells = []
+        for model in models:
+            row = found[model].get(backend, {})
+            least = " (goal 0.65 missed)" if model == "gpt2-large-vocabulary" and _chunked_missed(backend, row) else ""
+            cells.append(f"{row['ratio']:.2f} ({row['above_weights_mib']:.0f} MiB){least}" if "ratio" in row else "")
+        if any(cells):
+            rows.append([label, *cells])
+    return (
+        "### Memory\n\n"
+        "Peak resident memory above the weights, AdamW's state included, each backend in a process of its own, as a"
+        " ratio to the ordinary step (`python benchmarks/bench_training.py --memory`,"
+        f" `benchmarks/results/{name}.json`). A peak moves by about 7% from process to process.\n\n"
+        f"{table(rows)}"
+    )
+
+
+def _chunked_missed(backend: str, row: dict[str, Any]) -> bool:
+    return backend == "dpaudit ghost, chunked head" and row.get("ratio", 0.0) > 0.65
+
+
+def shares() -> str:
+    """Where a private step's time goes, from the newest file that has it."""
+    name = next(n for n in reversed([*PROCESSORS]) if "profile" in read(n))
+    found = read(name)["profile"]
+    kinds = [*KINDS]
+    rows = [["step", *kinds]]
+    for model in (m for m in MODELS if m in found):
+        for backend in ("non-private AdamW", OURS):
+            if backend in found[model]:
+                parts = {**found[model][backend]["kinds"]}
+                parts["noise"] = found[model][backend]["phases"].get("noise", 0.0)
+                known = [f"{parts.get(kind, 0.0):.0%}" for kind in kinds]
+                rows.append([f"{MODELS[model].split(' (')[0]}: {BACKENDS[backend]}", *known])
+    return (
+        "### Where the time goes\n\n"
+        "Shares of the CPU time of a step by kind of operation (`python benchmarks/bench_training.py --profile`,"
+        f" `benchmarks/results/{name}.json`); noise is its phase.\n\n"
+        f"{table(rows)}"
+    )
+
+
+KINDS = ("products", "elementwise, copies, sums", "attention", "softmax and losses", "layer norm", "embedding", "noise")
+
+
 def zeroth_order() -> str:
     stored = read("zo_cpu")
     rows = [
@@ -211,7 +272,7 @@ def page() -> str:
         "Written by `python benchmarks/speed_tables.py` from the committed results. A processor stands here only where"
         " the benchmark ran on it.\n\n"
     )
-    return head + "\n".join([first_order(), zeroth_order(), accounting(), audits()])
+    return head + "\n".join([first_order(), step_memory(), shares(), zeroth_order(), accounting(), audits()])
 
 
 def short() -> str:
