@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from dpaudit.trainers.ghost import products
 from dpaudit.trainers.ghost.uses import Gram, Grams, Square, gram_plan, wide
 
-CHUNK_WORDS = 2**22
-"""Logits held at a time: 16 MiB in fp32, or those of one example."""
+CHUNK_WORDS = 2**24
+"""Logits held at a time: 64 MiB in fp32, or those of one example; the head's weight is read once for each chunk."""
 
 IGNORED = -100
 """Label of a token that does not count."""
@@ -195,8 +195,7 @@ class HeadUse:
             a = wide(self.inputs.hidden[rows])
             a = a * (self.inputs.weights(rows) * c[rows, None].to(a.dtype))[:, :, None]
             a = a.masked_fill(dropped[:, :, None], 0).reshape(-1, a.shape[2])
-            new = products.outer(b.reshape(-1, b.shape[2]), a)
-            total = new if total is None else total.add_(new)
+            total = products.add_outer(total, b.reshape(-1, b.shape[2]), a)
         assert total is not None
         return total
 

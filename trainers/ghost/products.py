@@ -120,6 +120,14 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     return _onednn(left.mT, right.mT)
 
 
+def add_outer(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total`` plus leftᵀ right, in the total's memory where torch multiplies, so that no term is written by itself."""
+    if total is None or onednn_for(left):
+        product = outer(left, right)
+        return product if total is None else total.add_(product)
+    return total.addmm_(left.mT, right)
+
+
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + bias by oneDNN, for operands that :func:`onednn_for` accepts: x (..., d), W (p, d)."""
     return _onednn(x, weight.detach(), None if bias is None else bias.detach())
