@@ -121,7 +121,7 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 
 
 def add_outer(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """``total`` plus leftᵀ right, in the total's memory where torch multiplies, so that no term is written by itself."""
+    """``total`` plus leftᵀ right; torch adds in the total's memory, so that no term is written by itself."""
     if total is None or onednn_for(left):
         product = outer(left, right)
         return product if total is None else total.add_(product)
