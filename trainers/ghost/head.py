@@ -76,7 +76,7 @@ class HeadInputs:
     def losses_and_slopes(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) and unweighted slopes (n, T, V) of some examples; the slopes take the place of the logits."""
         logits, targets = self.logits(rows), self.targets[rows]
-        logits = _in_place(torch.log_softmax, logits)
+        logits = _log_softmax(logits)
         terms = -logits.gather(2, targets.clamp(min=0)[:, :, None]).squeeze(2)
         # An ignored position may hold an infinite logit; 0 · inf would be NaN.
         losses = (terms.masked_fill(targets == IGNORED, 0) * self.weights(rows)).sum(1)
@@ -87,13 +87,17 @@ class HeadInputs:
         return self.losses_and_slopes(rows)[0]
 
     def slopes(self, rows: slice | Tensor) -> Tensor:
-        """Unweighted slopes of the losses over the logits for some examples, (n, T, V)."""
-        return _less_targets(_in_place(torch.softmax, self.logits(rows)), self.targets[rows])
+        """Unweighted slopes of the losses over the logits for some examples, (n, T, V).
+
+        They are the bits whose norm was measured: where a target's probability rounds to one, another order of the same
+        operations gives a slope that is wrong by itself, and a contribution of twice C.
+        """
+        return self.losses_and_slopes(rows)[1]
 
 
-def _in_place(function: Callable[..., Tensor], logits: Tensor) -> Tensor:
-    """A softmax over the vocabulary in the logits' memory; a CPU's routine reads a row before it writes the row."""
-    return function(logits, 2, out=logits) if logits.device.type == "cpu" else function(logits, 2)
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the vocabulary, in the logits' memory on a CPU, whose routine reads a row before it writes the row."""
+    return torch.log_softmax(logits, 2, out=logits) if logits.device.type == "cpu" else torch.log_softmax(logits, 2)
 
 
 def _less_targets(b: Tensor, targets: Tensor) -> Tensor:

@@ -109,6 +109,22 @@ def test_a_head_with_bias() -> None:
     assert wrong <= 1e-11 and norm_wrong <= 1e-11
 
 
+def test_the_sum_is_made_of_the_slopes_whose_norm_was_measured() -> None:
+    """Where a probability rounds to one the slope is rounding alone, which another computation would change."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(8, 29, bias=False)
+    gaps = torch.linspace(10, 22, 64)  # 1 - p from 1e-3 to 1e-8
+    with torch.no_grad():
+        head.weight.normal_(0.0, 0.1, generator=generator)
+        head.weight[3, 0] += 1.0
+    hidden = torch.randn(len(gaps), 5, 8, generator=generator)
+    hidden[:, :, 0] = gaps[:, None]
+    inputs = head_module.head_inputs(hidden, head, torch.full((len(gaps), 5), 3))
+    for rows in inputs.chunks():
+        measured = inputs.losses_and_slopes(rows)[1]
+        assert torch.equal(measured, inputs.slopes(rows))
+
+
 def test_a_row_that_is_not_finite_contributes_nothing() -> None:
     model = build("gpt2-untied", torch.float32)
     poisoned = IDS.clone()
