@@ -131,9 +131,7 @@ def moved(way: Drawn) -> float | None:
         assert "\n" not in str(refused) and len(str(refused)) < 700
         return None
     except ValueError as raised:
-        if "more than 1 spatial element" not in str(raised):
-            raise
-        return None  # the model itself takes no record of one token
+        return _takes_no_single_token(raised)
     worst = 0.0
     longest = max(everyone, key=lambda i: len(records[i]["input_ids"]))
     for left in sorted({longest, 0, everyone[-1]}):
@@ -141,8 +139,16 @@ def moved(way: Drawn) -> float | None:
             rest = summed(way, records, [i for i in everyone if i != left], preflight=False)
         except DpauditError:
             return None  # refused at the step, as for windows that only some records fill
+        except ValueError as raised:  # the record left out was the longest of its micro-batch
+            return _takes_no_single_token(raised)
         worst = max(worst, float((whole - rest).norm()) / C)
     return worst
+
+
+def _takes_no_single_token(raised: ValueError) -> None:
+    """Instance normalisation itself refuses a batch of one token a record; any other error is raised."""
+    if "more than 1 spatial element" not in str(raised):
+        raise raised
 
 
 def holds(way: Drawn) -> str:
